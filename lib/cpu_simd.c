@@ -1,0 +1,320 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The row kernels again, as plain loops that the compiler vectorises. Built once per instruction level: BX_LEVEL names
+ * it and the build gives the flags that allow its instructions. Nothing here may be called before runs_here() said yes.
+ *
+ * Same bits as ref.c: each prior is a lane of its own, its operations happen in ref's order, and contraction is off.
+ */
+#include <math.h>
+#include <string.h>
+
+#include "internal.h"
+#include "loss/softmax_ce.h"
+
+#define PASTE_(a, b) a##b
+#define PASTE(a, b)  PASTE_(a, b)
+#define TEXT_(a)     #a
+#define TEXT(a)      TEXT_(a)
+
+#ifdef __AVX2__
+#define WIDTH 8
+#else
+#define WIDTH 4
+#endif
+typedef float vector __attribute__((vector_size(WIDTH * sizeof(float))));
+
+static bool runs_here(void) {
+#ifdef __AVX2__
+    return __builtin_cpu_supports("avx2");
+#else
+    return true;
+#endif
+}
+
+/* ---- conversions ----------------------------------------------------------------------------------------------- */
+
+static void load_half(float *restrict out, const char *restrict in, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        uint16_t h;
+        memcpy(&h, in + 2 * i, 2);
+        uint32_t u = h & 0x7fffu;
+        /* halves are floats with another bias: shift into place and multiply it right, exact for subnormals too */
+        uint32_t finite = (uint32_t)bx_bits(bx_float((int32_t)(u << 13)) * 0x1p112f);
+        uint32_t magnitude = u >= 0x7c00u ? (u << 13 | 0x7f800000u) : finite;
+        out[i] = bx_float((int32_t)(magnitude | (uint32_t)(h & 0x8000u) << 16));
+    }
+}
+
+static void load_bfloat(float *restrict out, const char *restrict in, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        uint16_t h;
+        memcpy(&h, in + 2 * i, 2);
+        out[i] = bx_float((int32_t)((uint32_t)h << 16));
+    }
+}
+
+static void load_double(float *restrict out, const char *restrict in, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        double d;
+        memcpy(&d, in + 8 * i, 8);
+        out[i] = (float)d;
+    }
+}
+
+static void load(float *out, const void *in, bx_dtype dtype, size_t n) {
+    switch (dtype) {
+    case BX_F16:
+        load_half(out, in, n);
+        break;
+    case BX_BF16:
+        load_bfloat(out, in, n);
+        break;
+    case BX_F64:
+        load_double(out, in, n);
+        break;
+    default:
+        memcpy(out, in, n * sizeof(float));
+        break;
+    }
+}
+
+static size_t count_bad(const float *x, size_t n) {
+    size_t bad = 0;
+    while (n > 0) { /* in runs short enough for 32-bit lanes */
+        size_t run = n < 65536 ? n : 65536;
+        int32_t in_run = 0;
+        for (size_t i = 0; i < run; i++) {
+            in_run += (bx_bits(x[i]) & 0x7f800000) == 0x7f800000;
+        }
+        bad += (size_t)in_run;
+        x += run;
+        n -= run;
+    }
+    return bad;
+}
+
+/* ---- matching -------------------------------------------------------------------------------------------------- */
+
+/* One culling run against one box; returns the greatest IoU's bits (IoU >= 0, so they order as integers). */
+static int32_t iou_run(const bx_priors *priors, int32_t first, int32_t count, const float box[4], float box_area,
+                       int32_t object, float *restrict overlap, int32_t *restrict owner, float *restrict iou) {
+    const float *restrict x1 = priors->x1 + first, *restrict y1 = priors->y1 + first;
+    const float *restrict x2 = priors->x2 + first, *restrict y2 = priors->y2 + first;
+    const float *restrict area = priors->area + first;
+    const float bx1 = box[0], by1 = box[1], bx2 = box[2], by2 = box[3];
+    int32_t top = 0;
+    for (int32_t i = 0; i < count; i++) {
+        float left = bx1 > x1[i] ? bx1 : x1[i];
+        float upper = by1 > y1[i] ? by1 : y1[i];
+        float right = bx2 < x2[i] ? bx2 : x2[i];
+        float lower = by2 < y2[i] ? by2 : y2[i];
+        float width = right - left, height = lower - upper;
+        width = width > 0 ? width : 0;
+        height = height > 0 ? height : 0;
+        float inter = width * height;
+        float v = inter / ((box_area + area[i]) - inter);
+        bool better = v > overlap[i];
+        overlap[i] = better ? v : overlap[i];
+        owner[i] = better ? object : owner[i];
+        iou[i] = v;
+        top = bx_bits(v) > top ? bx_bits(v) : top;
+    }
+    return top;
+}
+
+static void iou_row(const bx_priors *priors, int32_t first, int32_t count, const float box[4], int32_t object,
+                    float *overlap, int32_t *owner, bx_best *best) {
+    float box_area = (box[2] - box[0]) * (box[3] - box[1]);
+    int32_t end = first + count;
+    for (int32_t at = first, stop; at < end; at = stop) {
+        int32_t run = at / BX_CULL;
+        stop = (run + 1) * BX_CULL < end ? (run + 1) * BX_CULL : end;
+        const float *around = priors->extent + 4 * (size_t)run;
+        if (!(box[2] > around[0] && box[3] > around[1] && box[0] < around[2] && box[1] < around[3])) {
+            continue; /* every IoU of the run is 0, which changes nothing */
+        }
+        float iou[BX_CULL];
+        int32_t top =
+            iou_run(priors, at, stop - at, box, box_area, object, overlap + (at - first), owner + (at - first), iou);
+        if (top > bx_bits(best->iou)) {
+            int32_t i = 0;
+            while (bx_bits(iou[i]) != top) {
+                i++;
+            }
+            *best = (bx_best){bx_float(top), at + i};
+        }
+    }
+}
+
+/* ---- scoring --------------------------------------------------------------------------------------------------- */
+
+typedef float quad __attribute__((vector_size(4 * sizeof(float))));
+
+/* WIDTH rows of `stride` floats, columns c .. c+3, turned so that each column's WIDTH lanes lie together in the tile.
+ */
+static inline void transpose_block(const float *rows, size_t stride, float *tile, size_t lanes) {
+    vector r[4], t[4];
+    for (size_t i = 0; i < 4; i++) {
+        quad low;
+        memcpy(&low, rows + i * stride, sizeof low);
+#if WIDTH == 8 /* rows i and i + 4 side by side: the two halves turn as one */
+        quad high;
+        memcpy(&high, rows + (i + 4) * stride, sizeof high);
+        r[i] = __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7);
+#else
+        r[i] = low;
+#endif
+    }
+#if WIDTH == 8
+    t[0] = __builtin_shufflevector(r[0], r[1], 0, 8, 1, 9, 4, 12, 5, 13);
+    t[1] = __builtin_shufflevector(r[0], r[1], 2, 10, 3, 11, 6, 14, 7, 15);
+    t[2] = __builtin_shufflevector(r[2], r[3], 0, 8, 1, 9, 4, 12, 5, 13);
+    t[3] = __builtin_shufflevector(r[2], r[3], 2, 10, 3, 11, 6, 14, 7, 15);
+    r[0] = __builtin_shufflevector(t[0], t[2], 0, 1, 8, 9, 4, 5, 12, 13);
+    r[1] = __builtin_shufflevector(t[0], t[2], 2, 3, 10, 11, 6, 7, 14, 15);
+    r[2] = __builtin_shufflevector(t[1], t[3], 0, 1, 8, 9, 4, 5, 12, 13);
+    r[3] = __builtin_shufflevector(t[1], t[3], 2, 3, 10, 11, 6, 7, 14, 15);
+#else
+    t[0] = __builtin_shufflevector(r[0], r[1], 0, 4, 1, 5);
+    t[1] = __builtin_shufflevector(r[0], r[1], 2, 6, 3, 7);
+    t[2] = __builtin_shufflevector(r[2], r[3], 0, 4, 1, 5);
+    t[3] = __builtin_shufflevector(r[2], r[3], 2, 6, 3, 7);
+    r[0] = __builtin_shufflevector(t[0], t[2], 0, 1, 4, 5);
+    r[1] = __builtin_shufflevector(t[0], t[2], 2, 3, 6, 7);
+    r[2] = __builtin_shufflevector(t[1], t[3], 0, 1, 4, 5);
+    r[3] = __builtin_shufflevector(t[1], t[3], 2, 3, 6, 7);
+#endif
+    for (size_t i = 0; i < 4; i++) {
+        memcpy(tile + i * lanes, &r[i], sizeof(vector));
+    }
+}
+
+/* Rows (n,C) -> tile (C,lanes); lanes past n repeat the last row. */
+static inline void fill_tile(const float *rows, int32_t n, int32_t n_columns, float *tile, int32_t n_lanes) {
+    const size_t stride = (size_t)n_columns, lanes = (size_t)n_lanes, whole = (size_t)(n / WIDTH * WIDTH);
+    size_t i = 0;
+    for (; n_columns >= 4 && i < whole; i += WIDTH) {
+        const float *from = rows + i * stride;
+        size_t c = 0;
+        for (; c + 4 <= stride; c += 4) {
+            transpose_block(from + c, stride, tile + c * lanes + i, lanes);
+        }
+        if (c < stride) { /* the last block overlaps the one before */
+            c = stride - 4;
+            transpose_block(from + c, stride, tile + c * lanes + i, lanes);
+        }
+    }
+    for (; i < lanes; i++) {
+        const float *from = rows + (i < (size_t)n ? i : (size_t)n - 1) * stride;
+        for (size_t c = 0; c < stride; c++) {
+            tile[c * lanes + i] = from[c];
+        }
+    }
+}
+
+/* Called with a constant `lanes`, so that the inner loops have no remainder. */
+static inline __attribute__((always_inline)) bool score_tile(const float *restrict tile, int32_t lanes,
+                                                             int32_t n_columns, const float *restrict x_label,
+                                                             float *restrict out) {
+    float max[BX_LANES], sum[BX_LANES];
+    int32_t below[BX_LANES], largest[BX_LANES];
+    for (int32_t i = 0; i < lanes; i++) {
+        max[i] = tile[i];
+        largest[i] = 0;
+        sum[i] = 0;
+        below[i] = 0;
+    }
+    for (int32_t c = 0; c < n_columns; c++) {
+        const float *restrict x = tile + (size_t)c * (size_t)lanes;
+        for (int32_t i = 0; i < lanes; i++) {
+            int32_t magnitude = bx_bits(x[i]) & 0x7fffffff;
+            largest[i] = magnitude > largest[i] ? magnitude : largest[i];
+            max[i] = x[i] > max[i] ? x[i] : max[i];
+        }
+    }
+    int32_t c = 0;
+    for (; c + 2 <= n_columns; c += 2) { /* two at a time: independent work between the sum's steps */
+        const float *restrict x = tile + (size_t)c * (size_t)lanes;
+        for (int32_t i = 0; i < lanes; i++) {
+            float term = bx_softmax_term(x[i], max[i], &below[i]);
+            float next = bx_softmax_term(x[i + lanes], max[i], &below[i]);
+            sum[i] = (sum[i] + term) + next;
+        }
+    }
+    for (; c < n_columns; c++) {
+        const float *restrict x = tile + (size_t)c * (size_t)lanes;
+        for (int32_t i = 0; i < lanes; i++) {
+            sum[i] += bx_softmax_term(x[i], max[i], &below[i]);
+        }
+    }
+    int32_t worst = 0;
+    for (int32_t i = 0; i < lanes; i++) {
+        out[i] = bx_softmax_ce(sum[i], below[i], n_columns, max[i], x_label[i]);
+        worst = largest[i] > worst ? largest[i] : worst;
+    }
+    return worst < 0x7f800000;
+}
+
+static bool score_rows(const float *rows, int32_t n, int32_t n_columns, const int32_t *label, float *ce, float *tile) {
+    int32_t lanes = n > BX_MIN_LANES ? BX_LANES : BX_MIN_LANES;
+    fill_tile(rows, n, n_columns, tile, lanes);
+    float x_label[BX_LANES], out[BX_LANES];
+    for (int32_t i = 0; i < lanes; i++) {
+        int32_t column = label ? label[i < n ? i : n - 1] : 0;
+        x_label[i] = tile[(size_t)column * (size_t)lanes + (size_t)i];
+    }
+    bool finite = lanes == BX_LANES ? score_tile(tile, BX_LANES, n_columns, x_label, out)
+                                    : score_tile(tile, BX_MIN_LANES, n_columns, x_label, out);
+    memcpy(ce, out, (size_t)n * sizeof *ce);
+    return finite;
+}
+
+/* ---- selection ------------------------------------------------------------------------------------------------- */
+
+static size_t count_reaching(const float *x, size_t n, int32_t cut) {
+    int32_t reach = 0; /* n is at most BX_MAX_PRIORS */
+    for (size_t i = 0; i < n; i++) {
+        reach += bx_bits(x[i]) >= cut;
+    }
+    return (size_t)reach;
+}
+
+/* Bisects the bit patterns between 0 and the maximum; done as soon as a cut leaves exactly k. */
+static int32_t kth_largest_bits(const float *x, size_t n, size_t k) {
+    int32_t low = 0, high = 0; /* at least k reach low; fewer than k reach high + 1 */
+    for (size_t i = 0; i < n; i++) {
+        high = bx_bits(x[i]) > high ? bx_bits(x[i]) : high;
+    }
+    while (low < high) {
+        int32_t middle = low + (high - low + 1) / 2;
+        size_t reach = count_reaching(x, n, middle);
+        if (reach == k) {
+            return middle - 1; /* exactly the wanted ones exceed this */
+        }
+        if (reach > k) {
+            low = middle;
+        } else {
+            high = middle - 1;
+        }
+    }
+    return low;
+}
+
+static void mark_largest(const float *restrict x, uint8_t *restrict state, size_t n, size_t k, uint8_t mark) {
+    int32_t cut = kth_largest_bits(x, n, k);
+    int32_t above = 0;
+    for (size_t i = 0; i < n; i++) {
+        int32_t over = bx_bits(x[i]) > cut;
+        state[i] |= over ? mark : 0;
+        above += over;
+    }
+    for (size_t i = 0; (size_t)above < k; i++) { /* ties at the cut: the lowest */
+        if (bx_bits(x[i]) == cut) {
+            state[i] |= mark;
+            above++;
+        }
+    }
+}
+
+const bx_kernels PASTE(bx_kernels_, BX_LEVEL) = {TEXT(BX_LEVEL), runs_here,  load,        count_bad,
+                                                 iou_row,        score_rows, mark_largest};

@@ -1,0 +1,32 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Softmax cross-entropy of one row of logits x against the class t.
+ *
+ *   ce = log(sum_j exp(x_j)) - x_t = log1p(rest) + (max - x_t)
+ *
+ * where `rest` is the sum of exp(x_j - max), columns in order, over the columns below the maximum, plus one for each
+ * further column that equals it. Leaving the maximum's own 1 out of the sum keeps the full precision of a confident
+ * row, whose loss is far smaller than one ulp of 1. Both terms are >= 0, hence so is the loss.
+ *
+ * Source: the cross-entropy of Liu et al., SSD (2016), equation 3, in the max-shifted form of PyTorch's log_softmax.
+ */
+#ifndef BX_LOSS_SOFTMAX_CE_H
+#define BX_LOSS_SOFTMAX_CE_H
+
+#include "../real.h"
+
+/* One column's part in the row's sum: 0 for a column at the maximum, which *below does not count. */
+BX_INLINE float bx_softmax_term(float x, float max, int32_t *below) {
+    float d = max - x;
+    int32_t is_below = bx_bits(d) > 0; /* d is +0 at the maximum */
+    *below += is_below;
+    return is_below ? bx_exp_minus(d) : 0.0f;
+}
+
+/* sum: the terms' sum; below: how many of the C columns are below the maximum. */
+BX_INLINE float bx_softmax_ce(float sum, int32_t below, int32_t n_columns, float max, float x_label) {
+    float rest = sum + (float)(n_columns - 1 - below);
+    return bx_log1p(rest) + (max - x_label);
+}
+
+#endif
