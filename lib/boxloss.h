@@ -315,18 +315,27 @@ BX_MUST_USE bx_status bx_context_open(bx_context **context, const char *backend,
 void bx_context_close(bx_context *context);
 const char *bx_context_level(const bx_context *context);
 
-/* Everything of priors [block * BX_BLOCK, ...) of one image that does not depend on other blocks. */
+/* Everything of priors [block * BX_BLOCK, ...) of one image that does not depend on other blocks; reads their conf
+ * rows only. */
 void bx_run_block(bx_context *context, bx_job *job, int32_t image, int32_t block);
-/* The rest of one image, once all its blocks have run. */
+/* The rest of one image, once all its blocks have run; reads its loc rows, and the conf rows of positives again. */
 void bx_run_image(bx_context *context, bx_job *job, int32_t image);
 
 /* ---- stages, one by one: each over a range of an image's priors ------------------------------------------------- */
 
-/* bx_run_block is match and score; bx_run_image is assign, mine, positives, reduce. A range lies within one block, and
- * the ranges of a block come in ascending order. */
+/* bx_run_block is begin, match, score; bx_run_image is check, assign, mine, positives, reduce. The ranges of match,
+ * score and check lie within one block; all ranges come in ascending order.
+ *   match      each prior's best object and each object's best prior
+ *   score      the cross-entropy of the background, for every prior
+ *   check      counts localization predictions that are not finite
+ *   assign     thresholds and forced matches -> positives
+ *   mine       hard negatives
+ *   positives  the cross-entropy of each positive's own class
+ *   reduce     sums by image, class and level; localization of positives */
 void bx_stage_begin(bx_job *job, int32_t image, int32_t block);
 void bx_stage_match(bx_context *context, bx_job *job, int32_t image, int32_t first, int32_t count);
 void bx_stage_score(bx_context *context, bx_job *job, int32_t image, int32_t first, int32_t count);
+void bx_stage_check(bx_context *context, bx_job *job, int32_t image, int32_t first, int32_t count);
 void bx_stage_assign(bx_job *job, int32_t image);
 void bx_stage_mine(bx_context *context, bx_job *job, int32_t image);
 void bx_stage_positives(bx_context *context, bx_job *job, int32_t image, int32_t first, int32_t count);

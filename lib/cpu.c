@@ -139,8 +139,18 @@ void bx_stage_score(bx_context *context, bx_job *job, int32_t image, int32_t fir
         if (!kernels->score_rows(rows, n, n_columns, NULL, job->score + at, context->tile)) {
             note_bad(kernels, rows, n, n_columns, prior, &bad->conf, &bad->first_conf);
         }
-        const float *loc = floats(kernels, job->batch->loc, at * 4, (size_t)n * 4, context->rows);
-        if (kernels->count_bad(loc, (size_t)n * 4)) {
+    }
+}
+
+void bx_stage_check(bx_context *context, bx_job *job, int32_t image, int32_t first, int32_t count) {
+    const bx_kernels *kernels = context->kernels;
+    const int32_t step = BX_TILE_FLOATS / 4;
+    bx_bad *bad = &job->bad[(size_t)image * (size_t)job->plan->n_blocks + (size_t)(first / BX_BLOCK)];
+    for (int32_t done = 0; done < count; done += step) {
+        int32_t prior = first + done, n = count - done < step ? count - done : step;
+        size_t elements = (size_t)n * 4;
+        const float *loc = floats(kernels, job->batch->loc, row_index(job, image, prior) * 4, elements, context->rows);
+        if (kernels->count_bad(loc, elements)) {
             note_bad(kernels, loc, n, 4, prior, &bad->loc, &bad->first_loc);
         }
     }
@@ -352,23 +362,26 @@ static void cpu_run_block(bx_context *context, bx_job *job, int32_t image, int32
     }
 }
 
-static bool image_is_bad(const bx_job *job, int32_t image) {
+/* Check the image's localization; true when none of its predictions is bad. */
+static bool image_is_finite(bx_context *context, bx_job *job, int32_t image) {
     const bx_bad *bad = job->bad + (size_t)image * (size_t)job->plan->n_blocks;
+    bool finite = true;
     for (int32_t b = 0; b < job->plan->n_blocks; b++) {
-        if (bad[b].conf || bad[b].loc) {
-            return true;
-        }
+        int32_t first = b * BX_BLOCK, left = job->plan->n_priors - first;
+        bx_stage_check(context, job, image, first, left < BX_BLOCK ? left : BX_BLOCK);
+        finite &= bad[b].conf == 0 && bad[b].loc == 0;
     }
-    return false;
+    return finite;
 }
 
 static void cpu_run_image(bx_context *context, bx_job *job, int32_t image) {
     int32_t n_priors = job->plan->n_priors;
-    if (image_is_bad(job, image)) {
+    bool predicted = job->plan->with_predictions;
+    if (predicted && !image_is_finite(context, job, image)) {
         return; /* bx_finish refuses the batch; ranking NaN would mean nothing */
     }
     bx_stage_assign(job, image);
-    if (job->plan->with_predictions) {
+    if (predicted) {
         bx_stage_mine(context, job, image);
         bx_stage_positives(context, job, image, 0, n_priors);
     }
