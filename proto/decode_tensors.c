@@ -1,0 +1,211 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A safetensors body to a draft: which tensors a request has, what dtypes and shapes they take. Predictions stay where
+ * they are; annotations, which are few, are converted.
+ */
+#include "internal.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#define BIT(dtype) (1u << BX_##dtype)
+#define FLOATS     (BIT(F32) | BIT(F16) | BIT(BF16) | BIT(F64))
+
+#define LOSS_ONLY (1u << PROTO_LOSS)
+#define ALWAYS    (1u << PROTO_LOSS | 1u << PROTO_MATCH)
+
+/* id, name, dtypes it may have, rank, size of its last dimension (0: any), tasks that know it, tasks that need it */
+#define TENSOR_ROWS(X)                                                                                                 \
+    X(COUNTS, "counts", BIT(I64) | BIT(I32), 1, 0, ALWAYS, ALWAYS)                                                     \
+    X(LABELS, "labels", BIT(I64) | BIT(I32) | BIT(I16) | BIT(I8) | BIT(U8), 1, 0, ALWAYS, ALWAYS)                      \
+    X(BOXES, "boxes", FLOATS, 2, 4, ALWAYS, ALWAYS)                                                                    \
+    X(LOC, "loc", FLOATS, 3, 4, LOSS_ONLY, LOSS_ONLY)                                                                  \
+    X(CONF, "conf", FLOATS, 3, 0, LOSS_ONLY, LOSS_ONLY)                                                                \
+    X(PRIORS, "priors", BIT(F32) | BIT(F64), 2, 4, ALWAYS, 0)
+
+enum {
+#define ROW(id, name, dtypes, rank, last, tasks, needed) TENSOR_##id,
+    TENSOR_ROWS(ROW)
+#undef ROW
+        N_TENSORS
+};
+
+static const struct tensor_row {
+    const char *name;
+    unsigned dtypes;
+    int rank, last;
+    unsigned tasks, needed;
+} rows[N_TENSORS] = {
+#define ROW(id, name, dtypes, rank, last, tasks, needed) {name, dtypes, rank, last, tasks, needed},
+    TENSOR_ROWS(ROW)
+#undef ROW
+};
+
+static const char *tensor_at(unsigned task, size_t i) {
+    for (size_t row = 0; row < N_TENSORS; row++)
+        if (rows[row].tasks & task && i-- == 0)
+            return rows[row].name;
+    return NULL;
+}
+
+static const char *loss_tensor_at(size_t i) {
+    return tensor_at(1u << PROTO_LOSS, i);
+}
+
+static const char *match_tensor_at(size_t i) {
+    return tensor_at(1u << PROTO_MATCH, i);
+}
+
+/* ---- one tensor -------------------------------------------------------------------------------------------------- */
+
+static bx_status check_dtype(const struct tensor_row *row, const proto_tensor *tensor, bx_error *error) {
+    if (tensor->view.dtype != BX_N_DTYPES && row->dtypes & 1u << tensor->view.dtype)
+        return BX_OK;
+    char accepted[64] = "";
+    size_t used = 0;
+    for (unsigned i = 0; i < BX_N_DTYPES; i++)
+        if (row->dtypes & 1u << i)
+            used += (size_t)snprintf(accepted + used, sizeof accepted - used, "%s%s", used ? ", " : "",
+                                     bx_dtype_name((bx_dtype)i));
+    bx_fail(error, BX_INVALID, "dtype", "tensor \"%s\" is %.32s; accepted are %s", row->name, tensor->dtype_name,
+            accepted);
+    return bx_at(error, "%s", row->name);
+}
+
+static bx_status check_shape(const struct tensor_row *row, const proto_tensor *tensor, bx_error *error) {
+    if (tensor->rank == row->rank && (row->last == 0 || tensor->shape[row->rank - 1] == row->last))
+        return BX_OK;
+    char shape[192] = "";
+    size_t used = 0;
+    for (int i = 0; i < tensor->rank; i++)
+        used +=
+            (size_t)snprintf(shape + used, sizeof shape - used, "%s%lld", i ? "," : "", (long long)tensor->shape[i]);
+    if (row->last)
+        bx_fail(error, BX_SHAPE, "shape", "tensor \"%s\" has shape [%s]; %d dimensions are needed, the last being %d",
+                row->name, shape, row->rank, row->last);
+    else
+        bx_fail(error, BX_SHAPE, "shape", "tensor \"%s\" has shape [%s]; %d dimension%s needed", row->name, shape,
+                row->rank, row->rank == 1 ? " is" : "s are");
+    return bx_at(error, "%s", row->name);
+}
+
+/* Sort the file's tensors into the rows; absent ones are NULL. */
+static bx_status bind(const proto_draft *draft, const proto_tensor *found[N_TENSORS], bx_error *error) {
+    unsigned task = 1u << draft->task;
+    for (int i = 0; i < draft->container.n_tensors; i++) {
+        const proto_tensor *tensor = &draft->container.tensors[i];
+        int row = 0;
+        while (row < N_TENSORS && (!(rows[row].tasks & task) || strcmp(rows[row].name, tensor->name) != 0))
+            row++;
+        if (row == N_TENSORS) {
+            proto_refuse(error, "unknown_member", "tensor", tensor->name,
+                         draft->task == PROTO_LOSS ? loss_tensor_at : match_tensor_at);
+            return proto_at_member(error, "", tensor->name);
+        }
+        bx_status status = check_dtype(&rows[row], tensor, error);
+        if (!status)
+            status = check_shape(&rows[row], tensor, error);
+        if (status)
+            return status;
+        found[row] = tensor;
+    }
+    for (int row = 0; row < N_TENSORS; row++)
+        if (rows[row].needed & task && !found[row]) {
+            bx_fail(error, BX_INVALID, "missing_member", "the tensor \"%s\" is missing", rows[row].name);
+            return bx_at(error, "%s", rows[row].name);
+        }
+    return BX_OK;
+}
+
+/* ---- the whole body ---------------------------------------------------------------------------------------------- */
+
+static bx_status read_metadata(proto_draft *draft, bx_error *error) {
+    void *iterator = NULL;
+    const char *name;
+    const proto_node *value;
+    while (draft->container.metadata && proto_json_next(draft->container.metadata, &iterator, &name, &value)) {
+        if (strcmp(name, "format") == 0)
+            continue; /* common writers set it */
+        int option = proto_option_find(draft->task, name);
+        if (option < 0) {
+            proto_refuse(error, "unknown_member", "option", name, proto_options(draft->task));
+            return proto_at_member(error, "__metadata__", name);
+        }
+        draft->options[option] = proto_json_string(value);
+    }
+    return BX_OK;
+}
+
+/* counts (N) to first (N+1); they must sum to the number of objects. */
+static bx_status read_counts(proto_draft *draft, const proto_tensor *counts, size_t n_objects, bx_error *error) {
+    int64_t sum = 0;
+    draft->first[0] = 0;
+    for (size_t i = 0; i < (size_t)counts->shape[0]; i++) {
+        int64_t count = bx_tensor_int(counts->view, i);
+        if (count < 0) {
+            bx_fail(error, BX_SHAPE, "counts", "image %zu has %lld objects", i, (long long)count);
+            return bx_at(error, "counts[%zu]", i);
+        }
+        if (__builtin_add_overflow(sum, count, &sum) || sum > (int64_t)n_objects) {
+            bx_fail(error, BX_SHAPE, "counts", "counts of images 0 to %zu exceed the %zu boxes there are", i,
+                    n_objects);
+            return bx_at(error, "counts[%zu]", i);
+        }
+        draft->first[i + 1] = (int32_t)sum;
+    }
+    if (sum != (int64_t)n_objects) {
+        bx_fail(error, BX_SHAPE, "counts", "counts sum to %lld, but there are %zu boxes", (long long)sum, n_objects);
+        return bx_at(error, "counts");
+    }
+    return BX_OK;
+}
+
+static bx_status read_annotations(proto_draft *draft, const proto_tensor *const found[N_TENSORS], bx_error *error) {
+    const proto_tensor *counts = found[TENSOR_COUNTS], *boxes = found[TENSOR_BOXES], *labels = found[TENSOR_LABELS];
+    size_t n_images = (size_t)counts->shape[0], n_objects = (size_t)boxes->shape[0];
+    if (boxes->shape[0] != labels->shape[0]) {
+        bx_fail(error, BX_SHAPE, "shape", "there are %zu boxes but %lld labels", n_objects,
+                (long long)labels->shape[0]);
+        return bx_at(error, "labels");
+    }
+    bx_status status = proto_draft_allocate(draft, n_images, n_objects, 0, error);
+    if (!status)
+        status = read_counts(draft, counts, n_objects, error);
+    if (status)
+        return status;
+    bx_tensor_to_f32(draft->boxes, boxes->view, 0, n_objects * 4);
+    for (size_t i = 0; i < n_objects; i++)
+        draft->labels[i] = bx_tensor_int(labels->view, i);
+    return BX_OK;
+}
+
+static bx_status read_priors(proto_draft *draft, const proto_tensor *priors, bx_error *error) {
+    if (!priors)
+        return BX_OK;
+    bx_status status = proto_draft_allocate_priors(draft, (size_t)priors->shape[0], error);
+    if (!status)
+        bx_tensor_to_f32(draft->prior_boxes, priors->view, 0, draft->n_prior_boxes * 4);
+    return status;
+}
+
+bx_status proto_draft_tensors(proto_draft *draft, const void *body, size_t bytes, bx_error *error) {
+    const proto_tensor *found[N_TENSORS] = {0};
+    bx_status status = proto_container_read(&draft->container, body, bytes, error);
+    if (!status)
+        status = bind(draft, found, error);
+    if (!status)
+        status = read_metadata(draft, error);
+    if (!status)
+        status = read_annotations(draft, found, error);
+    if (!status)
+        status = read_priors(draft, found[TENSOR_PRIORS], error);
+    if (!status)
+        status = proto_draft_set_dims(draft, found[TENSOR_LOC] ? found[TENSOR_LOC]->shape : NULL,
+                                      found[TENSOR_CONF] ? found[TENSOR_CONF]->shape : NULL,
+                                      (size_t)found[TENSOR_COUNTS]->shape[0], error);
+    if (status || draft->task == PROTO_MATCH)
+        return status;
+    draft->batch.loc = found[TENSOR_LOC]->view;
+    draft->batch.conf = found[TENSOR_CONF]->view;
+    return BX_OK;
+}

@@ -1,0 +1,170 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The growing buffer and the writer of JSON text. What comes out is always valid JSON and valid UTF-8, whatever bytes
+ * the strings hold.
+ */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "internal.h"
+
+void proto_buffer_free(proto_buffer *buffer) {
+    free(buffer->data);
+    *buffer = (proto_buffer){0};
+}
+
+bool proto_buffer_reserve(proto_buffer *buffer, size_t bytes) {
+    if (buffer->failed)
+        return false;
+    if (bytes <= buffer->capacity - buffer->bytes)
+        return true;
+    size_t least, doubled = buffer->capacity < 256 ? 512 : buffer->capacity * 2;
+    size_t capacity = 0;
+    char *data = NULL;
+    if (!__builtin_add_overflow(buffer->bytes, bytes, &least)) {
+        capacity = least > doubled ? least : doubled;
+        data = realloc(buffer->data, capacity);
+    }
+    if (!data) {
+        buffer->failed = true;
+        return false;
+    }
+    buffer->data = data;
+    buffer->capacity = capacity;
+    return true;
+}
+
+void proto_buffer_add(proto_buffer *buffer, const void *data, size_t bytes) {
+    if (bytes == 0 || !proto_buffer_reserve(buffer, bytes))
+        return;
+    memcpy(buffer->data + buffer->bytes, data, bytes);
+    buffer->bytes += bytes;
+}
+
+/* Bytes of the UTF-8 character at `s`, 0 when it is not one. Shortest forms only, no surrogates. */
+static size_t utf8_length(const unsigned char *s) {
+    size_t n;
+    unsigned low = 0x80, high = 0xBF; /* of the second byte */
+    if (s[0] < 0x80)
+        return 1;
+    if (s[0] >= 0xC2 && s[0] <= 0xDF) {
+        n = 2;
+    } else if (s[0] >= 0xE0 && s[0] <= 0xEF) {
+        n = 3;
+        low = s[0] == 0xE0 ? 0xA0 : low;
+        high = s[0] == 0xED ? 0x9F : high;
+    } else if (s[0] >= 0xF0 && s[0] <= 0xF4) {
+        n = 4;
+        low = s[0] == 0xF0 ? 0x90 : low;
+        high = s[0] == 0xF4 ? 0x8F : high;
+    } else {
+        return 0;
+    }
+    if (s[1] < low || s[1] > high)
+        return 0;
+    for (size_t i = 2; i < n; i++)
+        if (s[i] < 0x80 || s[i] > 0xBF)
+            return 0;
+    return n;
+}
+
+static void add_quoted(proto_buffer *out, const char *text) {
+    proto_buffer_add(out, "\"", 1);
+    for (const unsigned char *s = (const unsigned char *)text; *s;) {
+        size_t run = 0; /* bytes that stand for themselves */
+        for (size_t n; s[run] >= 0x20 && s[run] != '"' && s[run] != '\\' && (n = utf8_length(s + run)) > 0;)
+            run += n;
+        proto_buffer_add(out, s, run);
+        s += run;
+        if (!*s)
+            break;
+        char escape[8] = {'\\', (char)*s};
+        size_t n = 2;
+        if (*s < 0x20)
+            n = (size_t)snprintf(escape, sizeof escape, "\\u%04x", *s);
+        else if (*s >= 0x80)
+            n = (size_t)snprintf(escape, sizeof escape, "\xEF\xBF\xBD");
+        proto_buffer_add(out, escape, n);
+        s++;
+    }
+    proto_buffer_add(out, "\"", 1);
+}
+
+static void begin(proto_writer *writer, const char *key) {
+    if (writer->comma)
+        proto_buffer_add(writer->out, ",", 1);
+    writer->comma = true;
+    if (key) {
+        add_quoted(writer->out, key);
+        proto_buffer_add(writer->out, ":", 1);
+    }
+}
+
+void proto_write_open(proto_writer *writer, const char *key, char bracket) {
+    begin(writer, key);
+    proto_buffer_add(writer->out, &bracket, 1);
+    writer->comma = false;
+}
+
+void proto_write_close(proto_writer *writer, char bracket) {
+    proto_buffer_add(writer->out, &bracket, 1);
+    writer->comma = true;
+}
+
+void proto_write_string(proto_writer *writer, const char *key, const char *value) {
+    begin(writer, key);
+    add_quoted(writer->out, value);
+}
+
+void proto_write_int(proto_writer *writer, const char *key, int64_t value) {
+    char digits[24];
+    begin(writer, key);
+    proto_buffer_add(writer->out, digits, (size_t)snprintf(digits, sizeof digits, "%lld", (long long)value));
+}
+
+void proto_write_real(proto_writer *writer, const char *key, double value) {
+    if (!isfinite(value)) {
+        proto_write_null(writer, key);
+        return;
+    }
+    char digits[32];
+    int n = 0;
+    for (int precision = 15; precision <= 17; precision++) {
+        n = snprintf(digits, sizeof digits, "%.*g", precision, value);
+        if (strtod(digits, NULL) == value)
+            break;
+    }
+    begin(writer, key);
+    proto_buffer_add(writer->out, digits, (size_t)n);
+}
+
+void proto_write_float(proto_writer *writer, const char *key, float value) {
+    if (!isfinite(value)) {
+        proto_write_null(writer, key);
+        return;
+    }
+    char digits[32];
+    int n = 0;
+    for (int precision = 6; precision <= 9; precision++) {
+        n = snprintf(digits, sizeof digits, "%.*g", precision, (double)value);
+        if (strtof(digits, NULL) == value)
+            break;
+    }
+    begin(writer, key);
+    proto_buffer_add(writer->out, digits, (size_t)n);
+}
+
+static void write_word(proto_writer *writer, const char *key, const char *word) {
+    begin(writer, key);
+    proto_buffer_add(writer->out, word, strlen(word));
+}
+
+void proto_write_bool(proto_writer *writer, const char *key, bool value) {
+    write_word(writer, key, value ? "true" : "false");
+}
+
+void proto_write_null(proto_writer *writer, const char *key) {
+    write_word(writer, key, "null");
+}

@@ -1,0 +1,242 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The framing guard and content negotiation.
+ *
+ * libmicrohttpd 0.9.75 takes the first of two Content-Length headers, prefers Transfer-Encoding to Content-Length and
+ * waits for ever on a coding it does not know; behind a proxy each of these smuggles requests. So every head is checked
+ * here before anything else looks at it. No library types: tests/unit/test_head.c feeds it by hand.
+ */
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+
+#include "server.h"
+
+#define MAX_HEADERS      100
+#define MAX_HEADER_BYTES 32768
+
+static bool is_token(const char *name) {
+    static const char marks[] = "!#$%&'*+-.^_`|~";
+    const char *c = name;
+    for (; *c; c++) {
+        bool plain = (*c >= 'a' && *c <= 'z') || (*c >= 'A' && *c <= 'Z') || (*c >= '0' && *c <= '9');
+        if (!plain && !strchr(marks, *c)) {
+            return false;
+        }
+    }
+    return c > name;
+}
+
+static bool has_control(const char *value) {
+    for (; *value; value++) {
+        unsigned char c = (unsigned char)*value;
+        if ((c < 0x20 && c != '\t') || c == 0x7f) {
+            return true;
+        }
+    }
+    return false;
+}
+
+void head_add(head *h, const char *name, const char *value) {
+    value = value ? value : "";
+    h->n_headers++;
+    h->bytes += strlen(name) + strlen(value) + 4;
+    h->bad_name |= !is_token(name);
+    h->bad_value |= has_control(value);
+    const struct {
+        const char *name;
+        const char **value;
+        int *count;
+    } known[] = {
+        {"Content-Length", &h->length, &h->n_length},
+        {"Transfer-Encoding", &h->transfer, &h->n_transfer},
+        {"Host", NULL, &h->n_host},
+        {"Expect", &h->expect, NULL},
+        {"Content-Type", &h->type, NULL},
+        {"Content-Encoding", &h->encoding, NULL},
+        {"Accept", &h->accept, NULL},
+        {"X-Request-Id", &h->id, NULL},
+    };
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+        if (!strcasecmp(name, known[i].name)) {
+            if (known[i].value && !*known[i].value) {
+                *known[i].value = value;
+            }
+            if (known[i].count) {
+                ++*known[i].count;
+            }
+        }
+    }
+}
+
+static bool refuse(refusal *why, int status, const char *code, const char *detail) {
+    *why = (refusal){status, code, detail};
+    return false;
+}
+
+/* Digits only; values beyond int64 become INT64_MAX. */
+static bool parse_length(const char *text, int64_t *out) {
+    int64_t value = 0;
+    if (!*text) {
+        return false;
+    }
+    for (; *text; text++) {
+        if (*text < '0' || *text > '9') {
+            return false;
+        }
+        value = value > (INT64_MAX - 9) / 10 ? INT64_MAX : value * 10 + (*text - '0');
+    }
+    *out = value;
+    return true;
+}
+
+bool head_check(head *h, refusal *why) {
+    h->content_length = -1;
+    if (h->n_headers > MAX_HEADERS || h->bytes > MAX_HEADER_BYTES) {
+        return refuse(why, 431, "headers_too_large", "At most 100 headers of 32 KiB in all are accepted.");
+    }
+    if (h->malformed_uri) {
+        return refuse(why, 400, "uri_malformed",
+                      "The request target has a broken escape or a byte that no target may have.");
+    }
+    if (h->bad_name || h->bad_value) {
+        return refuse(why, 400, "framing_header", "A header has a byte that no header may have.");
+    }
+    if (h->n_host > 1) {
+        return refuse(why, 400, "framing_host", "More than one Host header.");
+    }
+    if (h->n_length > 1) {
+        return refuse(why, 400, "framing_duplicate_length", "More than one Content-Length header.");
+    }
+    if (h->n_length && h->n_transfer) {
+        return refuse(why, 400, "framing_cl_te", "Both Content-Length and Transfer-Encoding.");
+    }
+    if (h->n_transfer > 1 || (h->n_transfer && h->http_1_0)) {
+        return refuse(why, 400, "framing_transfer_encoding", "Transfer-Encoding twice, or in HTTP/1.0.");
+    }
+    if (h->transfer && strcasecmp(h->transfer, "chunked")) {
+        return refuse(why, 501, "framing_transfer_encoding", "The only transfer coding here is \"chunked\".");
+    }
+    if (h->length && !parse_length(h->length, &h->content_length)) {
+        return refuse(why, 400, "framing_header", "Content-Length is not a number.");
+    }
+    h->chunked = h->transfer != NULL;
+    if (h->expect && strcasecmp(h->expect, "100-continue")) {
+        return refuse(why, 417, "expectation_failed", "The only expectation here is \"100-continue\".");
+    }
+    h->expects_continue = h->expect != NULL;
+    return true;
+}
+
+static int hex(char c) {
+    return c >= '0' && c <= '9'   ? c - '0'
+           : c >= 'a' && c <= 'f' ? c - 'a' + 10
+           : c >= 'A' && c <= 'F' ? c - 'A' + 10
+                                  : -1;
+}
+
+bool uri_is_sane(const char *uri) {
+    for (const char *c = uri; *c; c++) {
+        if (*c <= 0x20 || *c >= 0x7f) {
+            return false;
+        }
+        if (*c == '%') {
+            int high = hex(c[1]), low = high < 0 ? -1 : hex(c[2]);
+            if (low < 0 || 16 * high + low < 0x20 || 16 * high + low == 0x7f) {
+                return false;
+            }
+        }
+    }
+    return true;
+}
+
+/* The next element of a list separated by `mark`, trimmed; NULL at the end. */
+static char *next_element(char **rest, char mark) {
+    if (!*rest) {
+        return NULL;
+    }
+    char *start = *rest + strspn(*rest, " \t");
+    char *end = strchr(start, mark);
+    *rest = end ? end + 1 : NULL;
+    end = end ? end : start + strlen(start);
+    while (end > start && (end[-1] == ' ' || end[-1] == '\t')) {
+        end--;
+    }
+    *end = '\0';
+    return start;
+}
+
+bool head_body_encoding(const head *h, proto_encoding *encoding, bool *guess, refusal *why) {
+    *encoding = PROTO_SAFETENSORS;
+    *guess = false;
+    if (h->encoding && strcasecmp(h->encoding, "identity") && *h->encoding) {
+        return refuse(why, 415, "content_encoding", "Compressed bodies are not accepted here.");
+    }
+    char text[128];
+    if (h->type && strlen(h->type) >= sizeof text) {
+        return refuse(why, 415, "unsupported_media_type", "The Content-Type is too long to be one of ours.");
+    }
+    strcpy(text, h->type ? h->type : "");
+    char *rest = text, *parameter, *type = next_element(&rest, ';');
+    if (!*type || !strcasecmp(type, "application/x-www-form-urlencoded")) {
+        *guess = true;
+        return true;
+    }
+    if (!strcasecmp(type, PROTO_TYPE_SAFETENSORS) || !strcasecmp(type, "application/octet-stream")) {
+        return true;
+    }
+    if (strcasecmp(type, PROTO_TYPE_JSON)) {
+        return refuse(
+            why, 415, "unsupported_media_type",
+            "Send application/json or application/vnd.safetensors (application/octet-stream means the same).");
+    }
+    while ((parameter = next_element(&rest, ';'))) {
+        if (!strncasecmp(parameter, "charset=", 8) && strcasecmp(parameter + 8, "utf-8") &&
+            strcasecmp(parameter + 8, "\"utf-8\"")) {
+            return refuse(why, 415, "unsupported_media_type", "JSON is UTF-8 here.");
+        }
+    }
+    *encoding = PROTO_JSON;
+    return true;
+}
+
+/* How welcome `type` is by one media range of Accept: its q if it matches, else -1; *exactness grows with precision. */
+static double range_quality(char *range, const char *type, int *exactness) {
+    char *rest = range, *parameter, *name = next_element(&rest, ';');
+    double q = 1;
+    while ((parameter = next_element(&rest, ';'))) {
+        q = !strncasecmp(parameter, "q=", 2) ? strtod(parameter + 2, NULL) : q;
+    }
+    *exactness = !strcasecmp(name, type) ? 3 : !strcasecmp(name, "application/*") ? 2 : !strcmp(name, "*/*") ? 1 : 0;
+    return *exactness ? q : -1;
+}
+
+static double quality(const char *accept, const char *type) {
+    char text[1024];
+    strncpy(text, accept, sizeof text - 1);
+    text[sizeof text - 1] = '\0';
+    double best = 0;
+    int precision = 0;
+    for (char *rest = text, *range; (range = next_element(&rest, ','));) {
+        int exactness;
+        double q = range_quality(range, type, &exactness);
+        if (exactness > precision) {
+            precision = exactness;
+            best = q;
+        }
+    }
+    return best;
+}
+
+bool head_accept(const head *h, proto_encoding *accept, refusal *why) {
+    *accept = PROTO_JSON;
+    if (!h->accept || !*h->accept) {
+        return true;
+    }
+    double json = quality(h->accept, PROTO_TYPE_JSON), tensors = quality(h->accept, PROTO_TYPE_SAFETENSORS);
+    if (!(json > 0) && !(tensors > 0)) {
+        return refuse(why, 406, "not_acceptable", "Answers are application/json or application/vnd.safetensors.");
+    }
+    *accept = tensors > json ? PROTO_SAFETENSORS : PROTO_JSON;
+    return true;
+}

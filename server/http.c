@@ -1,0 +1,663 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * HTTP by libmicrohttpd, which is used in this file only.
+ *
+ * Each request is an `exchange`, made when its first line has been read and freed when it is completed. Its handler is
+ * called with the headers, with each piece of the body, and a last time when the body is complete; only the first and
+ * the last call can answer. A posted batch is suspended in the last call until it is settled.
+ *
+ * libmicrohttpd's own timeout is for idle connections only, so a reaper thread holds every phase of a connection to a
+ * total deadline: headers, body, computation, answer, the pause between requests. A socket may be shut down by the
+ * reaper only under the lock that also guards its removal, so never after it was closed.
+ */
+#include <errno.h>
+#include <microhttpd.h>
+#include <netdb.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "server.h"
+
+#define READ_POOL ((size_t)256 << 10)
+#define DISCARD_LIMIT                                                                                                  \
+    ((int64_t)16 << 20) /* a refused body up to this size is read, so that the client sees the answer */
+#define GET_BODY_LIMIT ((int64_t)64 << 10)
+#define SLOWEST        ((int64_t)256 << 10) /* bytes per second that a body or an answer must make */
+#define MAX_PIECES     65536                /* of tiny chunks */
+#define TINY           64
+
+typedef enum phase { PHASE_HEAD, PHASE_BODY, PHASE_COMPUTE, PHASE_ANSWER, PHASE_IDLE } phase;
+
+typedef struct exchange exchange;
+
+typedef struct peer {
+    struct peer *next, *previous;
+    int fd;
+    phase phase;
+    int64_t deadline_ns;
+    exchange *exchange; /* the one in progress */
+} peer;
+
+typedef struct http {
+    struct MHD_Daemon *daemon;
+    int listener;
+    pthread_mutex_t lock; /* peers: the list, and each one's fields */
+    peer *peers;
+    pthread_t reaper;
+    pthread_cond_t wake;
+    bool reaping, stopping;
+    atomic_long exchanges; /* in progress */
+    char id_prefix[20];
+    atomic_ulong next_id;
+} http;
+
+struct exchange {
+    server *server;
+    struct MHD_Connection *connection;
+    peer *peer;
+    bool begun, suspended;
+    bool malformed_uri, close;
+    char target[192]; /* for the log */
+    char method[16];
+    char id[136];
+    const char *label;
+    request *post;     /* a batch being received or computed */
+    bool refused;      /* `refusal` is the answer once the body is read */
+    answer refusal;    /* without a batch: the answer once the body is read */
+    int64_t body_left; /* of a body that is read only to be ignored */
+    int64_t pieces;
+    int64_t began_ns;
+    size_t bytes_in, bytes_out;
+    int status;
+    proto_timing timing;
+};
+
+/* ---- peers and deadlines -------------------------------------------------------------------------------------------
+ */
+
+static void set_phase(exchange *x, phase phase, int64_t seconds) {
+    http *h = x->server->http;
+    if (x->peer) {
+        pthread_mutex_lock(&h->lock);
+        x->peer->phase = phase;
+        x->peer->deadline_ns = now_ns() + seconds * NS_PER_S;
+        x->peer->exchange = phase == PHASE_IDLE ? NULL : x;
+        pthread_mutex_unlock(&h->lock);
+    }
+}
+
+static void on_connection(void *cls, struct MHD_Connection *connection, void **context,
+                          enum MHD_ConnectionNotificationCode code) {
+    server *server = cls;
+    http *h = server->http;
+    if (code == MHD_CONNECTION_NOTIFY_STARTED) {
+        peer *p = calloc(1, sizeof *p);
+        *context = p;
+        if (!p) {
+            return; /* its requests are refused for want of memory */
+        }
+        p->fd = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd;
+        p->phase = PHASE_HEAD;
+        p->deadline_ns = now_ns() + server->options.header_timeout * NS_PER_S;
+        pthread_mutex_lock(&h->lock);
+        p->next = h->peers;
+        if (p->next) {
+            p->next->previous = p;
+        }
+        h->peers = p;
+        pthread_mutex_unlock(&h->lock);
+    } else if (*context) {
+        peer *p = *context;
+        pthread_mutex_lock(&h->lock);
+        *(p->previous ? &p->previous->next : &h->peers) = p->next;
+        if (p->next) {
+            p->next->previous = p->previous;
+        }
+        pthread_mutex_unlock(&h->lock);
+        free(p);
+    }
+}
+
+/* libmicrohttpd cannot answer in mid-body, but nothing has been written on this socket for this request, so we may. */
+static void write_late(int fd, const exchange *x) {
+    char text[1024];
+    answer a = answer_problem(408, "body_timeout", "The body did not arrive in time.", "", x->id);
+    if (!a.body.failed && a.body.bytes < 600) {
+        int n = snprintf(text, sizeof text,
+                         "HTTP/1.1 408 Request Timeout\r\nContent-Type: %s\r\nX-Request-Id: %s\r\nConnection: close\r\n"
+                         "Content-Length: %zu\r\n\r\n%.*s",
+                         a.type, x->id, a.body.bytes, (int)a.body.bytes, a.body.data);
+        ssize_t ignored = n > 0 && (size_t)n < sizeof text ? send(fd, text, (size_t)n, MSG_DONTWAIT | MSG_NOSIGNAL) : 0;
+        (void)ignored;
+    }
+    answer_free(&a);
+}
+
+/* Deal with one overdue peer; a request whose computation is overdue is returned with a reference. */
+static request *reap(peer *p) {
+    exchange *x = p->exchange;
+    if (p->phase == PHASE_COMPUTE && x && x->post) {
+        p->deadline_ns += 60 * NS_PER_S;
+        request_ref(x->post);
+        return x->post;
+    }
+    if (p->phase == PHASE_BODY && x && x->post && request_expire(x->post)) {
+        x->status = 408;
+        write_late(p->fd, x);
+    }
+    shutdown(p->fd, SHUT_RDWR);
+    p->deadline_ns += 60 * NS_PER_S;
+    return NULL;
+}
+
+static void *reaper_main(void *argument) {
+    http *h = argument;
+    pthread_mutex_lock(&h->lock);
+    while (!h->stopping) {
+        request *late[64];
+        size_t n = 0;
+        int64_t now = now_ns();
+        for (peer *p = h->peers; p && n < 64; p = p->next) {
+            request *r = p->deadline_ns <= now ? reap(p) : NULL;
+            if (r) {
+                late[n++] = r;
+            }
+        }
+        pthread_mutex_unlock(&h->lock);
+        for (size_t i = 0; i < n; i++) {
+            request_fail(late[i], 504, "timeout", "The computation took longer than --request-timeout.");
+            request_unref(late[i]);
+        }
+        pthread_mutex_lock(&h->lock);
+        struct timespec until;
+        clock_gettime(CLOCK_MONOTONIC, &until);
+        until.tv_nsec += 50 * NS_PER_MS;
+        until.tv_sec += until.tv_nsec / NS_PER_S;
+        until.tv_nsec %= NS_PER_S;
+        if (!h->stopping) {
+            pthread_cond_timedwait(&h->wake, &h->lock, &until);
+        }
+    }
+    pthread_mutex_unlock(&h->lock);
+    return NULL;
+}
+
+/* ---- answering
+ * ---------------------------------------------------------------------------------------------------------- */
+
+static struct MHD_Response *make_response(answer *a) {
+    static char no_memory[] = "{\"type\":\"about:blank\",\"title\":\"Service Unavailable\",\"status\":503,"
+                              "\"detail\":\"No memory for the answer.\",\"code\":\"out_of_memory\"}";
+    if (a->body.failed) {
+        answer_free(a);
+        *a = (answer){.status = 503, .type = PROTO_TYPE_PROBLEM, .retry_after = 1};
+        a->body.bytes = sizeof no_memory - 1;
+        return MHD_create_response_from_buffer(sizeof no_memory - 1, no_memory, MHD_RESPMEM_PERSISTENT);
+    }
+    struct MHD_Response *response =
+        MHD_create_response_from_buffer_with_free_callback(a->body.bytes, a->body.data, &free);
+    if (response) {
+        a->body = (proto_buffer){.bytes = a->body.bytes}; /* the data is the response's now */
+    }
+    return response;
+}
+
+/* Queue an answer; takes it. */
+static enum MHD_Result send_answer(exchange *x, answer a) {
+    struct MHD_Response *response = make_response(&a);
+    if (!response) {
+        answer_free(&a);
+        return MHD_NO;
+    }
+    char number[16];
+    MHD_add_response_header(response, MHD_HTTP_HEADER_CONTENT_TYPE, a.type);
+    MHD_add_response_header(response, "X-Request-Id", x->id);
+    MHD_add_response_header(response, MHD_HTTP_HEADER_CACHE_CONTROL, "no-store");
+    MHD_add_response_header(response, "X-Content-Type-Options", "nosniff");
+    if (a.allow) {
+        MHD_add_response_header(response, MHD_HTTP_HEADER_ALLOW, a.allow);
+    }
+    if (a.retry_after) {
+        snprintf(number, sizeof number, "%d", a.retry_after);
+        MHD_add_response_header(response, MHD_HTTP_HEADER_RETRY_AFTER, number);
+    }
+    if (x->close || atomic_load(&x->server->closing)) {
+        MHD_add_response_header(response, MHD_HTTP_HEADER_CONNECTION, "close");
+    }
+    x->status = a.status;
+    x->bytes_out = a.body.bytes;
+    set_phase(x, PHASE_ANSWER, 20 + (int64_t)a.body.bytes / SLOWEST);
+    enum MHD_Result result = MHD_queue_response(x->connection, (unsigned)a.status, response);
+    MHD_destroy_response(response);
+    return result;
+}
+
+/* Answer without a batch: in the last call, after reading whatever body there is, because an answer in the first one
+ * costs the connection; at once when the body is too long to read for nothing or the client waits before sending it. */
+static enum MHD_Result refuse(exchange *x, const head *h, answer a) {
+    bool body = h->chunked || h->content_length > 0;
+    x->close |= body && (h->expects_continue || h->content_length > DISCARD_LIMIT);
+    if (x->close) {
+        return send_answer(x, a);
+    }
+    x->refusal = a;
+    x->body_left = DISCARD_LIMIT;
+    set_phase(x, PHASE_BODY, x->server->options.request_timeout);
+    return MHD_YES;
+}
+
+static enum MHD_Result refuse_why(exchange *x, const head *h, refusal why) {
+    return refuse(x, h, answer_problem(why.status, why.code, why.detail, "", x->id));
+}
+
+static enum MHD_Result send_post(exchange *x) {
+    answer a;
+    if (!request_answer(x->post, &a)) {
+        return MHD_NO;
+    }
+    x->timing = x->post->timing;
+    return send_answer(x, a);
+}
+
+static void suspend(void *connection) {
+    MHD_suspend_connection(connection);
+}
+
+static void resume(void *connection) {
+    MHD_resume_connection(connection);
+}
+
+/* ---- first call: the head
+ * --------------------------------------------------------------------------------------------------- */
+
+static enum MHD_Result add_header(void *cls, enum MHD_ValueKind kind, const char *key, const char *value) {
+    (void)kind;
+    head_add(cls, key, value);
+    return MHD_YES;
+}
+
+/* The client's id if it is printable ASCII of a sane length, else one of ours. */
+static void choose_id(exchange *x, const char *given) {
+    size_t n = given ? strlen(given) : 0;
+    bool sane = n > 0 && n <= 128;
+    for (size_t i = 0; sane && i < n; i++) {
+        sane = given[i] > 0x20 && given[i] < 0x7f;
+    }
+    if (sane) {
+        memcpy(x->id, given, n + 1);
+    } else {
+        http *h = x->server->http;
+        snprintf(x->id, sizeof x->id, "%s-%08lx", h->id_prefix, atomic_fetch_add(&h->next_id, 1));
+    }
+}
+
+static enum MHD_Result add_option(void *cls, enum MHD_ValueKind kind, const char *key, const char *value) {
+    (void)kind;
+    request *r = cls;
+    if (r->n_query >= 64) {
+        return MHD_NO;
+    }
+    size_t n = strlen(key) + 1, m = value ? strlen(value) + 1 : 1;
+    char *text = malloc(n + m);
+    if (!text) {
+        return MHD_NO;
+    }
+    memcpy(text, key, n);
+    memcpy(text + n, value ? value : "", m);
+    r->query[r->n_query++] = (proto_option){text, text + n};
+    return MHD_YES;
+}
+
+/* The query string's options, copied. */
+static bool take_query(exchange *x) {
+    int n = MHD_get_connection_values(x->connection, MHD_GET_ARGUMENT_KIND, NULL, NULL);
+    if (n > 64) {
+        return false;
+    }
+    x->post->query = calloc((size_t)n + 1, sizeof(proto_option));
+    if (!x->post->query) {
+        return false;
+    }
+    MHD_get_connection_values(x->connection, MHD_GET_ARGUMENT_KIND, add_option, x->post);
+    return x->post->n_query == (size_t)n;
+}
+
+static enum MHD_Result begin_post(exchange *x, const route *route, const head *h, proto_encoding accept) {
+    const options *o = &x->server->options;
+    proto_encoding encoding;
+    bool guess;
+    refusal why;
+    answer refused;
+    if (!h->chunked && h->content_length < 0) {
+        return refuse_why(x, h,
+                          (refusal){411, "length_required", "A body with Content-Length (or chunked) is required."});
+    }
+    if (!head_body_encoding(h, &encoding, &guess, &why)) {
+        return refuse_why(x, h, why);
+    }
+    if (h->content_length > (encoding == PROTO_JSON && o->max_json < o->max_body ? o->max_json : o->max_body)) {
+        char detail[160];
+        snprintf(detail, sizeof detail, "The body has %lld bytes; the limit is %ld (--max-%s).",
+                 (long long)h->content_length, encoding == PROTO_JSON ? o->max_json : o->max_body,
+                 encoding == PROTO_JSON ? "json; send larger ones as safetensors" : "body");
+        return refuse(x, h, answer_problem(413, "body_too_large", detail, "", x->id));
+    }
+    size_t expected = h->content_length > 0 ? (size_t)h->content_length : 0;
+    x->post = request_admit(x->server, route->task, encoding, guess, accept, expected, x->id, &refused);
+    if (!x->post) {
+        return refuse(x, h, refused);
+    }
+    x->post->connection = x->connection;
+    x->post->resume = resume;
+    if (!take_query(x)) {
+        request_abandon(x->post);
+        x->post = NULL;
+        return refuse_why(x, h, (refusal){400, "uri_malformed", "At most 64 query parameters are possible."});
+    }
+    set_phase(x, PHASE_BODY, o->request_timeout + (int64_t)expected / SLOWEST);
+    return MHD_YES;
+}
+
+static enum MHD_Result begin(exchange *x, const char *url, const char *method, const char *version) {
+    head h = {.malformed_uri = x->malformed_uri, .http_1_0 = !strcmp(version, MHD_HTTP_VERSION_1_0)};
+    refusal why;
+    x->begun = true;
+    snprintf(x->method, sizeof x->method, "%s", method);
+    x->peer = MHD_get_connection_info(x->connection, MHD_CONNECTION_INFO_SOCKET_CONTEXT)->socket_context;
+    MHD_get_connection_values(x->connection, MHD_HEADER_KIND, add_header, &h);
+    choose_id(x, h.id);
+    if (!head_check(&h, &why)) {
+        x->close = true;
+        return refuse_why(x, &h, why);
+    }
+    const char *name, *allow;
+    const route *route = route_find(method, url, &name, &allow);
+    if (!route && allow) {
+        answer a = answer_problem(405, "method_not_allowed", "This path does not answer that method.", "", x->id);
+        a.allow = allow;
+        return refuse(x, &h, a);
+    }
+    if (!route) {
+        return refuse_why(x, &h,
+                          (refusal){404, "not_found", "There is nothing here; /openapi.yaml lists what there is."});
+    }
+    x->label = route->label;
+    proto_encoding accept = PROTO_JSON;
+    if (route->negotiates && !head_accept(&h, &accept, &why)) {
+        return refuse_why(x, &h, why);
+    }
+    if (route->posts) {
+        return begin_post(x, route, &h, accept);
+    }
+    if (h.content_length > GET_BODY_LIMIT) {
+        return refuse_why(x, &h, (refusal){413, "body_too_large", "This path takes no body."});
+    }
+    return refuse(x, &h, route->get(&(route_call){x->server, name, accept, x->id}));
+}
+
+/* ---- the other calls
+ * ------------------------------------------------------------------------------------------------------------ */
+
+static enum MHD_Result receive(exchange *x, const char *data, size_t bytes) {
+    x->bytes_in += bytes;
+    x->pieces++;
+    if (x->pieces > MAX_PIECES && x->bytes_in / (size_t)x->pieces < TINY) {
+        return MHD_NO; /* more framing than body */
+    }
+    if (x->post) {
+        request_receive(x->post, data, bytes);
+        return MHD_YES;
+    }
+    x->body_left -= (int64_t)bytes;
+    return x->body_left < 0 ? MHD_NO : MHD_YES;
+}
+
+static enum MHD_Result complete(exchange *x) {
+    if (!x->post) {
+        answer a = x->refusal;
+        x->refusal = (answer){0};
+        return send_answer(x, a);
+    }
+    set_phase(x, PHASE_COMPUTE, x->server->options.request_timeout);
+    if (!request_complete(x->post)) {
+        x->suspended = true; /* before anyone can resume */
+        if (request_wait(x->post, suspend)) {
+            return MHD_YES;
+        }
+    }
+    return send_post(x);
+}
+
+static enum MHD_Result on_request(void *cls, struct MHD_Connection *connection, const char *url, const char *method,
+                                  const char *version, const char *data, size_t *bytes, void **context) {
+    (void)cls;
+    exchange *x = *context;
+    if (!x) {
+        return MHD_NO;
+    }
+    if (!x->begun) {
+        x->connection = connection;
+        return begin(x, url, method, version);
+    }
+    if (*bytes > 0) {
+        size_t n = *bytes;
+        *bytes = 0;
+        return receive(x, data, n);
+    }
+    return x->suspended ? send_post(x) : complete(x);
+}
+
+/* The first thing libmicrohttpd calls for a request, with the raw target; what it returns is the handler's context. */
+static void *on_target(void *cls, const char *uri, struct MHD_Connection *connection) {
+    server *server = cls;
+    exchange *x = calloc(1, sizeof *x);
+    if (!x) {
+        return NULL;
+    }
+    x->server = server;
+    x->malformed_uri = !uri_is_sane(uri);
+    x->began_ns = now_ns();
+    strncpy(x->target, uri, sizeof x->target - 1);
+    x->peer = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_SOCKET_CONTEXT)->socket_context;
+    set_phase(x, PHASE_HEAD, server->options.header_timeout);
+    atomic_fetch_add(&server->http->exchanges, 1);
+    return x;
+}
+
+static void on_completed(void *cls, struct MHD_Connection *connection, void **context,
+                         enum MHD_RequestTerminationCode code) {
+    (void)cls;
+    (void)connection;
+    exchange *x = *context;
+    if (!x) {
+        return;
+    }
+    *context = NULL;
+    http *h = x->server->http;
+    set_phase(x, PHASE_IDLE, x->server->options.idle_timeout);
+    if (x->begun) {
+        LOG(LOG_INFO, "request", {"id", x->id, 0}, {"method", x->method, 0}, {"target", x->target, 0},
+            {"status", NULL, x->status}, {"bytes_in", NULL, (double)x->bytes_in},
+            {"bytes_out", NULL, (double)x->bytes_out}, {"receive_ms", NULL, x->timing.receive_ms},
+            {"queue_ms", NULL, x->timing.queue_ms}, {"compute_ms", NULL, x->timing.compute_ms},
+            {"total_ms", NULL, (double)(now_ns() - x->began_ns) / NS_PER_MS},
+            {"end", code == MHD_REQUEST_TERMINATED_COMPLETED_OK ? "sent" : "broken", 0});
+    }
+    if (x->post) {
+        request_abandon(x->post);
+    }
+    answer_free(&x->refusal);
+    free(x);
+    atomic_fetch_sub(&h->exchanges, 1);
+}
+
+static void on_message(void *cls, const char *format, va_list arguments) {
+    (void)cls;
+    char text[256];
+    vsnprintf(text, sizeof text, format, arguments);
+    text[strcspn(text, "\r\n")] = '\0';
+    LOG(LOG_DEBUG, "libmicrohttpd", {"text", text, 0});
+}
+
+/* ---- start and stop
+ * ----------------------------------------------------------------------------------------------------------------- */
+
+static bool split_address(const char *listen, char host[256], const char **port) {
+    const char *colon = strrchr(listen, ':');
+    if (!colon || colon == listen || (size_t)(colon - listen) >= 256) {
+        return false;
+    }
+    bool brackets = listen[0] == '[' && colon[-1] == ']';
+    size_t n = (size_t)(colon - listen) - (brackets ? 2 : 0);
+    memcpy(host, listen + brackets, n);
+    host[n] = '\0';
+    *port = colon + 1;
+    return true;
+}
+
+bool address_resolve(const char *listen, struct addrinfo **out) {
+    char host[256];
+    const char *port;
+    struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE | AI_NUMERICSERV};
+    return split_address(listen, host, &port) && !getaddrinfo(host, port, &hints, out);
+}
+
+static bx_status open_listener(server *server, bx_error *error) {
+    const char *text = server->options.listen;
+    struct addrinfo *address;
+    if (!address_resolve(text, &address)) {
+        return bx_fail(error, BX_INVALID, "listen", "--listen: \"%s\" is not HOST:PORT of this machine", text);
+    }
+    int fd = socket(address->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0), on = 1;
+    bool ok = fd >= 0 && !setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) &&
+              !bind(fd, address->ai_addr, address->ai_addrlen) && !listen(fd, 1024);
+    int cause = errno;
+    freeaddrinfo(address);
+    if (!ok) {
+        if (fd >= 0) {
+            close(fd);
+        }
+        return bx_fail(error, BX_BUSY, "listen", "cannot listen on %s: %s", text, strerror(cause));
+    }
+    struct sockaddr_storage bound;
+    socklen_t size = sizeof bound;
+    char port[16] = "0";
+    if (!getsockname(fd, (struct sockaddr *)&bound, &size)) {
+        getnameinfo((struct sockaddr *)&bound, size, NULL, 0, port, sizeof port, NI_NUMERICSERV);
+    }
+    server->port = atoi(port);
+    server->http->listener = fd;
+    return BX_OK;
+}
+
+static bx_status start_daemon(server *server, bx_error *error) {
+    const options *o = &server->options;
+    server->http->daemon =
+        MHD_start_daemon(MHD_USE_EPOLL_INTERNAL_THREAD | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG, 0, NULL, NULL,
+                         on_request, server, MHD_OPTION_EXTERNAL_LOGGER, on_message, NULL, MHD_OPTION_LISTEN_SOCKET,
+                         server->http->listener, MHD_OPTION_THREAD_POOL_SIZE, (unsigned)o->http_threads,
+                         MHD_OPTION_CONNECTION_LIMIT, (unsigned)o->connection_limit, MHD_OPTION_CONNECTION_TIMEOUT,
+                         (unsigned)o->idle_timeout, MHD_OPTION_CONNECTION_MEMORY_LIMIT, READ_POOL,
+                         MHD_OPTION_STRICT_FOR_CLIENT, 1, MHD_OPTION_SIGPIPE_HANDLED_BY_APP, 1,
+                         MHD_OPTION_URI_LOG_CALLBACK, on_target, server, MHD_OPTION_NOTIFY_COMPLETED, on_completed,
+                         server, MHD_OPTION_NOTIFY_CONNECTION, on_connection, server, MHD_OPTION_END);
+    return server->http->daemon ? BX_OK : bx_fail(error, BX_INTERNAL, "http", "libmicrohttpd does not start");
+}
+
+bx_status http_start(server *server, bx_error *error) {
+    http *h = calloc(1, sizeof *h);
+    if (!h) {
+        return bx_fail(error, BX_NOMEM, "out_of_memory", "no memory for the HTTP server");
+    }
+    server->http = h;
+    h->listener = -1;
+    uint64_t random = 0;
+    if (getrandom(&random, sizeof random, 0) != sizeof random) {
+        random = (uint64_t)now_ns();
+    }
+    snprintf(h->id_prefix, sizeof h->id_prefix, "%016llx", (unsigned long long)random);
+    pthread_mutex_init(&h->lock, NULL);
+    pthread_condattr_t attributes;
+    pthread_condattr_init(&attributes);
+    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+    pthread_cond_init(&h->wake, &attributes);
+    pthread_condattr_destroy(&attributes);
+    bx_status status = open_listener(server, error);
+    if (status == BX_OK && pthread_create(&h->reaper, NULL, reaper_main, h)) {
+        status = bx_fail(error, BX_BUSY, "threads", "cannot start the deadline thread");
+    }
+    h->reaping = status == BX_OK;
+    status = status == BX_OK ? start_daemon(server, error) : status;
+    if (status != BX_OK) {
+        http_stop(server);
+    }
+    return status;
+}
+
+void http_close_listener(server *server) {
+    http *h = server->http;
+    int fd = MHD_quiesce_daemon(h->daemon);
+    if (fd >= 0) {
+        shutdown(fd, SHUT_RDWR); /* new connections are refused at once instead of hanging in the backlog */
+    }
+}
+
+/* Fail every batch that waits for its computation. */
+static void fail_waiting(http *h) {
+    request *waiting[256];
+    size_t n = 0;
+    pthread_mutex_lock(&h->lock);
+    for (peer *p = h->peers; p && n < 256; p = p->next) {
+        if (p->phase == PHASE_COMPUTE && p->exchange && p->exchange->post) {
+            waiting[n++] = p->exchange->post;
+            request_ref(waiting[n - 1]);
+        }
+    }
+    pthread_mutex_unlock(&h->lock);
+    for (size_t i = 0; i < n; i++) {
+        request_fail(waiting[i], 503, "draining", "This daemon is shutting down.");
+        request_unref(waiting[i]);
+    }
+}
+
+void http_finish(server *server, int64_t deadline_ns) {
+    http *h = server->http;
+    while (atomic_load(&h->exchanges) > 0 && now_ns() < deadline_ns) {
+        usleep(2000);
+    }
+    /* stopping with a suspended connection would abort, so everything left is failed and resumed first */
+    int64_t patience = now_ns() + 2 * NS_PER_S;
+    do {
+        fail_waiting(h);
+        usleep(2000);
+    } while (atomic_load(&server->tickets) > 0 && atomic_load(&h->exchanges) > 0 && now_ns() < patience);
+}
+
+void http_stop(server *server) {
+    http *h = server->http;
+    if (!h) {
+        return;
+    }
+    if (h->daemon) {
+        fail_waiting(h);
+        MHD_stop_daemon(h->daemon);
+    }
+    if (h->reaping) {
+        pthread_mutex_lock(&h->lock);
+        h->stopping = true;
+        pthread_cond_signal(&h->wake);
+        pthread_mutex_unlock(&h->lock);
+        pthread_join(h->reaper, NULL);
+    }
+    if (h->listener >= 0) {
+        close(h->listener);
+    }
+    pthread_cond_destroy(&h->wake);
+    pthread_mutex_destroy(&h->lock);
+    free(h);
+    server->http = NULL;
+}

@@ -1,0 +1,129 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * lossd: options, signals, exit codes. 0: stopped as asked; 1: could not start, or unhealthy; 2: bad usage.
+ */
+#include <netdb.h>
+#include <netinet/in.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/time.h>
+#include <unistd.h>
+
+#include "server.h"
+
+static int usage(const char *message) {
+    fprintf(stderr, "lossd: %s\n", message);
+    return 2;
+}
+
+static bool is_loopback(const struct sockaddr *address) {
+    if (address->sa_family == AF_INET) {
+        return (ntohl(((const struct sockaddr_in *)(const void *)address)->sin_addr.s_addr) >> 24) == 127;
+    }
+    return address->sa_family == AF_INET6 &&
+           IN6_IS_ADDR_LOOPBACK(&((const struct sockaddr_in6 *)(const void *)address)->sin6_addr);
+}
+
+/* --healthcheck: GET /healthz at --listen (a wildcard means this host). */
+static int healthcheck(const char *listen) {
+    struct addrinfo *address;
+    if (!address_resolve(listen, &address)) {
+        fprintf(stderr, "lossd: --listen: \"%s\" is not HOST:PORT\n", listen);
+        return 1;
+    }
+    struct timeval patience = {3, 0};
+    int fd = socket(address->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    char text[256] = "GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    bool ok = fd >= 0 && !setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience) &&
+              !setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience) &&
+              !connect(fd, address->ai_addr, address->ai_addrlen) &&
+              send(fd, text, strlen(text), MSG_NOSIGNAL) == (ssize_t)strlen(text);
+    ssize_t n = ok ? recv(fd, text, sizeof text - 1, MSG_WAITALL) : -1;
+    text[n > 0 ? n : 0] = '\0';
+    if (fd >= 0) {
+        close(fd);
+    }
+    freeaddrinfo(address);
+    ok = n > 0 && !strncmp(text, "HTTP/1.1 200 ", 13);
+    fprintf(ok ? stdout : stderr, "lossd: %s at %s\n", ok ? "healthy" : "no healthy daemon", listen);
+    return ok ? 0 : 1;
+}
+
+/* What options.def cannot say by itself. NULL when all is well. */
+static const char *check_options(const options *o, log_level *level) {
+    struct addrinfo *address;
+    if (!log_level_from_name(o->log_level, level)) {
+        return "--log-level: one of error, warn, info, debug";
+    }
+    if (strcmp(o->log_format, "logfmt") && strcmp(o->log_format, "json")) {
+        return "--log-format: logfmt or json";
+    }
+    if (!strncmp(o->device, "cuda", 4)) {
+        return "--device: this build has no cuda backend; use auto or cpu";
+    }
+    if (strcmp(o->device, "auto") && strcmp(o->device, "cpu")) {
+        return "--device: one of auto, cpu, cuda";
+    }
+    if (!address_resolve(o->listen, &address)) {
+        return "--listen: not a HOST:PORT of this machine";
+    }
+    bool open = !is_loopback(address->ai_addr) && !o->allow_anonymous;
+    freeaddrinfo(address);
+    return open ? "--listen: an address that is not loopback needs --allow-anonymous" : NULL;
+}
+
+int main(int argc, char **argv) {
+    static server server;
+    char message[256];
+    log_level level;
+    if (!options_parse(&server.options, argc, argv, message)) {
+        return usage(message);
+    }
+    const options *o = &server.options;
+    if (o->help) {
+        options_help(stdout);
+        return 0;
+    }
+    if (o->version) {
+        puts("lossd " LOSSD_VERSION);
+        return 0;
+    }
+    if (o->healthcheck) {
+        return healthcheck(o->listen);
+    }
+    const char *wrong = check_options(o, &level);
+    if (wrong) {
+        return usage(wrong);
+    }
+    log_setup(level, !strcmp(o->log_format, "json"));
+
+    sigset_t signals;
+    sigemptyset(&signals);
+    sigaddset(&signals, SIGTERM);
+    sigaddset(&signals, SIGINT);
+    sigaddset(&signals, SIGHUP);
+    pthread_sigmask(SIG_BLOCK, &signals, NULL); /* every thread inherits this; they arrive at sigwait below */
+    signal(SIGPIPE, SIG_IGN);
+    proto_init();
+
+    bx_error error = {0};
+    bx_status status = server_start(&server, &error);
+    if (status != BX_OK) {
+        fprintf(stderr, "lossd: %s\n", error.text);
+        return status == BX_INVALID ? 2 : 1;
+    }
+    char host[256];
+    snprintf(host, sizeof host, "%s", o->listen);
+    *strrchr(host, ':') = '\0';
+    printf("lossd %s listening on http://%s:%d\n", LOSSD_VERSION, host, server.port);
+    fflush(stdout);
+
+    int received = SIGHUP;
+    while (received == SIGHUP) {
+        sigwait(&signals, &received);
+    }
+    server_stop(&server);
+    return 0;
+}

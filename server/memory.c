@@ -1,0 +1,182 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * One budget for what requests hold, and a pool of warm buffers within it.
+ *
+ * A request leases bytes when it is admitted and turns them into buffers later, so what was admitted cannot run out of
+ * its own body memory. Idle buffers are kept, because the pages of a fresh 28 MB buffer cost more than reading it; they
+ * count against the limit too and are the first to go. Invariant, under the lock: used + idle <= limit.
+ */
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "server.h"
+
+#define MAX_IDLE 32
+#define MAPPED   ((size_t)1 << 20) /* from here buffers are mapped, on huge pages where the machine has them */
+#define HUGE     ((size_t)1 << 21)
+
+struct memory {
+    pthread_mutex_t lock;
+    size_t limit, used, idle_bytes;
+    buffer idle[MAX_IDLE];
+    int n_idle;
+};
+
+memory *memory_new(size_t limit) {
+    memory *m = calloc(1, sizeof *m);
+    if (m) {
+        pthread_mutex_init(&m->lock, NULL);
+        m->limit = limit;
+    }
+    return m;
+}
+
+/* Rounded so that buffers of similar requests are interchangeable: to an eighth of the next lower power of two. */
+static size_t rounded(size_t bytes) {
+    size_t step = 4096;
+    while (bytes > step * 16) {
+        step *= 2;
+    }
+    return (bytes + step - 1) / step * step;
+}
+
+static void *allocate(size_t bytes) {
+    if (bytes < MAPPED) {
+        return aligned_alloc(64, bytes);
+    }
+    void *data = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (data == MAP_FAILED) {
+        return NULL;
+    }
+    if (bytes >= 2 * HUGE) {
+        madvise(data, bytes, MADV_HUGEPAGE); /* a wish; nothing depends on it */
+    }
+    return data;
+}
+
+static void release(buffer b) {
+    if (b.bytes < MAPPED) {
+        free(b.data);
+    } else {
+        munmap(b.data, b.bytes);
+    }
+}
+
+void memory_free(memory *m) {
+    if (m) {
+        for (int i = 0; i < m->n_idle; i++) {
+            release(m->idle[i]);
+        }
+        pthread_mutex_destroy(&m->lock);
+        free(m);
+    }
+}
+
+size_t memory_limit(const memory *m) {
+    return m->limit;
+}
+
+size_t memory_used(memory *m) {
+    pthread_mutex_lock(&m->lock);
+    size_t used = m->used;
+    pthread_mutex_unlock(&m->lock);
+    return used;
+}
+
+static void drop_idle(memory *m, int i) {
+    buffer b = m->idle[i];
+    m->idle[i] = m->idle[--m->n_idle];
+    m->idle_bytes -= b.bytes;
+    release(b);
+}
+
+/* With the lock held: count `bytes` as used, at the cost of idle buffers if need be. */
+static bool reserve(memory *m, size_t bytes) {
+    if (bytes > m->limit - m->used) {
+        return false;
+    }
+    while (m->n_idle > 0 && m->used + bytes + m->idle_bytes > m->limit) {
+        drop_idle(m, 0);
+    }
+    m->used += bytes;
+    return true;
+}
+
+bool lease_begin(lease *l, memory *m, size_t bytes) {
+    pthread_mutex_lock(&m->lock);
+    bool room = reserve(m, bytes);
+    pthread_mutex_unlock(&m->lock);
+    if (room) {
+        *l = (lease){m, bytes, 0};
+    }
+    return room;
+}
+
+bool lease_promise(lease *l, size_t bytes) {
+    memory *m = l->memory;
+    size_t from_reserve = bytes < l->reserved ? bytes : l->reserved;
+    pthread_mutex_lock(&m->lock);
+    bool room = reserve(m, bytes - from_reserve);
+    pthread_mutex_unlock(&m->lock);
+    if (room) {
+        l->reserved -= from_reserve;
+        l->held += bytes;
+    }
+    return room;
+}
+
+bx_status lease_take(lease *l, size_t bytes, buffer *out) {
+    memory *m = l->memory;
+    size_t size = bytes <= m->limit ? rounded(bytes) : bytes;
+    if (size > m->limit || !lease_promise(l, size)) {
+        return BX_BUSY;
+    }
+    buffer found = {NULL, 0};
+    pthread_mutex_lock(&m->lock);
+    for (int i = 0; i < m->n_idle && !found.data; i++) {
+        if (m->idle[i].bytes == size) {
+            found = m->idle[i];
+            m->idle[i] = m->idle[--m->n_idle];
+            m->idle_bytes -= size;
+        }
+    }
+    pthread_mutex_unlock(&m->lock);
+    if (!found.data) {
+        found = (buffer){allocate(size), size};
+    }
+    if (!found.data) {
+        l->held -= size;
+        l->reserved += size;
+        return BX_NOMEM;
+    }
+    *out = found;
+    return BX_OK;
+}
+
+void lease_give(lease *l, buffer *b) {
+    if (!b->data) {
+        return;
+    }
+    memory *m = l->memory;
+    buffer given = *b;
+    *b = (buffer){NULL, 0};
+    pthread_mutex_lock(&m->lock);
+    m->used -= given.bytes;
+    l->held -= given.bytes;
+    if (m->n_idle == MAX_IDLE) {
+        drop_idle(m, 0);
+    }
+    m->idle[m->n_idle++] = given;
+    m->idle_bytes += given.bytes;
+    pthread_mutex_unlock(&m->lock);
+}
+
+void lease_end(lease *l) {
+    if (l->memory) {
+        pthread_mutex_lock(&l->memory->lock);
+        l->memory->used -= l->reserved + l->held;
+        pthread_mutex_unlock(&l->memory->lock);
+        *l = (lease){NULL, 0, 0};
+    }
+}

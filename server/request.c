@@ -1,0 +1,460 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * One posted batch, from its first byte to its answer.
+ *
+ * The thread that receives the body decodes it as soon as the annotations are in (a safetensors body whose tensors come
+ * in the usual order) and lets the workers run each block of priors when its conf rows have arrived and finish each
+ * image when its loc rows have. Other bodies are decoded once they are complete. The last image reduces, encodes the
+ * answer and settles the request; whoever settles first wins (the last image, a deadline, a drain), and only the winner
+ * resumes a waiting connection. What costs less than INLINE_US is computed by the receiving thread itself.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "server.h"
+
+#define INLINE_US           200.0
+#define EARLY_BYTES         ((size_t)256 << 10) /* smaller bodies are decoded when complete */
+#define JSON_INLINE_BYTES   ((size_t)32 << 10)
+#define FIRST_CHUNKED_BYTES ((size_t)64 << 10)
+#define BASE_BYTES          ((size_t)256 << 10)
+
+/* ---- admission ----------------------------------------------------------------------------------------------------
+ */
+
+/* What a body of `bytes` may need in all. A prior's row of predictions is at least 12 bytes on the wire and its work
+ * 13; a JSON tree takes up to JSON_TREE times its text before it is refused as too complex. */
+#define JSON_TREE 12
+static size_t needed_bytes(proto_encoding encoding, bool guess, size_t bytes) {
+    size_t factor = encoding == PROTO_JSON || guess ? 2 * (JSON_TREE + 4) : 5;
+    return bytes / 2 * factor + BASE_BYTES;
+}
+
+static answer refuse(int status, int retry, const char *code, const char *detail, const char *id) {
+    answer a = answer_problem(status, code, detail, "", id);
+    a.retry_after = retry;
+    return a;
+}
+
+static request *new_request(server *server, size_t need, const char *id, answer *refusal) {
+    request *r = calloc(1, sizeof *r);
+    if (!r) {
+        *refusal = refuse(503, 1, "out_of_memory", "No memory for another request.", id);
+        return NULL;
+    }
+    if (!lease_begin(&r->lease, server->memory, need)) {
+        free(r);
+        *refusal = refuse(503, 1, "memory_full", "The memory for bodies in flight is full; try again soon.", id);
+        return NULL;
+    }
+    pthread_mutex_init(&r->lock, NULL);
+    atomic_init(&r->refs, 1);
+    r->server = server;
+    return r;
+}
+
+request *request_admit(server *server, proto_task task, proto_encoding encoding, bool guess, proto_encoding accept,
+                       size_t expected, const char *id, answer *refusal) {
+    if (atomic_load(&server->closing)) {
+        *refusal = refuse(503, 5, "draining", "This daemon is shutting down.", id);
+        return NULL;
+    }
+    size_t first = expected ? expected : FIRST_CHUNKED_BYTES,
+           need = needed_bytes(encoding, guess && first <= JSON_INLINE_BYTES, first);
+    if (need > memory_limit(server->memory)) {
+        *refusal = refuse(413, 0, "body_too_large", "A body of this size may need more than --memory-limit.", id);
+        return NULL;
+    }
+    if (atomic_fetch_add(&server->tickets, 1) >= server->options.queue_limit) {
+        atomic_fetch_sub(&server->tickets, 1);
+        *refusal = refuse(503, 1, "queue_full", "As many requests as --queue-limit allows are being served.", id);
+        return NULL;
+    }
+    request *r = new_request(server, need, id, refusal);
+    if (!r) {
+        atomic_fetch_sub(&server->tickets, 1);
+        return NULL;
+    }
+    r->task = task;
+    r->encoding = encoding;
+    r->guess = guess;
+    r->accept = accept;
+    r->expected = expected;
+    r->began_ns = now_ns();
+    strncpy(r->id, id, sizeof r->id - 1);
+    if (lease_take(&r->lease, first, &r->body) != BX_OK) {
+        *refusal = refuse(503, 1, "out_of_memory", "No memory for this body.", id);
+        request_unref(r);
+        return NULL;
+    }
+    return r;
+}
+
+void request_ref(request *r) {
+    atomic_fetch_add(&r->refs, 1);
+}
+
+void request_unref(request *r) {
+    if (atomic_fetch_sub(&r->refs, 1) != 1) {
+        return;
+    }
+    server *server = r->server;
+    if (r->decoded) {
+        proto_request_free(&r->decoded_request);
+    }
+    for (size_t i = 0; i < r->n_query; i++) {
+        free((char *)r->query[i].name);
+    }
+    free(r->query);
+    answer_free(&r->answer);
+    lease_give(&r->lease, &r->body);
+    lease_give(&r->lease, &r->work);
+    lease_end(&r->lease);
+    pthread_mutex_destroy(&r->lock);
+    free(r);
+    atomic_fetch_sub(&server->tickets, 1);
+}
+
+/* ---- settling -------------------------------------------------------------------------------------------------------
+ */
+
+/* The one place where an answer becomes final. Takes the answer; returns whether it was taken up. */
+static bool settle(request *r, answer given) {
+    pthread_mutex_lock(&r->lock);
+    bool wins = !r->settled && r->state != REQUEST_EXPIRED;
+    bool waiting = wins && r->state == REQUEST_WAITING;
+    if (wins) {
+        r->answer = given;
+        r->settled = true;
+    }
+    if (waiting) {
+        r->state = REQUEST_RESUMING;
+    }
+    pthread_mutex_unlock(&r->lock);
+    if (waiting) {
+        r->resume(r->connection); /* suspended until now, so it cannot have gone */
+    }
+    if (!wins) {
+        answer_free(&given);
+    }
+    return wins;
+}
+
+static void settle_error(request *r, const bx_error *error) {
+    settle(r, answer_error(error, r->decoded ? &r->decoded_request : NULL, r->encoding, r->id));
+}
+
+bool request_fail(request *r, int status, const char *code, const char *detail) {
+    answer a = answer_problem(status, code, detail, "", r->id);
+    a.retry_after = status == 503 ? 5 : 0;
+    bool wins = settle(r, a);
+    if (wins) {
+        pool_cancel(r->server->pool, r);
+    }
+    return wins;
+}
+
+bool request_expire(request *r) {
+    pthread_mutex_lock(&r->lock);
+    bool expired = r->state == REQUEST_RECEIVING && !r->settled;
+    r->state = expired ? REQUEST_EXPIRED : r->state;
+    pthread_mutex_unlock(&r->lock);
+    return expired;
+}
+
+bool request_wait(request *r, void (*suspend)(void *connection)) {
+    pthread_mutex_lock(&r->lock);
+    bool wait = !r->settled;
+    if (wait) {
+        r->state = REQUEST_WAITING;
+        suspend(r->connection);
+    }
+    pthread_mutex_unlock(&r->lock);
+    return wait;
+}
+
+bool request_answer(request *r, answer *out) {
+    pthread_mutex_lock(&r->lock);
+    bool ready = r->settled && r->state != REQUEST_EXPIRED;
+    if (ready) {
+        *out = r->answer;
+        r->answer = (answer){0};
+        r->state = REQUEST_ANSWERED;
+    }
+    pthread_mutex_unlock(&r->lock);
+    return ready;
+}
+
+void request_abandon(request *r) {
+    atomic_store(&r->abandoned, true);
+    pool_cancel(r->server->pool, r);
+    request_unref(r);
+}
+
+/* ---- decoding and planning
+ * -------------------------------------------------------------------------------------------- */
+
+static bx_status check_device(request *r) {
+    if (!strncmp(r->decoded_request.device, "cuda", 4)) {
+        bx_fail(&r->error, BX_DEVICE, "device_unavailable", "this daemon has no device \"%s\"",
+                r->decoded_request.device);
+        bx_at(&r->error, "device");
+        return BX_DEVICE;
+    }
+    return BX_OK;
+}
+
+/* Memory for the work and the answer. The common case fits what admission reserved. */
+static bx_status take_work(request *r) {
+    const size_t n = (size_t)r->plan.n_images;
+    size_t counters = n * (sizeof(atomic_int) + sizeof(int32_t));
+    size_t answer_bytes = proto_answer_bytes(&r->decoded_request, &r->plan, r->accept);
+    size_t limit = memory_limit(r->server->memory);
+    if (r->plan.work_bytes > limit || answer_bytes > limit - r->plan.work_bytes) {
+        return bx_fail(&r->error, BX_TOO_LARGE, "too_expensive",
+                       "the work needs %zu bytes and its answer up to %zu, more than --memory-limit (%zu)",
+                       r->plan.work_bytes, answer_bytes, limit);
+    }
+    bx_status status = lease_take(&r->lease, r->plan.work_bytes + counters, &r->work);
+    if (status == BX_OK && !lease_promise(&r->lease, answer_bytes)) {
+        status = BX_BUSY;
+    }
+    if (status != BX_OK) {
+        return bx_fail(&r->error, status, status == BX_BUSY ? "memory_full" : "out_of_memory",
+                       "no memory for the work at the moment (%zu bytes)", r->plan.work_bytes + answer_bytes);
+    }
+    bx_job_init(&r->job, &r->plan, &r->decoded_request.batch, r->work.data);
+    r->blocks_left = (atomic_int *)(void *)((char *)r->work.data + r->plan.work_bytes);
+    r->images_ready = (int32_t *)(void *)(r->blocks_left + n);
+    for (size_t i = 0; i < n; i++) {
+        atomic_init(&r->blocks_left[i], r->plan.n_blocks + 1);
+    }
+    atomic_init(&r->images_left, r->plan.n_images);
+    return BX_OK;
+}
+
+/* Body -> batch -> plan -> job. `bytes` is the body's full length, of which the annotations at least are there. */
+static bx_status prepare(request *r, size_t bytes) {
+    proto_limits limits = {.json_memory = r->received * JSON_TREE + BASE_BYTES};
+    bx_status status = proto_request_decode(&r->decoded_request, r->task, r->encoding, r->body.data, bytes, r->query,
+                                            r->n_query, &r->server->catalog, &limits, &r->error);
+    if (status != BX_OK) {
+        return status;
+    }
+    r->decoded = true;
+    status = check_device(r);
+    if (status == BX_OK) {
+        const proto_request *q = &r->decoded_request;
+        status = bx_plan_init(&r->plan, q->criterion, q->priors, &q->batch, &r->error);
+    }
+    status = status == BX_OK ? take_work(r) : status;
+    r->planned = status == BX_OK;
+    return status;
+}
+
+/* ---- progress: what of a planned request may run
+ * ----------------------------------------------------------------------- */
+
+/* Rows of a prediction tensor that are in, from 0 to N*P. */
+static int64_t rows_in(const request *r, bx_tensor tensor, size_t width) {
+    const size_t row = width * bx_dtype_bytes(tensor.dtype);
+    const int64_t all = (int64_t)r->plan.n_images * r->plan.n_priors;
+    const char *data = tensor.data, *body = r->body.data;
+    if (!data || data < body || data >= body + r->body.bytes) {
+        return all; /* decoded into memory of its own */
+    }
+    size_t at = (size_t)(data - body);
+    int64_t rows = r->received > at ? (int64_t)((r->received - at) / row) : 0;
+    return rows < all ? rows : all;
+}
+
+static void progress(request *r) {
+    const bx_plan *plan = &r->plan;
+    const bx_batch *batch = &r->decoded_request.batch;
+    int64_t rows = rows_in(r, batch->conf, (size_t)plan->n_columns);
+    int64_t blocks = rows / plan->n_priors * plan->n_blocks + rows % plan->n_priors / BX_BLOCK;
+    pool_advance(r->server->pool, r, blocks);
+    int64_t images = rows_in(r, batch->loc, 4) / plan->n_priors;
+    for (; r->images_arrived < images; r->images_arrived++) {
+        if (atomic_fetch_sub(&r->blocks_left[r->images_arrived], 1) == 1) {
+            pool_push_image(r->server->pool, r, r->images_arrived);
+        }
+    }
+}
+
+static void mark_begun(request *r) {
+    long long none = 0;
+    atomic_compare_exchange_strong(&r->first_unit_ns, &none, now_ns());
+}
+
+/* The whole of a small request, by the receiving thread. False when no context is free. */
+static bool run_inline(request *r) {
+    bx_context *context = pool_borrow(r->server->pool);
+    if (!context) {
+        return false;
+    }
+    mark_begun(r);
+    for (int32_t i = 0; i < r->plan.n_images; i++) {
+        atomic_fetch_sub(&r->blocks_left[i], 1); /* its loc rows */
+        for (int32_t b = 0; b < r->plan.n_blocks; b++) {
+            request_run_unit(r, context, (int64_t)i * r->plan.n_blocks + b);
+        }
+    }
+    pool_return(r->server->pool, context);
+    return true;
+}
+
+/* ---- receiving
+ * ------------------------------------------------------------------------------------------------------------ */
+
+/* Nothing of a failed body is needed any more; a planned one cannot fail here. */
+static void drop_body(request *r) {
+    lease_give(&r->lease, &r->body);
+}
+
+/* Room for `bytes` more of a body of unknown length. */
+static bx_status grow(request *r, size_t bytes) {
+    size_t wanted = r->received + bytes;
+    if (wanted > (size_t)r->server->options.max_body) {
+        return bx_fail(&r->error, BX_TOO_LARGE, "body_too_large", "the body is larger than --max-body (%ld bytes)",
+                       r->server->options.max_body);
+    }
+    if (wanted <= r->body.bytes) {
+        return BX_OK;
+    }
+    buffer larger;
+    bx_status status = lease_take(&r->lease, 2 * wanted, &larger);
+    if (status != BX_OK) {
+        return bx_fail(&r->error, status, status == BX_BUSY ? "memory_full" : "out_of_memory",
+                       "no memory for a body of more than %zu bytes at the moment", r->received);
+    }
+    memcpy(larger.data, r->body.data, r->received);
+    lease_give(&r->lease, &r->body);
+    r->body = larger;
+    return BX_OK;
+}
+
+static bx_status check_json_size(request *r, size_t bytes) {
+    if (r->encoding == PROTO_JSON && bytes > (size_t)r->server->options.max_json) {
+        return bx_fail(&r->error, BX_TOO_LARGE, "body_too_large",
+                       "a JSON body of %zu bytes is larger than --max-json (%ld); send it as safetensors", bytes,
+                       r->server->options.max_json);
+    }
+    return BX_OK;
+}
+
+static bx_status receive(request *r, const void *data, size_t bytes) {
+    bx_status status = r->expected ? BX_OK : grow(r, bytes);
+    if (status != BX_OK) {
+        return status;
+    }
+    if (r->received + bytes > r->body.bytes) {
+        return bx_fail(&r->error, BX_INTERNAL, "internal", "more bytes than Content-Length");
+    }
+    if (r->guess && r->received == 0) {
+        r->encoding = proto_encoding_guess(data, bytes);
+    }
+    memcpy((char *)r->body.data + r->received, data, bytes);
+    r->received += bytes;
+    status = check_json_size(r, r->expected ? r->expected : r->received);
+    if (status != BX_OK) {
+        return status;
+    }
+    bool early = r->expected >= EARLY_BYTES && r->encoding == PROTO_SAFETENSORS;
+    if (early && !r->planned && r->received < r->expected) {
+        size_t prefix = proto_request_prefix(r->body.data, r->received, r->expected);
+        if (prefix > 0 && prefix <= r->received) {
+            status = prepare(r, r->expected);
+        }
+    }
+    if (r->planned && r->plan.cost_us >= INLINE_US) {
+        progress(r);
+    }
+    return status;
+}
+
+void request_receive(request *r, const void *data, size_t bytes) {
+    if (r->error.status == BX_OK && receive(r, data, bytes) != BX_OK) {
+        drop_body(r);
+    }
+}
+
+bool request_complete(request *r) {
+    r->received_ns = now_ns();
+    bool ok = r->error.status == BX_OK;
+    if (ok && !r->planned) {
+        if (r->encoding == PROTO_JSON && r->received > JSON_INLINE_BYTES) {
+            pool_push_decode(r->server->pool, r);
+            return false;
+        }
+        ok = prepare(r, r->received) == BX_OK;
+    }
+    if (!ok) {
+        settle_error(r, &r->error);
+        return true;
+    }
+    if (r->plan.cost_us < INLINE_US && run_inline(r)) {
+        return true;
+    }
+    progress(r);
+    return false;
+}
+
+/* ---- units
+ * -------------------------------------------------------------------------------------------------------------------
+ */
+
+/* Where the time after the last byte went; what ran while bytes arrived cost the client nothing. */
+static proto_timing timing(const request *r) {
+    int64_t first = atomic_load(&r->first_unit_ns);
+    int64_t start = first > r->received_ns ? first : r->received_ns;
+    return (proto_timing){
+        .receive_ms = (double)(r->received_ns - r->began_ns) / NS_PER_MS,
+        .queue_ms = (double)(start - r->received_ns) / NS_PER_MS,
+        .compute_ms = (double)(now_ns() - start) / NS_PER_MS,
+    };
+}
+
+static void finish(request *r) {
+    bx_result result;
+    bx_error error = {0};
+    answer done = {.status = 200, .type = r->accept == PROTO_JSON ? PROTO_TYPE_JSON : PROTO_TYPE_SAFETENSORS};
+    r->timing = timing(r);
+    bx_status status = bx_finish(&result, &r->job, &error);
+    if (status == BX_OK) {
+        status = proto_answer_encode(&done.body, r->accept, &r->decoded_request, &result, &r->timing, r->id,
+                                     memory_limit(r->server->memory), &error);
+    }
+    if (status != BX_OK) {
+        answer_free(&done);
+        settle_error(r, &error);
+        return;
+    }
+    settle(r, done);
+}
+
+void request_run_image(request *r, bx_context *context, int32_t image) {
+    mark_begun(r);
+    bx_run_image(context, &r->job, image);
+    if (atomic_fetch_sub(&r->images_left, 1) == 1) {
+        finish(r);
+    }
+}
+
+void request_run_unit(request *r, bx_context *context, int64_t unit) {
+    int32_t image = (int32_t)(unit / r->plan.n_blocks), block = (int32_t)(unit % r->plan.n_blocks);
+    mark_begun(r);
+    bx_run_block(context, &r->job, image, block);
+    if (atomic_fetch_sub(&r->blocks_left[image], 1) == 1) {
+        request_run_image(r, context, image);
+    }
+}
+
+void request_run_decode(request *r) {
+    mark_begun(r);
+    if (prepare(r, r->received) == BX_OK) {
+        progress(r);
+    } else {
+        settle_error(r, &r->error);
+    }
+}

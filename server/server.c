@@ -1,0 +1,86 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The daemon as one object: start and stop of its parts, in order.
+ */
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "server.h"
+
+/* Cores this process may use: its affinity, and the quota of its cgroup. */
+static long usable_cores(void) {
+    cpu_set_t set;
+    long cores = sched_getaffinity(0, sizeof set, &set) ? sysconf(_SC_NPROCESSORS_ONLN) : CPU_COUNT(&set);
+    FILE *file = fopen("/sys/fs/cgroup/cpu.max", "re");
+    if (file) {
+        long quota, period;
+        if (fscanf(file, "%ld %ld", &quota, &period) == 2 && quota > 0 && period > 0) {
+            long allowed = (quota + period - 1) / period;
+            cores = allowed < cores ? allowed : cores;
+        }
+        fclose(file);
+    }
+    return cores > 0 ? cores : 1;
+}
+
+static bx_status load_priors(server *s, bx_error *error) {
+    size_t n = 0;
+    for (; n < MAX_PRIOR_SETS && bx_priors_name(n); n++) {
+        bx_status status = bx_priors_builtin(&s->priors[n], bx_priors_name(n), error);
+        if (status != BX_OK) {
+            return status;
+        }
+    }
+    s->catalog = (proto_catalog){(const bx_priors *const *)s->priors, n};
+    return BX_OK;
+}
+
+static void free_parts(server *s) {
+    http_stop(s);
+    pool_stop(s->pool);
+    s->pool = NULL;
+    for (size_t i = 0; i < MAX_PRIOR_SETS; i++) {
+        bx_priors_free(s->priors[i]);
+        s->priors[i] = NULL;
+    }
+    memory_free(s->memory);
+    s->memory = NULL;
+}
+
+bx_status server_start(server *s, bx_error *error) {
+    const options *o = &s->options;
+    size_t workers = (size_t)(o->workers > 0 ? o->workers : usable_cores());
+    atomic_init(&s->draining, false);
+    atomic_init(&s->closing, false);
+    atomic_init(&s->tickets, 0);
+    s->memory = memory_new((size_t)o->memory_limit);
+    bx_status status = s->memory ? BX_OK : bx_fail(error, BX_NOMEM, "out_of_memory", "no memory to start");
+    status = status == BX_OK ? load_priors(s, error) : status;
+    if (status == BX_OK) {
+        status = pool_start(&s->pool, workers, (size_t)o->http_threads, o->cpu_level, error);
+    }
+    status = status == BX_OK ? http_start(s, error) : status;
+    if (status != BX_OK) {
+        free_parts(s);
+        return status;
+    }
+    LOG(LOG_INFO, "start", {"version", LOSSD_VERSION, 0}, {"listen", o->listen, 0}, {"port", NULL, s->port},
+        {"workers", NULL, (double)workers}, {"cpu_level", pool_level(s->pool), 0});
+    return BX_OK;
+}
+
+void server_stop(server *s) {
+    const options *o = &s->options;
+    atomic_store(&s->draining, true);
+    LOG(LOG_INFO, "drain", {"delay_s", NULL, (double)o->drain_delay}, {"timeout_s", NULL, (double)o->drain_timeout});
+    for (int64_t until = now_ns() + o->drain_delay * NS_PER_S; now_ns() < until;) {
+        usleep(10000);
+    }
+    http_close_listener(s);
+    atomic_store(&s->closing, true);
+    http_finish(s, now_ns() + o->drain_timeout * NS_PER_S);
+    free_parts(s);
+    LOG(LOG_INFO, "stop", {"version", LOSSD_VERSION, 0});
+}

@@ -1,0 +1,316 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The daemon: options, log, memory budget, worker pool, requests, HTTP. Everything that sockets and threads touch.
+ *
+ * Threads: the main thread waits for signals; libmicrohttpd's threads receive and answer; workers compute; the reaper
+ * enforces deadlines. Locks, in the order in which they may be held together:
+ *   connections (http.c)  ->  request->lock  ->  pool lock  ->  memory lock
+ */
+#ifndef SERVER_H
+#define SERVER_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include "boxloss.h"
+#include "proto.h"
+
+/* ---- options ----------------------------------------------------------------------------------------------------- */
+
+typedef struct options {
+#define OPTION_TEXT(field, name, argument, value, help)                const char *field;
+#define OPTION_NUMBER(field, name, argument, value, least, most, help) long field;
+#define OPTION_SWITCH(field, name, help)                               bool field;
+#include "options.def"
+} options;
+
+/* Defaults, then the environment, then the arguments. Texts point into argv, the environment or static storage. On
+ * failure `message` says what is wrong in one line. */
+BX_MUST_USE bool options_parse(options *options, int argc, char **argv, char message[256]);
+/* What --help prints. */
+void options_help(FILE *out);
+
+/* ---- log --------------------------------------------------------------------------------------------------------- */
+
+typedef enum log_level { LOG_ERROR, LOG_WARN, LOG_INFO, LOG_DEBUG } log_level;
+
+/* One key and value of a line; text is escaped and cut to 256 bytes. */
+typedef struct log_field {
+    const char *key;
+    const char *text; /* NULL: the number counts */
+    double number;
+} log_field;
+
+/* Set once before threads start. */
+void log_setup(log_level level, bool json);
+bool log_level_from_name(const char *name, log_level *level);
+/* One line on stderr, written whole. */
+void log_line(log_level level, const char *event, const log_field *fields, size_t n_fields);
+#define LOG(level, event, ...)                                                                                         \
+    log_line(level, event, (const log_field[]){__VA_ARGS__},                                                           \
+             sizeof((const log_field[]){__VA_ARGS__}) / sizeof(log_field))
+
+/* Monotonic time in nanoseconds. */
+int64_t now_ns(void);
+#define NS_PER_MS 1000000LL
+#define NS_PER_S  1000000000LL
+
+/* ---- memory: one budget for bodies, work and answers ---------------------------------------------------------------
+ */
+
+typedef struct memory memory;
+
+/* What one request may use; give it back with lease_end. */
+typedef struct lease {
+    memory *memory;
+    size_t reserved; /* not yet turned into buffers */
+    size_t held;     /* in buffers and promises */
+} lease;
+
+typedef struct buffer {
+    void *data; /* 64-byte aligned */
+    size_t bytes;
+} buffer;
+
+memory *memory_new(size_t limit);
+void memory_free(memory *memory);
+size_t memory_limit(const memory *memory);
+size_t memory_used(memory *memory);
+
+/* Reserve `bytes` of the budget. False when there is no room now. */
+BX_MUST_USE bool lease_begin(lease *lease, memory *memory, size_t bytes);
+/* Make `bytes` more certain to be there: from the reservation first, then from the budget. */
+BX_MUST_USE bool lease_promise(lease *lease, size_t bytes);
+/* A pooled buffer of at least `bytes`, counted against the lease. BX_BUSY when the budget is full, BX_NOMEM when the
+ * machine is. Contents are arbitrary. */
+BX_MUST_USE bx_status lease_take(lease *lease, size_t bytes, buffer *out);
+void lease_give(lease *lease, buffer *buffer);
+/* Return everything; buffers must have been given back. */
+void lease_end(lease *lease);
+
+/* ---- worker pool ----------------------------------------------------------------------------------------------------
+ */
+
+typedef struct request request;
+typedef struct pool pool;
+
+/* `spares` further contexts are kept for threads that compute a small request themselves. */
+BX_MUST_USE bx_status pool_start(pool **pool, size_t n_workers, size_t spares, const char *level, bx_error *error);
+/* Finish what is queued, then stop the workers. */
+void pool_stop(pool *pool);
+const char *pool_level(const pool *pool);
+/* Hand work to the workers; none of these can fail. Decode the body; run the block units below `ready`; finish an image
+ * whose blocks are done and whose loc rows are in. */
+void pool_push_decode(pool *pool, request *request);
+void pool_advance(pool *pool, request *request, int64_t ready);
+void pool_push_image(pool *pool, request *request, int32_t image);
+/* Forget what no worker has begun. */
+void pool_cancel(pool *pool, request *request);
+/* A spare context for a thread that computes a small request itself; NULL when all are lent. */
+bx_context *pool_borrow(pool *pool);
+void pool_return(pool *pool, bx_context *context);
+
+/* ---- server
+ * ---------------------------------------------------------------------------------------------------------- */
+
+#define MAX_PRIOR_SETS 16
+
+typedef struct server {
+    options options;
+    memory *memory;
+    pool *pool;
+    bx_priors *priors[MAX_PRIOR_SETS];
+    proto_catalog catalog;
+    atomic_bool draining; /* /readyz says 503 */
+    atomic_bool closing;  /* no more work is admitted */
+    atomic_long tickets;  /* admitted requests */
+    struct http *http;
+    int port;
+} server;
+
+BX_MUST_USE bx_status server_start(server *server, bx_error *error);
+/* Stop accepting, answer what was accepted within the drain time, stop. */
+void server_stop(server *server);
+
+/* ---- requests
+ * ---------------------------------------------------------------------------------------------------------- */
+
+/* RECEIVING -> WAITING -> RESUMING -> ANSWERED, or RECEIVING -> ANSWERED when nothing is outstanding; EXPIRED when the
+ * body came too late. Under request->lock. */
+typedef enum request_state {
+    REQUEST_RECEIVING,
+    REQUEST_WAITING,
+    REQUEST_RESUMING,
+    REQUEST_ANSWERED,
+    REQUEST_EXPIRED
+} request_state;
+
+/* An HTTP answer. The body belongs to the answer until it is sent. */
+typedef struct answer {
+    int status;
+    const char *type;
+    proto_buffer body;
+    int retry_after;   /* seconds; 0: no header */
+    const char *allow; /* for 405 */
+} answer;
+
+/*
+ * One POST of predictions: bytes in, units of work, one answer. Reference-counted: one for the connection, one while it
+ * is queued, one for each unit running; the last returns the memory and the ticket.
+ */
+struct request {
+    server *server;
+    char id[136];
+    proto_task task;
+    proto_encoding encoding, accept;
+    bool guess; /* the first byte decides the encoding */
+    proto_option *query;
+    size_t n_query;
+
+    pthread_mutex_t lock;
+    request_state state;
+    bool settled; /* `answer` is final */
+    answer answer;
+    void (*resume)(void *connection);
+    void *connection;
+    atomic_int refs;
+    atomic_bool abandoned;
+
+    lease lease;
+    buffer body;
+    size_t received, expected; /* expected 0: not known (chunked) */
+    bool decoded, planned;
+    proto_request decoded_request;
+    bx_plan plan;
+    buffer work;
+    bx_job job;
+    atomic_int *blocks_left; /* (N) blocks of each image, and one for its loc rows */
+    atomic_int images_left;
+    int32_t images_arrived; /* images whose loc rows are in */
+    bx_error error;
+
+    int64_t began_ns, received_ns; /* headers, last byte */
+    atomic_llong first_unit_ns;    /* 0: none yet */
+    proto_timing timing;
+
+    /* the pool's, under its lock */
+    request *next, *previous;
+    bool queued;
+    int64_t next_unit, ready_units;
+    int32_t *images_ready; /* (N) first in, first out */
+    int32_t images_head, images_tail;
+    bool decode_ready;
+};
+
+/* Admit a request: a ticket and memory for `expected` bytes (0: unknown). On failure *refusal is the answer. */
+BX_MUST_USE request *request_admit(server *server, proto_task task, proto_encoding encoding, bool guess,
+                                   proto_encoding accept, size_t expected, const char *id, answer *refusal);
+void request_ref(request *request);
+void request_unref(request *request);
+/* Bytes of the body, in order. After a failure the rest is ignored; the answer says why. */
+void request_receive(request *request, const void *data, size_t bytes);
+/* The body is complete. Returns true when `answer` is ready now; false when the caller must suspend: it does so by
+ * request_wait, which is atomic with the last unit. */
+BX_MUST_USE bool request_complete(request *request);
+/* Under the lock: if the answer is not settled, call suspend(connection) and return true. */
+BX_MUST_USE bool request_wait(request *request, void (*suspend)(void *connection));
+/* Move the settled answer out; false when the request expired or is not settled. */
+BX_MUST_USE bool request_answer(request *request, answer *out);
+/* Settle with a problem unless settled; resumes a waiting connection. Returns true when this call did it. */
+bool request_fail(request *request, int status, const char *code, const char *detail);
+/* The body came too late: true when the request was still receiving, and now nobody will answer it. */
+BX_MUST_USE bool request_expire(request *request);
+/* The connection is gone or answered: drops its reference. */
+void request_abandon(request *request);
+/* Called by workers. */
+void request_run_unit(request *request, bx_context *context, int64_t unit);
+void request_run_image(request *request, bx_context *context, int32_t image);
+void request_run_decode(request *request);
+
+/* ---- answers
+ * ------------------------------------------------------------------------------------------------------------ */
+
+const char *http_reason(int status);
+int http_status_of(bx_status status);
+/* A problem document; never fails (a static one when memory is gone). */
+answer answer_problem(int status, const char *code, const char *detail, const char *pointer, const char *request_id);
+answer answer_error(const bx_error *error, const proto_request *request, proto_encoding encoding,
+                    const char *request_id);
+void answer_free(answer *answer);
+
+/* ---- request heads: the framing guard and what the headers ask for -------------------------------------------------
+ */
+
+/* What the guard needs of a request's head; texts belong to the HTTP library. Zero-initialise, then add each header. */
+typedef struct head {
+    bool malformed_uri, http_1_0;
+    bool bad_name, bad_value; /* a byte that no header may have */
+    int n_headers, n_length, n_transfer, n_host;
+    size_t bytes;
+    const char *length, *transfer, *expect, *type, *encoding, *accept, *id;
+    /* known after head_check */
+    int64_t content_length; /* -1: none */
+    bool chunked, expects_continue;
+} head;
+
+typedef struct refusal {
+    int status;
+    const char *code, *detail;
+} refusal;
+
+void head_add(head *head, const char *name, const char *value);
+/* False when the request may not even be parsed further: the connection must be closed after the answer. */
+BX_MUST_USE bool head_check(head *head, refusal *why);
+/* Raw request target: no %00 or other encoded control bytes, no broken escapes, printable ASCII only. */
+bool uri_is_sane(const char *uri);
+/* The encoding of a posted body; *guess when its first byte decides. */
+BX_MUST_USE bool head_body_encoding(const head *head, proto_encoding *encoding, bool *guess, refusal *why);
+/* JSON or safetensors by Accept; JSON when both are equally welcome. */
+BX_MUST_USE bool head_accept(const head *head, proto_encoding *accept, refusal *why);
+
+/* ---- HTTP
+ * ----------------------------------------------------------------------------------------------------------------- */
+
+/* Listen, start libmicrohttpd and the reaper. Sets server->port. */
+BX_MUST_USE bx_status http_start(server *server, bx_error *error);
+/* HOST:PORT or [HOST]:PORT; free with freeaddrinfo. */
+struct addrinfo;
+BX_MUST_USE bool address_resolve(const char *listen, struct addrinfo **out);
+void http_close_listener(server *server);
+/* Wait until nothing is being answered, at most until the deadline; then everything left gets 503. */
+void http_finish(server *server, int64_t deadline_ns);
+void http_stop(server *server);
+
+/* ---- routes
+ * ----------------------------------------------------------------------------------------------------------------- */
+
+typedef struct route route;
+
+/* What a GET handler may look at. */
+typedef struct route_call {
+    server *server;
+    const char *name; /* the {name} part of the path, or NULL */
+    proto_encoding accept;
+    const char *request_id;
+} route_call;
+
+struct route {
+    const char *method, *path; /* a path that ends in "/" continues with one name */
+    const char *label;         /* as logged */
+    bool posts;                /* takes a body of predictions */
+    proto_task task;
+    bool negotiates; /* JSON or safetensors by Accept */
+    answer (*get)(const route_call *call);
+};
+
+/* The route of a method and path; NULL sets *allow to the methods the path has (NULL: none). *name points into path. */
+const route *route_find(const char *method, const char *path, const char **name, const char **allow);
+
+/* The OpenAPI document, embedded in the binary. */
+extern const char asset_openapi[], asset_openapi_end[];
+
+#endif
