@@ -9,8 +9,8 @@ CC      ?= cc
 B       := build/$(CONFIG)
 
 # Warnings are errors with WERROR=1 (CI sets it).
-WARN    := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wvla -Wundef -Wwrite-strings
-WARN    += $(if $(WERROR),-Werror)
+WARN    := -Wall -Wextra -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wvla -Wundef -Wwrite-strings
+WARN    += $(if $(findstring clang,$(CC)),-Wshadow,-Wshadow=local) $(if $(WERROR),-Werror)
 HARDEN  := -fstack-protector-strong -fPIE
 LDHARD  := -pie -Wl,-z,relro,-z,now
 
@@ -27,7 +27,7 @@ ALL_CFLAGS = -std=c11 -D_GNU_SOURCE $(WARN) $(HARDEN) $(CFLAGS_$(CONFIG)) -Ilib 
 LIB_CFLAGS    := -fno-math-errno -fno-trapping-math -ffp-contract=off
 KERNEL_CFLAGS := $(LIB_CFLAGS) $(if $(filter release,$(CONFIG)),-O3)
 ifeq (,$(findstring clang,$(CC)))
-KERNEL_CFLAGS += -fschedule-insns -fsched-pressure
+KERNEL_CFLAGS += -fschedule-insns -fsched-pressure -fno-tree-loop-distribution -fno-tree-loop-distribute-patterns
 endif
 AVX2_CFLAGS   := -mavx2 -mtune=haswell
 LEVELS        := baseline $(if $(filter x86_64 amd64,$(shell uname -m)),avx2)
@@ -45,7 +45,7 @@ GOLDEN  := $(B)/golden/golden
 C_FILES := $(wildcard lib/*.[ch] lib/loss/*.h proto/*.[ch] server/*.[ch] tests/*/*.[ch])
 
 .PHONY: all run demo test check unit golden kernels e2e fuzz-regress tsan bench cover layers lint format format-check \
-        install docker clean help deps-build deps-test deps-bench deps-lint
+        install docker clean help deps-build deps-demo deps-test deps-bench deps-lint
 .SECONDARY:
 .DELETE_ON_ERROR:
 
@@ -56,7 +56,7 @@ build/lossd: build/release/lossd
 
 # ---- what the machine needs -------------------------------------------------------------------------------------
 
-deps-build deps-test deps-bench deps-lint:
+deps-build deps-demo deps-test deps-bench deps-lint:
 	@deploy/deps $(@:deps-%=%)
 
 # ---- compile ----------------------------------------------------------------------------------------------------
@@ -110,7 +110,7 @@ $(B)/bench/%: $(B)/tests/bench/%.o $(ARCHIVES)
 run: all ## start the daemon on 127.0.0.1:8080
 	@deploy/run build/lossd
 
-demo: all ## post a real batch to a daemon of its own and show the loss and the assignment
+demo: deps-demo all ## post a real batch to a daemon of its own and show the loss and the assignment
 	@deploy/demo build/lossd
 
 install: all ## install the daemon under $(DESTDIR)$(PREFIX)

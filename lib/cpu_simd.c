@@ -148,45 +148,34 @@ static void iou_row(const bx_priors *priors, int32_t first, int32_t count, const
 
 /* ---- scoring --------------------------------------------------------------------------------------------------- */
 
-typedef float quad __attribute__((vector_size(4 * sizeof(float))));
+/* Vectors at any float's address. */
+typedef float quad __attribute__((vector_size(4 * sizeof(float)), aligned(sizeof(float)), may_alias));
+typedef float lanes_of_column __attribute__((vector_size(WIDTH * sizeof(float)), aligned(sizeof(float)), may_alias));
 
-/* WIDTH rows of `stride` floats, columns c .. c+3, turned so that each column's WIDTH lanes lie together in the tile.
- */
-static inline void transpose_block(const float *rows, size_t stride, float *tile, size_t lanes) {
-    vector r[4], t[4];
-    for (size_t i = 0; i < 4; i++) {
-        quad low;
-        memcpy(&low, rows + i * stride, sizeof low);
 #if WIDTH == 8 /* rows i and i + 4 side by side: the two halves turn as one */
-        quad high;
-        memcpy(&high, rows + (i + 4) * stride, sizeof high);
-        r[i] = __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7);
+#define ROWS(i)                                                                                                        \
+    __builtin_shufflevector(*(const quad *)(rows + (i)*stride), *(const quad *)(rows + ((i) + 4) * stride), 0, 1, 2,   \
+                            3, 4, 5, 6, 7)
+#define LOW(a, b)   __builtin_shufflevector(a, b, 0, 8, 1, 9, 4, 12, 5, 13)
+#define HIGH(a, b)  __builtin_shufflevector(a, b, 2, 10, 3, 11, 6, 14, 7, 15)
+#define FIRST(a, b) __builtin_shufflevector(a, b, 0, 1, 8, 9, 4, 5, 12, 13)
+#define LAST(a, b)  __builtin_shufflevector(a, b, 2, 3, 10, 11, 6, 7, 14, 15)
 #else
-        r[i] = low;
+#define ROWS(i)     (*(const quad *)(rows + (i)*stride))
+#define LOW(a, b)   __builtin_shufflevector(a, b, 0, 4, 1, 5)
+#define HIGH(a, b)  __builtin_shufflevector(a, b, 2, 6, 3, 7)
+#define FIRST(a, b) __builtin_shufflevector(a, b, 0, 1, 4, 5)
+#define LAST(a, b)  __builtin_shufflevector(a, b, 2, 3, 6, 7)
 #endif
-    }
-#if WIDTH == 8
-    t[0] = __builtin_shufflevector(r[0], r[1], 0, 8, 1, 9, 4, 12, 5, 13);
-    t[1] = __builtin_shufflevector(r[0], r[1], 2, 10, 3, 11, 6, 14, 7, 15);
-    t[2] = __builtin_shufflevector(r[2], r[3], 0, 8, 1, 9, 4, 12, 5, 13);
-    t[3] = __builtin_shufflevector(r[2], r[3], 2, 10, 3, 11, 6, 14, 7, 15);
-    r[0] = __builtin_shufflevector(t[0], t[2], 0, 1, 8, 9, 4, 5, 12, 13);
-    r[1] = __builtin_shufflevector(t[0], t[2], 2, 3, 10, 11, 6, 7, 14, 15);
-    r[2] = __builtin_shufflevector(t[1], t[3], 0, 1, 8, 9, 4, 5, 12, 13);
-    r[3] = __builtin_shufflevector(t[1], t[3], 2, 3, 10, 11, 6, 7, 14, 15);
-#else
-    t[0] = __builtin_shufflevector(r[0], r[1], 0, 4, 1, 5);
-    t[1] = __builtin_shufflevector(r[0], r[1], 2, 6, 3, 7);
-    t[2] = __builtin_shufflevector(r[2], r[3], 0, 4, 1, 5);
-    t[3] = __builtin_shufflevector(r[2], r[3], 2, 6, 3, 7);
-    r[0] = __builtin_shufflevector(t[0], t[2], 0, 1, 4, 5);
-    r[1] = __builtin_shufflevector(t[0], t[2], 2, 3, 6, 7);
-    r[2] = __builtin_shufflevector(t[1], t[3], 0, 1, 4, 5);
-    r[3] = __builtin_shufflevector(t[1], t[3], 2, 3, 6, 7);
-#endif
-    for (size_t i = 0; i < 4; i++) {
-        memcpy(tile + i * lanes, &r[i], sizeof(vector));
-    }
+
+/* WIDTH rows of `stride` floats, columns 0 .. 3, turned so that each column's WIDTH lanes lie together in the tile. */
+static inline void transpose_block(const float *rows, size_t stride, float *tile, size_t lanes) {
+    vector r0 = ROWS(0), r1 = ROWS(1), r2 = ROWS(2), r3 = ROWS(3);
+    vector low01 = LOW(r0, r1), high01 = HIGH(r0, r1), low23 = LOW(r2, r3), high23 = HIGH(r2, r3);
+    *(lanes_of_column *)tile = FIRST(low01, low23);
+    *(lanes_of_column *)(tile + lanes) = LAST(low01, low23);
+    *(lanes_of_column *)(tile + 2 * lanes) = FIRST(high01, high23);
+    *(lanes_of_column *)(tile + 3 * lanes) = LAST(high01, high23);
 }
 
 /* Rows (n,C) -> tile (C,lanes); lanes past n repeat the last row. */
@@ -212,10 +201,11 @@ static inline void fill_tile(const float *rows, int32_t n, int32_t n_columns, fl
     }
 }
 
-/* Called with a constant `lanes`, so that the inner loops have no remainder. */
+/* Called with a constant `lanes`, so that the inner loops have no remainder. Fetches as many bytes at `ahead`, the next
+ * rows, as it works on: reading memory then overlaps with the exponentials. */
 static inline __attribute__((always_inline)) bool score_tile(const float *restrict tile, int32_t lanes,
                                                              int32_t n_columns, const float *restrict x_label,
-                                                             float *restrict out) {
+                                                             float *restrict out, uintptr_t ahead) {
     float max[BX_LANES], sum[BX_LANES];
     int32_t below[BX_LANES], largest[BX_LANES];
     for (int32_t i = 0; i < lanes; i++) {
@@ -235,6 +225,9 @@ static inline __attribute__((always_inline)) bool score_tile(const float *restri
     int32_t c = 0;
     for (; c + 2 <= n_columns; c += 2) { /* two at a time: independent work between the sum's steps */
         const float *restrict x = tile + (size_t)c * (size_t)lanes;
+        for (int32_t i = 0; i < 2 * lanes; i += 16) {
+            __builtin_prefetch((const void *)(ahead + ((size_t)c * (size_t)lanes + (size_t)i) * sizeof(float)));
+        }
         for (int32_t i = 0; i < lanes; i++) {
             float term = bx_softmax_term(x[i], max[i], &below[i]);
             float next = bx_softmax_term(x[i + lanes], max[i], &below[i]);
@@ -263,8 +256,9 @@ static bool score_rows(const float *rows, int32_t n, int32_t n_columns, const in
         int32_t column = label ? label[i < n ? i : n - 1] : 0;
         x_label[i] = tile[(size_t)column * (size_t)lanes + (size_t)i];
     }
-    bool finite = lanes == BX_LANES ? score_tile(tile, BX_LANES, n_columns, x_label, out)
-                                    : score_tile(tile, BX_MIN_LANES, n_columns, x_label, out);
+    uintptr_t ahead = (uintptr_t)rows + (size_t)n * (size_t)n_columns * sizeof(float);
+    bool finite = lanes == BX_LANES ? score_tile(tile, BX_LANES, n_columns, x_label, out, ahead)
+                                    : score_tile(tile, BX_MIN_LANES, n_columns, x_label, out, ahead);
     memcpy(ce, out, (size_t)n * sizeof *ce);
     return finite;
 }

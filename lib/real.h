@@ -7,7 +7,7 @@
  * a fixed order and without branches, so that one lane of a vector, a scalar and a GPU thread compute the same thing.
  * The files that include this are compiled without contraction (-ffp-contract=off, --fmad=false).
  *
- * Errors, against double precision (tests/unit/test_real.c): exp 1 ulp, log1p 2 ulp on the ranges stated.
+ * Errors, against double precision (tests/unit/test_real.c): 2 ulp each on the ranges stated.
  */
 #ifndef BX_REAL_H
 #define BX_REAL_H
@@ -37,7 +37,7 @@ BX_INLINE float bx_float(int32_t i) {
  * a NaN gives any value.
  *
  * Cody and Waite's reduction -d = n ln 2 + r with ln 2 in two parts, 1 + r + r^2 q(r) with q the minimax polynomial of
- * degree 4 for the relative error on |r| <= ln2/2 (3.7e-9), scaled by adding n to the exponent. */
+ * degree 3 for the relative error on |r| <= ln2/2 (1.1e-7), scaled by adding n to the exponent. */
 BX_INLINE float bx_exp_minus(float d) {
     const int32_t most = 0x42ae0000; /* 87.0f: floats that are not negative order as their bits do */
     int32_t bits = bx_bits(d);
@@ -47,9 +47,9 @@ BX_INLINE float bx_exp_minus(float d) {
     float n = shifted - round;
     float r = (n * -0.693359375f - x) + n * 2.12194440e-4f;
     float rr = r * r;
-    float low = 0.166665211f * r + 0.49999994f;
-    float high = 0.00836874545f * r + 0.041668389f;
-    float q = (0.00138145394f * rr + high) * rr + low;
+    float low = 0.166671157f * r + 0.499992311f;
+    float high = 0.00831250194f * r + 0.0418903306f;
+    float q = high * rr + low;
     float p = (q * rr + r) + 1.0f;
     /* unsigned: the shift drops the rounding constant's own exponent bits */
     return bx_float((int32_t)((uint32_t)bx_bits(p) + ((uint32_t)bx_bits(shifted) << 23)));
