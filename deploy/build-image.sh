@@ -49,4 +49,4 @@ if ! buildah inspect --type image "$base" >/dev/null 2>&1 && ! buildah pull -q "
     buildah rm "$container" >/dev/null
 fi
 
-buildah bud --pull=never --format docker -t "$tag" .
+buildah bud --pull=never --format docker -t "$tag" . # the docker format keeps HEALTHCHECK

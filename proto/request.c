@@ -112,9 +112,9 @@ bx_status proto_draft_allocate(proto_draft *draft, size_t n_images, size_t n_obj
         !(draft->memory = malloc(bytes)))
         return bx_fail(error, BX_NOMEM, "out_of_memory", "no memory for the batch");
     draft->labels = draft->memory;
-    draft->boxes = (float *)(draft->labels + n_objects);
+    draft->boxes = (float *)(void *)(draft->labels + n_objects);
     draft->dense = draft->boxes + 4 * n_objects;
-    draft->first = (int32_t *)(draft->dense + n_dense);
+    draft->first = (int32_t *)(void *)(draft->dense + n_dense);
     draft->batch.labels = draft->labels;
     draft->batch.boxes = draft->boxes;
     draft->batch.first = draft->first;

@@ -39,7 +39,7 @@ bool proto_buffer_reserve(proto_buffer *buffer, size_t bytes) {
 void proto_buffer_add(proto_buffer *buffer, const void *data, size_t bytes) {
     if (bytes == 0 || !proto_buffer_reserve(buffer, bytes))
         return;
-    memcpy(buffer->data + buffer->bytes, data, bytes);
+    memcpy(buffer->data + buffer->bytes, data, bytes); /* cppcheck-suppress uninitvar ; of an empty struct's address */
     buffer->bytes += bytes;
 }
 

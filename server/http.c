@@ -29,6 +29,7 @@
 #define SLOWEST        ((int64_t)256 << 10) /* bytes per second that a body or an answer must make */
 #define MAX_PIECES     65536                /* of tiny chunks */
 #define TINY           64
+#define MAX_QUERY      64
 
 typedef enum phase { PHASE_HEAD, PHASE_BODY, PHASE_COMPUTE, PHASE_ANSWER, PHASE_IDLE } phase;
 
@@ -66,7 +67,6 @@ struct exchange {
     char id[136];
     const char *label;
     request *post;     /* a batch being received or computed */
-    bool refused;      /* `refusal` is the answer once the body is read */
     answer refusal;    /* without a batch: the answer once the body is read */
     int64_t body_left; /* of a body that is read only to be ignored */
     int64_t pieces;
@@ -298,7 +298,7 @@ static void choose_id(exchange *x, const char *given) {
 static enum MHD_Result add_option(void *cls, enum MHD_ValueKind kind, const char *key, const char *value) {
     (void)kind;
     request *r = cls;
-    if (r->n_query >= 64) {
+    if (r->n_query >= MAX_QUERY) {
         return MHD_NO;
     }
     size_t n = strlen(key) + 1, m = value ? strlen(value) + 1 : 1;
@@ -309,15 +309,17 @@ static enum MHD_Result add_option(void *cls, enum MHD_ValueKind kind, const char
     memcpy(text, key, n);
     memcpy(text + n, value ? value : "", m);
     r->query[r->n_query++] = (proto_option){text, text + n};
-    return MHD_YES;
+    return MHD_YES; /* cppcheck-suppress memleak ; the request frees it */
 }
 
 /* The query string's options, copied. */
-static bool take_query(exchange *x) {
+static bool take_query(exchange *x, refusal *why) {
     int n = MHD_get_connection_values(x->connection, MHD_GET_ARGUMENT_KIND, NULL, NULL);
-    if (n > 64) {
+    if (n > MAX_QUERY) {
+        *why = (refusal){400, "uri_malformed", "At most 64 query parameters are possible."};
         return false;
     }
+    *why = (refusal){503, "out_of_memory", "No memory for the query."};
     x->post->query = calloc((size_t)n + 1, sizeof(proto_option));
     if (!x->post->query) {
         return false;
@@ -353,10 +355,10 @@ static enum MHD_Result begin_post(exchange *x, const route *route, const head *h
     }
     x->post->connection = x->connection;
     x->post->resume = resume;
-    if (!take_query(x)) {
+    if (!take_query(x, &why)) {
         request_abandon(x->post);
         x->post = NULL;
-        return refuse_why(x, h, (refusal){400, "uri_malformed", "At most 64 query parameters are possible."});
+        return refuse_why(x, h, why);
     }
     set_phase(x, PHASE_BODY, o->request_timeout + (int64_t)expected / SLOWEST);
     return MHD_YES;

@@ -50,7 +50,7 @@ static void add(line *to, const char *text) {
 
 static void add_quoted(line *to, const char *text) {
     add(to, "\"");
-    for (size_t i = 0; text[i] && i < 256; i++) {
+    for (size_t i = 0; i < 256 && text[i]; i++) {
         unsigned char c = (unsigned char)text[i];
         char piece[8] = {(char)c};
         if (c == '"' || c == '\\') {

@@ -114,7 +114,7 @@ static answer get_version(const route_call *call) {
 static answer get_openapi(const route_call *call) {
     (void)call;
     answer a = {.status = 200, .type = "application/yaml"};
-    size_t bytes = (size_t)(asset_openapi_end - asset_openapi);
+    const size_t bytes = asset_openapi_bytes;
     a.body.data = malloc(bytes);
     a.body.failed = !a.body.data;
     if (a.body.data) {

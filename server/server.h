@@ -311,6 +311,7 @@ struct route {
 const route *route_find(const char *method, const char *path, const char **name, const char **allow);
 
 /* The OpenAPI document, embedded in the binary. */
-extern const char asset_openapi[], asset_openapi_end[];
+extern const char asset_openapi[];
+extern const size_t asset_openapi_bytes;
 
 #endif
