@@ -2,6 +2,7 @@
 /*
  * Status texts, the caller-owned error and the "did you mean" helper.
  */
+#include <limits.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -44,12 +45,12 @@ bx_status bx_at(bx_error *error, const char *format, ...) {
     return error->status;
 }
 
-/* Levenshtein distance of two short words; words longer than the row are never near. */
+/* Levenshtein distance of two short words; INT_MAX when one is too long to be a name. */
 static int edit_distance(const char *a, const char *b) {
     enum { LONGEST = 64 };
     size_t n = strlen(a), m = strlen(b);
     if (n >= LONGEST || m >= LONGEST) {
-        return LONGEST;
+        return INT_MAX;
     }
     int row[LONGEST + 1];
     for (size_t j = 0; j <= m; j++) {

@@ -7,7 +7,7 @@
  * a fixed order and without branches, so that one lane of a vector, a scalar and a GPU thread compute the same thing.
  * The files that include this are compiled without contraction (-ffp-contract=off, --fmad=false).
  *
- * Errors, against double precision (tests/unit/test_real.c): 2 ulp each on the ranges stated.
+ * Errors, against double precision (tests/unit/test_real.c): exp 2.3 ulp, log1p 0.9 ulp on the ranges stated.
  */
 #ifndef BX_REAL_H
 #define BX_REAL_H

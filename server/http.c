@@ -251,7 +251,9 @@ static enum MHD_Result refuse(exchange *x, const head *h, answer a) {
 }
 
 static enum MHD_Result refuse_why(exchange *x, const head *h, refusal why) {
-    return refuse(x, h, answer_problem(why.status, why.code, why.detail, "", x->id));
+    answer a = answer_problem(why.status, why.code, why.detail, "", x->id);
+    a.retry_after = why.status == 503;
+    return refuse(x, h, a);
 }
 
 static enum MHD_Result send_post(exchange *x) {

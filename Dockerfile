@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+# docker build -t lossd .    (without an engine or a registry: deploy/build-image.sh)
+# docker run -p 8080:8080 -e LOSSD_ALLOW_ANONYMOUS=1 lossd
+#
+# The first stage compiles and runs every test; the second holds the binary and its two libraries.
+
+FROM docker.io/library/debian:trixie-slim AS build
+RUN apt-get update \
+ && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
+        curl gcc libc6-dev make pkg-config libjansson-dev libmicrohttpd-dev \
+        check python3 python3-jsonschema python3-yaml \
+ && apt-get clean && rm -rf /var/lib/apt/lists/*
+WORKDIR /src
+COPY . .
+RUN make WERROR=1 && make test && make install DESTDIR=/stage
+
+FROM docker.io/library/debian:trixie-slim
+RUN apt-get update \
+ && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends libmicrohttpd12t64 libjansson4 \
+ && apt-get clean && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/debconf/* /var/log/apt /var/log/dpkg.log \
+ && install -d -o 65532 -g 65532 -m 750 /data
+COPY --from=build /stage/usr/local/bin/lossd /usr/local/bin/lossd
+COPY LICENSE /usr/share/doc/lossd/LICENSE
+
+LABEL org.opencontainers.image.title="lossd" \
+      org.opencontainers.image.description="Object detection losses over HTTP" \
+      org.opencontainers.image.licenses="Apache-2.0"
+ENV LOSSD_LISTEN=0.0.0.0:8080 \
+    LOSSD_DATA_DIR=/data
+USER 65532:65532
+WORKDIR /data
+VOLUME /data
+EXPOSE 8080
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=5s --start-period=5s --retries=3 CMD ["lossd", "--healthcheck"]
+ENTRYPOINT ["lossd"]

@@ -1,0 +1,81 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Run the end-to-end tests against $LOSSD (or build/lossd): `run.py [name part...]`.
+
+Failures are printed as they come, skips by name; the last line is `N passed, N failed`.
+"""
+import os
+import sys
+import time
+import unittest
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.join(HERE, "..", "support"))
+sys.dont_write_bytecode = True
+import lossd  # noqa: E402
+
+
+class Result(unittest.TestResult):
+    """Counts tests, not subtests: a test with failing subtests has failed once."""
+
+    def __init__(self):
+        super().__init__()
+        self.bad, self.ran, self.slow = set(), 0, []
+
+    def _report(self, test, error):
+        print("FAIL %s\n%s" % (test.id(), self._exc_info_to_string(error, test)), flush=True)
+
+    def startTest(self, test):
+        super().startTest(test)
+        self.begin = time.monotonic()
+
+    def stopTest(self, test):
+        super().stopTest(test)
+        self.ran += 1
+        self.slow.append((time.monotonic() - self.begin, test.id()))
+
+    def addError(self, test, error):
+        self.bad.add(test.id())
+        self._report(test, error)
+
+    addFailure = addError
+
+    def addSubTest(self, test, subtest, error):
+        if error is not None:
+            self.bad.add(test.id())
+            self._report(subtest, error)
+
+    def addSkip(self, test, reason):
+        super().addSkip(test, reason)
+        print("skipped %s: %s" % (test.id(), reason), flush=True)
+
+
+def flatten(suite):
+    for item in suite:
+        if isinstance(item, unittest.TestSuite):
+            yield from flatten(item)
+        else:
+            yield item
+
+
+def main():
+    if not os.access(lossd.BINARY, os.X_OK):
+        print("%s is not there; run `make` first" % lossd.BINARY)
+        return 2
+    tests = list(flatten(unittest.TestLoader().discover(HERE)))
+    if len(sys.argv) > 1:
+        tests = [t for t in tests if any(part in t.id() for part in sys.argv[1:])]
+    result = Result()
+    unittest.TestSuite(tests).run(result)
+    if os.environ.get("TIMES"):
+        for seconds, name in sorted(result.slow, reverse=True)[:15]:
+            print("%6.2f s  %s" % (seconds, name))
+    skipped = len({test.id() for test, _ in result.skipped})
+    failed = len(result.bad)
+    passed = result.ran - skipped - len([name for name in result.bad if not name.startswith(("setUp", "tearDown"))])
+    print("%d passed, %d failed" % (passed, failed))
+    return 1 if failed or not passed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,349 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starting, stopping, flags, environment, health checks and the log."""
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import unittest
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "support"))
+import lossd  # noqa: E402
+
+TINY = lossd.tiny().safetensors()
+OPTIONS = """listen workers http-threads device cpu-level max-body max-json memory-limit queue-limit connection-limit
+request-timeout header-timeout idle-timeout drain-delay drain-timeout allow-anonymous log-format log-level healthcheck
+version help""".split()
+
+
+class Flags(lossd.Case):
+    FLAGS = None
+
+    def refused(self, *flags, env=None, code=2, says=None):
+        status, out, err = lossd.command(*flags, env=env, timeout=10)
+        self.assertEqual((status, out), (code, ""), (flags, err))
+        self.assertEqual(err.count("\n"), 1, err)
+        if says:
+            self.assertRegex(err, says)
+
+    def test_help(self):
+        status, out, err = lossd.command("--help")
+        self.assertEqual((status, err), (0, ""))
+        for option in OPTIONS:
+            self.assertRegex(out, r"--%s\b" % option)
+        for default in ("127.0.0.1:8080", "256M", "32M", "1G", "64", "128"):
+            self.assertIn(default, out)
+        self.assertIn("LOSSD_", out)
+
+    def test_version(self):
+        status, out, err = lossd.command("--version")
+        self.assertEqual((status, err), (0, ""))
+        self.assertRegex(out, r"^lossd \d\S*\n$")
+        with lossd.Daemon() as daemon:
+            self.assertEqual(out.split()[1], daemon.version)
+
+    def test_bad_flags(self):
+        self.refused("--nonsense", says="nonsense")
+        self.refused("--listn", "127.0.0.1:0", says="listn.*--listen")
+        self.refused("stray", says="stray")
+        self.refused("--workers", says="workers")
+        for name, values in (("workers", ("-1", "x", "", "1.5", "99999999999", "2x", "2K")),
+                             ("listen", ("", "127.0.0.1", "127.0.0.1:", "127.0.0.1:x", "127.0.0.1:65536",
+                                         "127.0.0.1:-1", "nowhere.invalid:80", ":")),
+                             ("device", ("gpu", "")), ("cpu-level", ("sse9", "")),
+                             ("max-body", ("0", "-1", "x", "1Q", "1e9", "99999999999999999999", "16777216T")),
+                             ("max-json", ("x",)), ("memory-limit", ("x", "-5M")), ("queue-limit", ("0", "x")),
+                             ("connection-limit", ("0", "x")), ("request-timeout", ("-1", "x", "nan", "inf")),
+                             ("header-timeout", ("x", "-1")), ("drain-delay", ("-1", "x")),
+                             ("drain-timeout", ("-1", "x")), ("log-format", ("xml", "")),
+                             ("log-level", ("loud", ""))):
+            for value in values:
+                with self.subTest(name, value=value):
+                    self.refused("--listen", "127.0.0.1:0", "--" + name, value, says=name.split("-")[-1])
+
+    def test_bad_environment(self):
+        self.refused("--listen", "127.0.0.1:0", env={"LOSSD_WORKERS": "x"}, says="(?i)workers")
+        self.refused(env={"LOSSD_LISTEN": "nonsense"}, says="(?i)listen")
+
+    def test_not_on_the_network_without_saying_so(self):
+        for address in ("0.0.0.0:0", "0.0.0.0:8080"):
+            self.refused("--listen", address, says="allow-anonymous")
+            self.refused(env={"LOSSD_LISTEN": address}, says="allow-anonymous")
+        with lossd.Daemon("--listen", "0.0.0.0:0", "--allow-anonymous") as daemon:
+            self.assertEqual(daemon.get("/healthz").status, 200)
+        with lossd.Daemon(env={"LOSSD_LISTEN": "0.0.0.0:0", "LOSSD_ALLOW_ANONYMOUS": "1"}) as daemon:
+            self.assertEqual(daemon.get("/healthz").status, 200)
+        with lossd.Daemon("--listen", "localhost:0") as daemon:
+            self.assertEqual(daemon.get("/healthz").status, 200)
+
+    def test_environment_and_precedence(self):
+        env = {"LOSSD_MAX_BODY": "1K", "LOSSD_UNKNOWN": "x", "LOSSD_SERVICE_HOST": "10.0.0.1", "LOSSD_PORT": "tcp://x",
+               "LOSSD_PORT_8080_TCP_ADDR": "10.0.0.1", "LOSSD_LOG_FORMAT": "json"}
+        with lossd.Daemon(env=env) as daemon:
+            self.problem(daemon.post("/v1/loss", bytes(2000), lossd.SAFETENSORS), 413, "body_too_large", "1024")
+            self.assertTrue(lossd.until(lambda: " 413" in daemon.log() or ":413" in daemon.log()))
+            json.loads(daemon.log().splitlines()[-1])
+        with lossd.Daemon("--max-body", "1500", env=env) as daemon:
+            self.problem(daemon.post("/v1/loss", bytes(2000), lossd.SAFETENSORS), 413, "body_too_large", "1500")
+        with lossd.Daemon("--max-body=1M", env=env) as daemon:
+            self.problem(daemon.post("/v1/loss", bytes(2000), lossd.SAFETENSORS), 400)
+
+    def test_port_in_use(self):
+        with lossd.Daemon() as daemon:
+            status, out, err = lossd.command("--listen", "127.0.0.1:%d" % daemon.port)
+            self.assertEqual((status, out), (1, ""))
+            self.assertIn(str(daemon.port), err)
+            self.assertRegex(err, "(?i)in use")
+            self.assertLessEqual(err.count("\n"), 2, err)
+            self.healthy(daemon)
+
+    def test_device_cuda_is_not_replaced(self):
+        status, out, err = lossd.command("--listen", "127.0.0.1:0", "--device", "cuda")
+        self.assertNotEqual(status, 0)
+        self.assertEqual(out, "")
+
+    def test_one_line_when_ready(self):
+        daemon = lossd.Daemon("--listen", "127.0.0.1:0", "--workers", "1")
+        self.assertEqual(daemon.host, "127.0.0.1")
+        self.assertGreater(daemon.port, 0)
+        self.assertEqual(daemon.get("/readyz").status, 200)  # ready means ready
+        self.assertEqual(daemon.stop(), 0)
+        self.assertEqual(daemon.rest, "")
+
+    def test_healthcheck(self):
+        with lossd.Daemon() as daemon:
+            where = "127.0.0.1:%d" % daemon.port
+            self.assertEqual(lossd.command("--healthcheck", "--listen", where)[0], 0)
+            self.assertEqual(lossd.command("--healthcheck", env={"LOSSD_LISTEN": where})[0], 0)
+            anywhere = {"LOSSD_LISTEN": "0.0.0.0:%d" % daemon.port, "LOSSD_ALLOW_ANONYMOUS": "1"}
+            self.assertEqual(lossd.command("--healthcheck", env=anywhere)[0], 0)
+        status, _, err = lossd.command("--healthcheck", "--listen", where)
+        self.assertEqual(status, 1)
+        self.assertLessEqual(err.count("\n"), 1)
+        # something listens and never answers
+        with socket.socket() as mute:
+            mute.bind(("127.0.0.1", 0))
+            mute.listen()
+            begin = time.monotonic()
+            self.assertEqual(lossd.command("--healthcheck", "--listen", "127.0.0.1:%d" % mute.getsockname()[1])[0], 1)
+            self.assertLess(time.monotonic() - begin, 15)
+
+
+class Stopping(lossd.Case):
+    FLAGS = None
+
+    def test_idle(self):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            daemon = lossd.Daemon()
+            with daemon.connect() as rests:  # a keep-alive connection at rest must not delay it
+                self.assertEqual(rests.request("GET", "/healthz").status, 200)
+                begin = time.monotonic()
+                daemon.signal(number)
+                self.assertEqual(daemon.wait(), 0)
+                self.assertLess(time.monotonic() - begin, 5)
+
+    def test_under_load_answers_what_it_received(self):
+        daemon = lossd.Daemon("--workers", "1", "--drain-timeout", "25")
+        body = lossd.bccd_bytes()
+        want = lossd.stable(daemon.post("/v1/loss", body).body)
+        connections = [daemon.connect() for _ in range(6)]
+        for connection in connections:
+            connection.start("POST", "/v1/loss", {"Content-Type": lossd.SAFETENSORS, "Content-Length": len(body)})
+        # four have sent everything, two the first half
+        sent = threading.Barrier(7)
+
+        def client(i):
+            connection = connections[i]
+            connection.send(body if i < 4 else body[:len(body) // 2])
+            sent.wait()
+            if i >= 4:
+                time.sleep(0.3)
+                connection.send(body[len(body) // 2:])
+            return connection.answer()
+
+        def stop():
+            sent.wait()
+            daemon.signal(signal.SIGTERM)
+
+        answers = lossd.together([lambda i=i: client(i) for i in range(6)] + [stop])[:6]
+        for answer in answers:
+            self.assertEqual(answer.status, 200, answer)
+            self.assertEqual(lossd.stable(answer.body), want)
+        for connection in connections:
+            connection.close()
+        self.assertEqual(daemon.wait(), 0)
+        self.assertIsNone(lossd.SANITIZER.search(daemon.log()), daemon.log()[-3000:])
+        with self.assertRaises(ConnectionRefusedError):
+            daemon.connect()
+
+    def test_busy_clients_see_no_broken_answer(self):
+        """Clients that keep asking: each answer is whole; the end is a refused connection, a close or a 503."""
+        daemon = lossd.Daemon("--workers", "2")
+        counts = [0] * 4
+
+        def client(i):
+            while True:
+                try:
+                    with daemon.connect() as connection:
+                        while True:
+                            answer = connection.request("POST", "/v1/loss", TINY)
+                            if answer.status != 200:
+                                self.problem(answer, 503, "draining")
+                            else:
+                                self.good(answer)
+                                counts[i] += 1
+                except ConnectionRefusedError:
+                    return
+                except (lossd.Closed, ConnectionResetError, BrokenPipeError) as end:
+                    self.assertNotRegex(str(end), "HTTP/1")  # not in mid-answer
+
+        def stop():
+            self.assertTrue(lossd.until(lambda: min(counts) > 5))
+            daemon.signal(signal.SIGTERM)
+
+        lossd.together([lambda i=i: client(i) for i in range(4)] + [stop])
+        self.assertEqual(daemon.wait(), 0)
+        self.assertIsNone(lossd.SANITIZER.search(daemon.log()), daemon.log()[-3000:])
+
+    def test_drain_delay(self):
+        daemon = lossd.Daemon("--drain-delay", "2")
+        self.assertEqual(daemon.get("/readyz").status, 200)
+        begin = time.monotonic()
+        daemon.signal()
+        self.assertTrue(lossd.until(lambda: daemon.get("/readyz").status == 503, 1.5))
+        self.problem(daemon.get("/readyz"), 503, "draining")
+        self.assertEqual(daemon.get("/healthz").status, 200)
+        self.assertEqual(daemon.post("/v1/loss", TINY).status, 200)  # still accepted: balancers need a moment
+        self.assertEqual(daemon.wait(), 0)
+        self.assertGreater(time.monotonic() - begin, 1.5)
+
+    def test_drain_timeout(self):
+        """A client that never finishes does not hold the exit for longer than --drain-timeout."""
+        daemon = lossd.Daemon("--drain-timeout", "1", "--request-timeout", "60")
+        with daemon.connect() as connection:
+            connection.start("POST", "/v1/loss", {"Content-Type": lossd.SAFETENSORS, "Content-Length": 5000})
+            connection.send(b"\0" * 10)
+            time.sleep(0.1)
+            begin = time.monotonic()
+            daemon.signal()
+            self.assertEqual(daemon.wait(), 0)
+            self.assertLess(time.monotonic() - begin, 10)
+
+    def test_restart_on_the_same_port(self):
+        daemon = lossd.Daemon()
+        port = daemon.port
+        self.assertEqual(daemon.post("/v1/loss", TINY).status, 200)
+        self.assertEqual(daemon.stop(), 0)
+        with lossd.Daemon("--listen", "127.0.0.1:%d" % port) as again:
+            self.assertEqual(again.post("/v1/loss", TINY).status, 200)
+
+    def test_other_signals(self):
+        with lossd.Daemon() as daemon:
+            for number in (signal.SIGPIPE, signal.SIGCHLD, signal.SIGHUP):
+                daemon.signal(number)
+            daemon.signal(signal.SIGSTOP)
+            time.sleep(0.1)
+            daemon.signal(signal.SIGCONT)
+            self.assertEqual(daemon.post("/v1/loss", TINY).status, 200)
+
+    def test_stdout_closed(self):
+        """A reader of the first line that goes away does not take the daemon with it."""
+        with lossd.Daemon() as daemon:
+            daemon.process.stdout.close()
+            daemon.process.stdout = open(os.devnull, "rb")
+            self.assertEqual(daemon.post("/v1/loss", TINY).status, 200)
+
+
+class Log(lossd.Case):
+    FLAGS = None
+
+    def lines(self, daemon, name):
+        return [line for line in daemon.log().splitlines() if name in line]
+
+    def traffic(self, daemon):
+        """Requests of many kinds; [(id, status)]."""
+        kinds = [("GET", "/healthz", None, {}, 200), ("GET", "/nowhere", None, {}, 404),
+                 ("DELETE", "/healthz", None, {}, 405), ("POST", "/v1/loss", TINY, {}, 200),
+                 ("POST", "/v1/loss", TINY[:-1], {"Content-Type": lossd.SAFETENSORS}, 400),
+                 ("POST", "/v1/loss", b"{}", {}, 422), ("POST", "/v1/loss", b"x", {"Content-Type": "text/plain"}, 415),
+                 ("POST", "/v1/loss", None, {}, 411), ("HEAD", "/v1/priors", None, {}, 200)]
+        done = []
+        with daemon.connect() as connection:
+            for turn in range(3):
+                for i, (method, target, body, headers, status) in enumerate(kinds):
+                    name = "line-%d-%d-x" % (turn, i)
+                    answer = connection.request(method, target, body, dict(headers, **{"X-Request-Id": name}))
+                    self.assertEqual(answer.status, status, answer)
+                    done.append((name, status))
+        return done
+
+    def test_one_line_a_request(self):
+        for form in ("logfmt", "json"):
+            with self.subTest(form), lossd.Daemon("--log-format", form) as daemon:
+                done = self.traffic(daemon)
+                self.assertTrue(lossd.until(lambda: self.lines(daemon, done[-1][0]), 5))
+                for name, status in done:
+                    lines = self.lines(daemon, name)
+                    self.assertEqual(len(lines), 1, lines)
+                    self.assertRegex(lines[0], r"\b%d\b" % status)
+                    if form == "json":
+                        self.assertIn(name, json.loads(lines[0]).values())
+                if form == "json":
+                    for line in daemon.log().splitlines():
+                        json.loads(line)
+
+    def test_nothing_is_forged(self):
+        for form in ("logfmt", "json"):
+            with self.subTest(form), lossd.Daemon("--log-format", form) as daemon:
+                before = len(daemon.log().splitlines())
+                hostile = [("/%0d%0aforged%20line", {}), ("/%0aforged%20line", {}), ("/a%22%20forged=1", {}),
+                           ("/x?y=%0d%0aforged", {}), ("/\"forged\\", {}), ("/%1b%5b31m", {}), ("/%c2%85forged", {}),
+                           ("/healthz", {"X-Request-Id": 'q" forged="1'}),
+                           ("/healthz", {"X-Request-Id": "back\\slash"}),
+                           ("/healthz", {"User-Agent": 'a" forged="1'})]
+                for target, headers in hostile:
+                    self.assertLess(daemon.request("GET", target, None, headers).status, 500)
+                daemon.request("GET", "/healthz", None, {"X-Request-Id": "the-last-one"})
+                self.assertTrue(lossd.until(lambda: self.lines(daemon, "the-last-one"), 5))
+                lines = daemon.log().splitlines()[before:]
+                self.assertEqual(len(lines), len(hostile) + 1, lines)
+                for line in lines:
+                    self.assertFalse(line.startswith("forged"), line)
+                    self.assertTrue(line.isprintable() or "\t" in line, line)
+                    if form == "json":
+                        json.loads(line)
+                    else:
+                        self.assertNotIn(" forged=", re.sub(r'"(?:[^"\\]|\\.)*"', '""', line))
+
+    def test_levels(self):
+        with lossd.Daemon("--log-level", "error") as daemon:
+            daemon.request("GET", "/healthz", None, {"X-Request-Id": "quiet"})
+            daemon.request("GET", "/nowhere", None, {"X-Request-Id": "quiet"})
+            time.sleep(0.2)
+            self.assertEqual(self.lines(daemon, "quiet"), [])
+
+    def test_stderr_closed(self):
+        """A log that cannot be written is no reason to fail a request."""
+        reader, writer = os.pipe()
+        process = subprocess.Popen([lossd.BINARY, "--listen", "127.0.0.1:0"], env=lossd.environment(),
+                                   stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=writer)
+        os.close(writer)
+        os.close(reader)
+        try:
+            port = int(process.stdout.readline().decode().rsplit(":", 1)[1])
+            for _ in range(3):
+                with lossd.Connection(port) as connection:
+                    self.assertEqual(connection.request("POST", "/v1/loss", TINY).status, 200)
+        finally:
+            process.terminate()
+            code = process.wait(lossd.PATIENCE)
+            process.stdout.close()
+        self.assertEqual(code, 0)
+
+
+if __name__ == "__main__":
+    unittest.main()

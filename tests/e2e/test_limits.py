@@ -1,0 +1,345 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Overload, deadlines and clients that vanish: every refusal is clear, nothing is lost for good."""
+import os
+import random
+import socket
+import sys
+import time
+import unittest
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "support"))
+import lossd  # noqa: E402
+
+TINY = lossd.tiny().safetensors()
+
+
+def hold(daemon, size=len(TINY), target="/v1/loss"):
+    """A connection whose request is admitted (100 Continue) and not yet sent; or refused: its answer."""
+    connection = daemon.connect()
+    connection.start("POST", target, {"Content-Type": lossd.SAFETENSORS, "Content-Length": size,
+                                      "Expect": "100-continue"})
+    if not lossd.select.select([connection.socket], [], [], lossd.PATIENCE)[0]:
+        raise AssertionError("neither 100 Continue nor an answer")
+    while b"\r\n" not in connection.kept:
+        connection._fill()
+    if connection.kept.startswith(b"HTTP/1.1 100"):
+        connection.interim()
+        return connection, None
+    answer = connection.answer()
+    connection.close()
+    return None, answer
+
+
+class BodySize(lossd.Case):
+    FLAGS = ("--max-body", "64K", "--max-json", "16K", "--workers", "1")
+
+    def test_at_the_limit(self):
+        body = TINY + b"x" * (65536 - len(TINY))
+        self.problem(self.daemon.post("/v1/loss", body, lossd.SAFETENSORS), 400)  # read, then found to be too long
+        body = lossd.tiny().json()
+        body += b" " * (16384 - len(body))
+        self.assertEqual(self.daemon.post("/v1/loss", body, lossd.JSON).status, 200)
+
+    def test_over_the_limit(self):
+        with self.daemon.connect() as connection:
+            for size, content_type in ((65537, lossd.SAFETENSORS), (1 << 20, lossd.SAFETENSORS), (16385, lossd.JSON)):
+                with self.subTest(size):
+                    answer = connection.request("POST", "/v1/loss", b" " * size, {"Content-Type": content_type})
+                    self.problem(answer, 413, "body_too_large", r"\d")
+                    self.assertEqual(connection.request("POST", "/v1/loss", TINY).status, 200)
+
+    def test_guessed_json_over_its_limit(self):
+        body = lossd.tiny().json()
+        answer = self.daemon.post("/v1/loss", body + b" " * (20000 - len(body)))
+        self.problem(answer, 413, "body_too_large")
+
+    def test_before_it_is_sent(self):
+        for size in (65537, 1 << 30, 1 << 40):
+            connection, answer = hold(self.daemon, size)
+            self.assertIsNone(connection)
+            self.assertEqual(answer.interim, [])
+            self.problem(answer, 413, "body_too_large", r"\d")
+
+    def test_very_large_is_answered_at_once(self):
+        with self.daemon.connect() as connection:
+            connection.start("POST", "/v1/loss", {"Content-Type": lossd.SAFETENSORS, "Content-Length": 17 << 20})
+            self.problem(connection.answer(), 413, "body_too_large")
+            self.assertEqual(connection.drain(5.0)[1], True)
+
+    def test_chunked_over_the_limit(self):
+        piece = b"8000\r\n" + b" " * 32768 + b"\r\n"
+        with self.daemon.connect() as connection:
+            connection.start("POST", "/v1/loss", {"Content-Type": lossd.SAFETENSORS, "Transfer-Encoding": "chunked"})
+            for _ in range(8):
+                if not connection.try_send(piece):
+                    break
+            connection.try_send(b"0\r\n\r\n")
+            try:
+                self.problem(connection.answer(), 413, "body_too_large")
+            except lossd.Closed:
+                pass  # closing without an answer is allowed: HTTP has no way to say it in mid-body
+        with self.daemon.connect() as connection:  # endless
+            connection.start("POST", "/v1/loss", {"Content-Type": lossd.JSON, "Transfer-Encoding": "chunked"})
+            sent = 0
+            while sent < 200 << 20 and connection.try_send(piece * 8):
+                sent += 8 * 32768
+            self.assertLess(sent, 200 << 20)
+
+
+class Queue(lossd.Case):
+    FLAGS = ("--queue-limit", "1", "--workers", "1")
+
+    def test_full(self):
+        held, answer = hold(self.daemon)
+        self.assertIsNone(answer)
+        for _ in range(3):
+            refused = self.daemon.post("/v1/loss", TINY, lossd.SAFETENSORS)
+            self.problem(refused, 503, "queue_full")
+            _, refused = hold(self.daemon)
+            self.assertEqual(refused.interim, [])
+            self.problem(refused, 503, "queue_full")
+        self.healthy()
+        self.assertEqual(self.daemon.get("/v1/priors").status, 200)
+        held.send(TINY)
+        self.assertEqual(held.answer().status, 200)
+        held.close()
+        self.served_soon(self.daemon)
+
+    def served_soon(self, daemon):
+        """The ticket comes back when the answer's last byte is sent: its reader may be a moment faster."""
+        self.assertTrue(lossd.until(lambda: daemon.post("/v1/loss", TINY, lossd.SAFETENSORS).status == 200, 5))
+
+    def test_the_same_connection_after_a_refusal(self):
+        held, _ = hold(self.daemon)
+        with self.daemon.connect() as connection:
+            self.problem(connection.request("POST", "/v1/loss", TINY), 503, "queue_full")
+            held.send(TINY)
+            self.assertEqual(held.answer().status, 200)
+            held.close()
+            self.assertTrue(lossd.until(lambda: connection.request("POST", "/v1/loss", TINY).status == 200, 5))
+
+    def test_tickets_come_back(self):
+        """From refused bodies, from vanished clients, from keep-alive connections that rest."""
+        resting = []
+        for i in range(30):
+            held, answer = None, None
+            for _ in range(200):  # the daemon may need a moment to notice the last one's end
+                held, answer = hold(self.daemon)
+                if held:
+                    break
+                time.sleep(0.05)
+            self.assertIsNotNone(held, "round %d: the ticket did not come back: %r" % (i, answer))
+            if i % 5 == 0:
+                held.close()
+            elif i % 5 == 1:
+                held.send(TINY[:50])
+                held.reset()
+            elif i % 5 == 2:
+                held.send(b"\0" * len(TINY))
+                self.problem(held.answer(), 400)
+                held.close()
+            elif i % 5 == 3:
+                held.send(TINY)
+                self.assertEqual(held.answer().status, 200)
+                resting.append(held)
+            else:
+                held.send(TINY)
+                held.reset()
+        for connection in resting:
+            connection.close()
+
+
+class Memory(lossd.Case):
+    FLAGS = ("--memory-limit", "16M", "--max-body", "4M", "--max-json", "1M", "--workers", "1")
+
+    def test_full(self):
+        held, refused = [], None
+        for _ in range(40):
+            connection, answer = hold(self.daemon, 3 << 20)
+            if answer:
+                refused = answer
+                break
+            held.append(connection)
+        self.assertGreaterEqual(len(held), 1)
+        self.assertIsNotNone(refused, "40 x 3 MiB were admitted into 16 MiB")
+        self.problem(refused, 503, "memory_full")
+        self.healthy()
+        for connection in held:
+            connection.close()
+        self.assertTrue(lossd.until(
+            lambda: self.daemon.post("/v1/loss", lossd.bccd().pick([0, 1]).safetensors()).status == 200))
+
+    def test_admitted_work_is_finished(self):
+        body = lossd.bccd().pick([3]).safetensors()
+        answers = lossd.together([lambda: self.daemon.post("/v1/loss", body, lossd.SAFETENSORS) for _ in range(12)])
+        good = [a for a in answers if a.status == 200]
+        self.assertTrue(good)
+        self.assertEqual(len({lossd.stable(a.body) for a in good}), 1)
+        for answer in answers:
+            if answer.status != 200:
+                self.problem(answer, 503, "memory_full queue_full")
+
+
+class Deadlines(lossd.Case):
+    FLAGS = ("--header-timeout", "1", "--request-timeout", "2", "--idle-timeout", "2", "--workers", "1", "--cpu-level",
+             "ref")
+
+    def drip(self, start, piece, step=0.1, limit=20.0):
+        """Send `piece` byte by byte until the daemon ends it: (answers, seconds)."""
+        with self.daemon.connect() as connection:
+            begin = time.monotonic()
+            connection.send(start)
+            at = 0
+            while time.monotonic() - begin < limit:
+                if lossd.select.select([connection.socket], [], [], step)[0]:
+                    text, closed = connection.drain(5.0)
+                    self.assertTrue(closed or text)
+                    return lossd.parse(text), time.monotonic() - begin
+                if piece and not connection.try_send(piece[at % len(piece):at % len(piece) + 1]):
+                    return [], time.monotonic() - begin
+                at += 1
+        self.fail("still open after %g s" % limit)
+
+    def late(self, answers):
+        for answer in answers:
+            self.assertEqual(answer.status, 408, answer)
+            if answer.body:
+                self.problem(answer, 408, "body_timeout")
+
+    def test_slow_header(self):
+        answers, seconds = self.drip(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-A: ", b"a")
+        self.late(answers)
+        self.assertGreater(seconds, 0.7)
+
+    def test_silent_connection(self):
+        answers, seconds = self.drip(b"GET /hea", b"", step=0.2)
+        self.late(answers)
+
+    def test_slow_body(self):
+        answers, seconds = self.drip(b"POST /v1/loss HTTP/1.1\r\nHost: localhost\r\nContent-Type: "
+                                     b"application/vnd.safetensors\r\nContent-Length: 4000\r\n\r\n", TINY)
+        self.late(answers)
+        self.assertGreater(seconds, 1.0)
+
+    def test_slow_discarded_body(self):
+        """The body of a refused request has a deadline too."""
+        answers, _ = self.drip(b"POST /v1/nothing HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4000\r\n\r\n", TINY)
+        for answer in answers:
+            self.problem(answer, (404, 408))
+
+    def test_a_deadline_does_not_end_a_prompt_client(self):
+        """Keep-alive rests longer than the header deadline are not punished with an error answer."""
+        with self.daemon.connect() as connection:
+            self.assertEqual(connection.request("POST", "/v1/loss", TINY).status, 200)
+            connection.silent(0.5)
+            self.assertEqual(connection.request("POST", "/v1/loss", TINY).status, 200)
+
+    def test_idle_connections_are_closed_quietly(self):
+        with self.daemon.connect() as used, self.daemon.connect() as fresh:
+            self.assertEqual(used.request("GET", "/healthz").status, 200)
+            for connection in (used, fresh):
+                text, closed = connection.drain(20.0)
+                self.assertEqual((text, closed), (b"", True))
+
+    def test_request_timeout(self):
+        """More work than the deadline allows: 504. How much that is depends on the machine."""
+        box, objects = lossd.pack("F32", [0, 0, 1, 1]), 40000
+        while objects <= 2560000:
+            body = lossd.save([("counts", "I64", [1], lossd.pack("I64", [objects])),
+                               ("labels", "U8", [objects], bytes(objects)),
+                               ("boxes", "F32", [objects, 4], box * objects)])
+            begin = time.monotonic()
+            answers = lossd.together([lambda: self.daemon.post("/v1/match", body, lossd.SAFETENSORS)
+                                      for _ in range(3)])
+            late = [a for a in answers if a.status != 200]
+            if late:
+                for answer in late:
+                    self.problem(answer, 504, "timeout")
+                self.assertLess(time.monotonic() - begin, 30)
+                break
+            objects *= 2
+        else:
+            self.fail("2,560,000 objects were matched in time")
+        self.assertTrue(lossd.until(lambda: self.daemon.post("/v1/loss", TINY).status == 200))
+
+
+class Vanishing(lossd.Case):
+    FLAGS = ("--queue-limit", "16", "--workers", "1", "--header-timeout", "3", "--request-timeout", "5")
+
+    def leave(self, connection, how):
+        if how == "rst":
+            connection.reset()
+        elif how == "fin":
+            connection.close()
+        else:  # half: the request's end is announced, the answer is not read
+            try:
+                connection.socket.shutdown(socket.SHUT_WR)
+            except OSError:
+                pass
+            connection.close()
+
+    def test_everywhere(self):
+        rng = random.Random(1)
+        before = self.daemon.descriptors()
+        large = lossd.bccd().pick([0, 1]).safetensors()
+        head = (b"POST /v1/loss?include=assignment HTTP/1.1\r\nHost: localhost\r\nContent-Type: "
+                b"application/vnd.safetensors\r\nContent-Length: %d\r\n\r\n" % len(large))
+        for i in range(90):
+            how = ("rst", "fin", "half")[i % 3]
+            connection = self.daemon.connect()
+            stage = i // 3 % 6
+            if stage == 1:  # in mid-header
+                connection.try_send(head[:rng.randrange(1, len(head) - 1)])
+            elif stage == 2:  # in mid-body
+                connection.try_send(head + large[:rng.randrange(len(large))])
+            elif stage == 3:  # while queued or computing
+                connection.try_send(head + large)
+            elif stage == 4:  # a moment later
+                connection.try_send(head + large)
+                time.sleep(rng.random() * 0.02)
+            elif stage == 5:  # in mid-answer
+                connection.try_send(head + large)
+                try:
+                    connection.socket.recv(100)
+                except OSError:
+                    pass
+            self.leave(connection, how)
+            if i % 10 == 9:
+                self.healthy()
+        self.assertTrue(lossd.until(lambda: self.daemon.descriptors() <= before),
+                        "%d descriptors, %d before" % (self.daemon.descriptors(), before))
+        # every ticket is back: as many as the limit are admitted at once
+        def all_admitted():
+            got = [hold(self.daemon)[0] for _ in range(16)]
+            for connection in got:
+                if connection:
+                    connection.close()
+            return all(got)
+        self.assertTrue(lossd.until(all_admitted, step=0.2))
+        self.assertTrue(lossd.until(lambda: self.daemon.post("/v1/loss", lossd.bccd_bytes()).status == 200))
+        got = self.good(self.daemon.post("/v1/loss", lossd.bccd_bytes(), lossd.SAFETENSORS))
+        self.near(got["loss"]["total"], 4.504262144380764, 1e-7)
+
+
+class Connections(lossd.Case):
+    FLAGS = ("--connection-limit", "8", "--workers", "1")
+
+    def test_limit(self):
+        idle = [self.daemon.connect() for _ in range(8)]
+        for connection in idle[:4]:
+            connection.send(b"GET /healthz HTTP/1.1\r\n")
+        extra = [self.daemon.connect() for _ in range(8)]
+        for connection in extra:
+            connection.try_send(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        time.sleep(0.2)
+        for connection in extra:  # served, refused or waiting; never an error of another kind
+            text, _ = connection.drain(0.0)
+            for answer in lossd.parse(text):
+                self.assertIn(answer.status, (200, 503))
+        for connection in idle + extra:
+            connection.close()
+        self.assertTrue(lossd.until(lambda: self.daemon.get("/healthz").status == 200))
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,561 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Every case directory under tests/golden: the request is decoded, computed on every kernel level and answered, and the
+ * answer is held against expect.json (an independent float64 program) and torch.json (eager PyTorch). README.md says
+ * what the files are and what tolerances hold.
+ *
+ *   golden [directory [case...]]      run from the repository root
+ */
+#include <dirent.h>
+#include <jansson.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "proto.h"
+
+enum { MAX_CASES = 1024, MAX_OPTIONS = 16, PATH_BYTES = 512 };
+#define JSON_MEMORY ((size_t)256 << 20)
+
+static char wrong[400]; /* why the running case fails: the first reason; empty while it is fine */
+
+static bool fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
+static bool fail(const char *format, ...) {
+    if (!wrong[0]) {
+        va_list args;
+        va_start(args, format);
+        vsnprintf(wrong, sizeof wrong, format, args);
+        va_end(args);
+    }
+    return false;
+}
+
+/* ---- files ------------------------------------------------------------------------------------------------------ */
+
+typedef struct file {
+    char *data; /* NULL: there is none; ends in a NUL that `bytes` does not count */
+    size_t bytes;
+} file;
+
+/* directory/name; a path that does not fit ends the program. */
+static void join(char out[PATH_BYTES], const char *directory, const char *name) {
+    int n = snprintf(out, PATH_BYTES, "%s/%s", directory, name);
+    if (n < 0 || n >= PATH_BYTES) {
+        fprintf(stderr, "golden: %s/%s is too long a path\n", directory, name);
+        exit(2);
+    }
+}
+
+static file read_path(const char *path) {
+    file f = {NULL, 0};
+    FILE *stream = fopen(path, "rb");
+    if (stream) {
+        size_t capacity = 1 << 16, n;
+        f.data = malloc(capacity);
+        while (f.data && (n = fread(f.data + f.bytes, 1, capacity - f.bytes - 1, stream)) > 0) {
+            f.bytes += n;
+            if (f.bytes + 1 == capacity) {
+                f.data = realloc(f.data, capacity *= 2);
+            }
+        }
+        if (!f.data) {
+            fprintf(stderr, "golden: no memory for %s\n", path);
+            exit(2);
+        }
+        f.data[f.bytes] = '\0';
+        fclose(stream);
+    }
+    return f;
+}
+
+static file read_file(const char *directory, const char *name) {
+    char path[PATH_BYTES];
+    join(path, directory, name);
+    return read_path(path);
+}
+
+/* The request of a case, which may be another case's. */
+static file read_request(const char *directory, proto_encoding *encoding) {
+    char path[PATH_BYTES];
+    file link = read_file(directory, "request.link");
+    if (link.data) {
+        link.data[strcspn(link.data, "\r\n")] = '\0';
+        join(path, directory, link.data);
+        free(link.data);
+    } else {
+        join(path, directory, "request.safetensors");
+    }
+    file request = read_path(path);
+    if (!request.data) {
+        join(path, directory, "request.json");
+        request = read_path(path);
+    }
+    const char *end = strrchr(path, '.');
+    *encoding = end && !strcmp(end, ".json") ? PROTO_JSON : PROTO_SAFETENSORS;
+    return request;
+}
+
+static json_t *read_json(const char *directory, const char *name) {
+    file f = read_file(directory, name);
+    json_error_t error;
+    json_t *tree = f.data ? json_loadb(f.data, f.bytes, 0, &error) : NULL;
+    if (f.data && !tree) {
+        fail("%s: line %d: %s", name, error.line, error.text);
+    }
+    free(f.data);
+    return tree;
+}
+
+/* ---- comparing an answer with what is owed ---------------------------------------------------------------------- */
+
+/* Member names that an answer may have beyond expect.json. */
+static bool is_ignored(const char *path, const char *name) {
+    return !*path && (!strcmp(name, "timing_ms") || !strcmp(name, "request_id"));
+}
+
+static bool compare(const char *path, const json_t *owed, const json_t *got);
+
+static bool compare_objects(const char *path, const json_t *owed, const json_t *got) {
+    const char *name;
+    json_t *value;
+    char below[PATH_BYTES];
+    json_object_foreach((json_t *)owed, name, value) {
+        snprintf(below, sizeof below, "%s/%s", path, name);
+        const json_t *other = json_object_get(got, name);
+        if (!other) {
+            return fail("%s is missing", below);
+        }
+        if (!compare(below, value, other)) {
+            return false;
+        }
+    }
+    json_object_foreach((json_t *)got, name, value) {
+        if (!json_object_get(owed, name) && !is_ignored(path, name)) {
+            return fail("%s/%s is there and was not asked for", path, name);
+        }
+    }
+    return true;
+}
+
+static bool compare_arrays(const char *path, const json_t *owed, const json_t *got) {
+    char below[PATH_BYTES];
+    if (json_array_size(owed) != json_array_size(got)) {
+        return fail("%s has %zu elements, %zu are owed", path, json_array_size(got), json_array_size(owed));
+    }
+    for (size_t i = 0; i < json_array_size(owed); i++) {
+        snprintf(below, sizeof below, "%s/%zu", path, i);
+        if (!compare(below, json_array_get(owed, i), json_array_get(got, i))) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool compare(const char *path, const json_t *owed, const json_t *got) {
+    if (json_is_integer(owed) && json_is_integer(got)) {
+        json_int_t a = json_integer_value(owed), b = json_integer_value(got);
+        return a == b ? true : fail("%s is %lld, %lld is owed", path, (long long)b, (long long)a);
+    }
+    if (json_is_number(owed) && json_is_number(got)) { /* at least one is written as a real */
+        double a = json_number_value(owed), b = json_number_value(got);
+        bool close = fabs(a - b) <= 1e-6 * fmax(fabs(a), fabs(b)) + 1e-30;
+        return close ? true : fail("%s is %.17g, %.17g is owed", path, b, a);
+    }
+    if (json_typeof(owed) != json_typeof(got)) {
+        return fail("%s is of another kind", path);
+    }
+    if (json_is_object(owed)) {
+        return compare_objects(path, owed, got);
+    }
+    if (json_is_array(owed)) {
+        return compare_arrays(path, owed, got);
+    }
+    if (json_is_string(owed) && strcmp(json_string_value(owed), json_string_value(got)) != 0) {
+        return fail("%s is \"%s\", \"%s\" is owed", path, json_string_value(got), json_string_value(owed));
+    }
+    return true;
+}
+
+/* ---- PyTorch ---------------------------------------------------------------------------------------------------- */
+
+/* torch against the service: 1e-6 relative, and what a float32 softmax cannot tell from zero in each summed row. */
+static bool close_to_torch(const json_t *torch, const char *name, double got, double rows, double normalizer) {
+    const json_t *value = json_object_get(torch, name);
+    double owed = json_number_value(value);
+    if (!json_is_number(value)) {
+        return fail("torch.json: no %s", name);
+    }
+    double tolerance = 1e-6 * fabs(owed) + 1e-7 * rows / normalizer;
+    return fabs(got - owed) <= tolerance ? true : fail("torch: %s is %.9g, torch has %.9g", name, got, owed);
+}
+
+/* A count per image; a null is one that eager float32 leaves undefined. */
+static bool count_as_torch(const json_t *torch, const char *name, size_t image, int32_t got) {
+    const json_t *value = json_array_get(json_object_get(torch, name), image);
+    if (json_is_null(value)) {
+        return true;
+    }
+    if (!json_is_integer(value)) {
+        return fail("torch.json: no %s of image %zu", name, image);
+    }
+    return json_integer_value(value) == got ? true
+                                            : fail("torch: %s of image %zu is %d, torch has %lld", name, image, got,
+                                                   (long long)json_integer_value(value));
+}
+
+/* [prior, class] of each positive, ascending. */
+static bool classes_as_torch(const json_t *list, const bx_job *job, size_t image) {
+    const size_t n = (size_t)job->plan->n_priors;
+    size_t found = 0;
+    for (size_t p = 0; p < n; p++) {
+        if (!(job->state[image * n + p] & BX_POSITIVE)) {
+            continue;
+        }
+        const json_t *pair = json_array_get(list, found++);
+        size_t object = (size_t)job->batch->first[image] + (size_t)job->owner[image * n + p];
+        if (json_integer_value(json_array_get(pair, 0)) != (json_int_t)p ||
+            json_integer_value(json_array_get(pair, 1)) != job->batch->labels[object]) {
+            return fail("torch: positive %zu of image %zu is another than prior %zu of class %lld", found - 1, image, p,
+                        (long long)job->batch->labels[object]);
+        }
+    }
+    return found == json_array_size(list) ? true : fail("torch: image %zu has %zu positives", image, found);
+}
+
+static bool compare_torch(const json_t *torch, const bx_result *r) {
+    const bx_job *job = r->job;
+    const size_t n = (size_t)job->plan->n_images;
+    const json_t *classes = json_object_get(torch, "classes");
+    if (json_array_size(classes) != n) {
+        return fail("torch.json: %zu images", json_array_size(classes));
+    }
+    for (size_t i = 0; i < n; i++) {
+        if (!classes_as_torch(json_array_get(classes, i), job, i) ||
+            !count_as_torch(torch, "positives", i, job->images[i].positives) ||
+            !count_as_torch(torch, "hard_negatives", i, job->images[i].hard_negatives)) {
+            return false;
+        }
+    }
+    double rows = (double)r->positives;
+    return close_to_torch(torch, "loss_loc", r->loss.loc, rows, r->normalizer.loc) &&
+           close_to_torch(torch, "loss_conf", r->loss.conf, rows + (double)r->hard_negatives,
+                          r->normalizer.conf_positive);
+}
+
+/* ---- the safetensors answer against the JSON one ---------------------------------------------------------------- */
+
+/* A tensor of the file as it lies there; counts how many are asked for. */
+typedef struct container {
+    json_t *header;
+    const char *data;
+    size_t data_bytes, asked;
+} container;
+
+static const void *tensor_data(container *c, const char *name, const char *dtype, size_t n, size_t width) {
+    const json_t *entry = json_object_get(c->header, name), *offsets = json_object_get(entry, "data_offsets");
+    const char *type = json_string_value(json_object_get(entry, "dtype"));
+    size_t begin = (size_t)json_integer_value(json_array_get(offsets, 0));
+    size_t end = (size_t)json_integer_value(json_array_get(offsets, 1));
+    size_t elements = 1;
+    const json_t *shape = json_object_get(entry, "shape");
+    for (size_t i = 0; i < json_array_size(shape); i++) {
+        elements *= (size_t)json_integer_value(json_array_get(shape, i));
+    }
+    if (!type || strcmp(type, dtype) != 0 || elements != n || end - begin != n * width || end > c->data_bytes) {
+        fail("tensor %s is not %s with %zu elements", name, dtype, n);
+        return NULL;
+    }
+    c->asked++;
+    return c->data + begin;
+}
+
+/* Numbers of a nested array, depth first, against a tensor: to the bit. */
+static bool same_numbers(const char *name, const json_t *value, const char **at, bool is_float) {
+    if (json_is_array(value)) {
+        bool same = true;
+        for (size_t i = 0; i < json_array_size(value) && same; i++) {
+            same = same_numbers(name, json_array_get(value, i), at, is_float);
+        }
+        return same;
+    }
+    float f = (float)json_number_value(value);
+    int32_t i = (int32_t)json_integer_value(value);
+    const void *owed = is_float ? (const void *)&f : (const void *)&i;
+    bool same = !memcmp(*at, owed, 4);
+    if (!same && is_float && f == 0) { /* JSON has no sign of zero when a whole number is written */
+        float other;
+        memcpy(&other, *at, 4);
+        same = other == 0;
+    }
+    *at += 4;
+    return same ? true : fail("tensor %s differs from the JSON answer", name);
+}
+
+static bool same_scalar(container *c, const char *name, const json_t *value) {
+    const void *data = tensor_data(c, name, "F64", 1, sizeof(double));
+    double x = json_number_value(value);
+    return data && (!memcmp(data, &x, sizeof x) || fail("tensor %s differs from the JSON answer", name));
+}
+
+static bool same_map(container *c, const char *name, const json_t *value, size_t n, bool is_float) {
+    const char *data = tensor_data(c, name, is_float ? "F32" : "I32", n, 4);
+    return data && same_numbers(name, value, &data, is_float);
+}
+
+static bool same_tensors(container *c, const json_t *json, const bx_result *r) {
+    const json_t *loss = json_object_get(json, "loss");
+    const json_t *map = json_object_get(json, "assignment_map"), *targets = json_object_get(json, "targets");
+    const size_t n = (size_t)r->job->plan->n_images, rows = n * (size_t)r->job->plan->n_priors;
+    bool same = same_scalar(c, "loss", json_object_get(loss, "total")) &&
+                same_scalar(c, "loc_loss", json_object_get(loss, "loc")) &&
+                same_scalar(c, "conf_loss", json_object_get(loss, "conf"));
+    const char *positives = same ? tensor_data(c, "positives", "I32", n, 4) : NULL;
+    for (size_t i = 0; positives && i < n; i++) {
+        if (memcmp(positives + 4 * i, &r->job->images[i].positives, 4)) {
+            return fail("tensor positives differs at image %zu", i);
+        }
+    }
+    same = same && positives;
+    if (same && (map || targets)) {
+        const json_t *classes = json_object_get(map ? map : targets, "classes");
+        same = same_map(c, "target_classes", classes, rows, false);
+        const char *objects = same ? tensor_data(c, "target_objects", "I32", rows, 4) : NULL;
+        same = same && objects;
+        same = same && (!map || same_numbers("target_objects", json_object_get(map, "objects"), &objects, false));
+    }
+    if (same && targets) {
+        same = same_map(c, "target_loc", json_object_get(targets, "loc"), rows * 4, true);
+    }
+    size_t listed = json_object_size(c->header) - (json_object_get(c->header, "__metadata__") != NULL);
+    return same && (listed == c->asked || fail("the tensor answer has %zu tensors, not %zu", listed, c->asked));
+}
+
+/* The metadata string `result` is the JSON answer without its maps. */
+static bool same_metadata(const container *c, const json_t *json) {
+    const char *text = json_string_value(json_object_get(json_object_get(c->header, "__metadata__"), "result"));
+    json_t *inner = text ? json_loads(text, 0, NULL) : NULL, *outer = json_copy((json_t *)json);
+    json_object_del(outer, "assignment_map");
+    json_object_del(outer, "targets");
+    bool same = inner && json_equal(inner, outer);
+    json_decref(inner);
+    json_decref(outer);
+    return same ? true : fail("the metadata string result differs from the JSON answer");
+}
+
+static bool compare_container(const proto_buffer *answer, const json_t *json, const bx_result *r) {
+    uint64_t length = 0;
+    if (answer->bytes >= 8) {
+        memcpy(&length, answer->data, 8);
+    }
+    if (length == 0 || length > answer->bytes - 8) {
+        return fail("the tensor answer has a header of %llu bytes", (unsigned long long)length);
+    }
+    container c = {.header = json_loadb(answer->data + 8, length, 0, NULL),
+                   .data = answer->data + 8 + length,
+                   .data_bytes = answer->bytes - 8 - length};
+    bool same = c.header ? same_metadata(&c, json) && same_tensors(&c, json, r)
+                         : fail("the tensor answer's header is not JSON");
+    json_decref(c.header);
+    return same;
+}
+
+/* ---- one case --------------------------------------------------------------------------------------------------- */
+
+static const bx_priors *sets[64];
+static proto_catalog catalog = {sets, 0};
+
+static bool encode(proto_buffer *out, proto_encoding accept, const proto_request *request, const bx_result *r) {
+    const proto_timing timing = {1.5, 0.25, 2};
+    bx_error error = {0};
+    if (proto_answer_encode(out, accept, request, r, &timing, "golden", (size_t)1 << 30, &error) != BX_OK) {
+        return fail("answer: %s: %s", error.code, error.text);
+    }
+    size_t bound = proto_answer_bytes(request, r->job->plan, accept);
+    return out->bytes <= bound ? true : fail("the answer has %zu bytes, more than the bound %zu", out->bytes, bound);
+}
+
+/* The answers of one finished job against everything that is owed. */
+static bool judge(const char *directory, const bx_result *r, const proto_buffer *json, const proto_buffer *tensors) {
+    json_error_t error;
+    json_t *got = json_loadb(json->data, json->bytes, JSON_REJECT_DUPLICATES, &error);
+    json_t *owed = read_json(directory, "expect.json"), *torch = read_json(directory, "torch.json");
+    bool good = got || fail("the answer is not JSON: %s", error.text);
+    good = good && (owed || fail("expect.json cannot be read"));
+    good = good && compare("", owed, got);
+    good = good && (!torch || compare_torch(torch, r));
+    good = good && compare_container(tensors, got, r);
+    json_decref(got);
+    json_decref(owed);
+    json_decref(torch);
+    return good && !wrong[0];
+}
+
+/* Compute on one level and encode both answers. */
+static bool compute(const char *level, const proto_request *request, const bx_plan *plan, bx_job *job, bx_result *r,
+                    proto_buffer answers[2]) {
+    bx_context *context = NULL;
+    bx_error error = {0};
+    if (bx_context_open(&context, "cpu", level, &error) != BX_OK) {
+        return fail("%s: %s", level, error.text);
+    }
+    for (int32_t i = 0; i < plan->n_images; i++) {
+        for (int32_t b = 0; b < plan->n_blocks; b++) {
+            bx_run_block(context, job, i, b);
+        }
+        bx_run_image(context, job, i);
+    }
+    bx_context_close(context);
+    if (bx_finish(r, job, &error) != BX_OK) {
+        return fail("%s: %s at %s: %s", level, error.code, error.path, error.text);
+    }
+    return encode(&answers[0], PROTO_JSON, request, r) && encode(&answers[1], PROTO_SAFETENSORS, request, r);
+}
+
+static bool run_levels(const char *directory, const proto_request *request) {
+    bx_plan plan;
+    bx_error error = {0};
+    if (bx_plan_init(&plan, request->criterion, request->priors, &request->batch, &error) != BX_OK) {
+        return fail("plan: %s at %s: %s", error.code, error.path, error.text);
+    }
+    void *work = aligned_alloc(64, plan.work_bytes);
+    proto_buffer first[2] = {{0}, {0}};
+    bool good = work ? true : fail("no memory for the job");
+    const char *level;
+    for (size_t l = 0; good && (level = bx_level_name(l)); l++) {
+        bx_job job;
+        bx_result r;
+        proto_buffer answers[2] = {{0}, {0}};
+        memset(work, 0xa5, plan.work_bytes);
+        bx_job_init(&job, &plan, &request->batch, work);
+        good = compute(level, request, &plan, &job, &r, answers);
+        for (int k = 0; k < 2 && good && l > 0; k++) {
+            bool same = answers[k].bytes == first[k].bytes && !memcmp(answers[k].data, first[k].data, first[k].bytes);
+            good = same ? true : fail("level %s answers other bytes than ref", level);
+        }
+        if (good && l == 0) {
+            good = judge(directory, &r, &answers[0], &answers[1]);
+        }
+        for (int k = 0; k < 2; k++) { /* the first level's are kept */
+            proto_buffer_free(l == 0 ? &first[k] : &answers[k]);
+            first[k] = l == 0 ? answers[k] : first[k];
+        }
+    }
+    proto_buffer_free(&first[0]);
+    proto_buffer_free(&first[1]);
+    free(work);
+    return good;
+}
+
+/* Sets *unsupported when the request needs what this version refuses as not built yet. */
+static bool run_case(const char *directory, bool *unsupported) {
+    proto_encoding encoding;
+    proto_option options[MAX_OPTIONS] = {{"device", "cpu"}};
+    size_t n_options = 1;
+    wrong[0] = '\0';
+    json_t *given = read_json(directory, "options.json");
+    const char *name;
+    json_t *value;
+    json_object_foreach(given, name, value) {
+        if (n_options < MAX_OPTIONS && strcmp(name, "device") != 0) {
+            options[n_options++] = (proto_option){name, json_string_value(value)};
+        }
+    }
+    file body = read_request(directory, &encoding);
+    proto_request request;
+    bx_error error = {0};
+    const proto_limits limits = {JSON_MEMORY};
+    bool good = false;
+    if (!body.data) {
+        fail("there is no request");
+    } else if (proto_request_decode(&request, PROTO_LOSS, encoding, body.data, body.bytes, options, n_options, &catalog,
+                                    &limits, &error) != BX_OK) {
+        *unsupported = error.code && !strcmp(error.code, "unsupported_option");
+        fail("decode: %s at \"%s\": %s", error.code, error.path, error.text);
+    } else {
+        good = run_levels(directory, &request);
+        proto_request_free(&request);
+    }
+    free(body.data);
+    json_decref(given);
+    return good && !wrong[0];
+}
+
+/* ---- all cases -------------------------------------------------------------------------------------------------- */
+
+static int by_name(const void *a, const void *b) {
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+/* Names of the directories that hold an expect.json, sorted; each is malloc's. */
+static size_t list_cases(const char *root, char *names[MAX_CASES]) {
+    DIR *directory = opendir(root);
+    size_t n = 0;
+    for (struct dirent *entry; directory && n < MAX_CASES && (entry = readdir(directory));) {
+        char path[PATH_BYTES], expect_path[PATH_BYTES];
+        join(path, root, entry->d_name);
+        join(expect_path, path, "expect.json");
+        FILE *expect = entry->d_name[0] == '.' ? NULL : fopen(expect_path, "rb");
+        if (expect) {
+            fclose(expect);
+            names[n++] = strdup(entry->d_name);
+        }
+    }
+    if (directory) {
+        closedir(directory);
+    }
+    qsort(names, n, sizeof *names, by_name);
+    return n;
+}
+
+static bool chosen(const char *name, int argc, char **argv) {
+    bool all = argc <= 2;
+    for (int i = 2; i < argc; i++) {
+        all |= !strcmp(argv[i], name);
+    }
+    return all;
+}
+
+static void open_catalog(void) {
+    const char *name;
+    for (size_t i = 0; i < sizeof sets / sizeof *sets && (name = bx_priors_name(i)); i++) {
+        bx_priors *priors = NULL;
+        if (bx_priors_builtin(&priors, name, NULL) != BX_OK) {
+            fprintf(stderr, "golden: no prior set %s\n", name);
+            exit(2);
+        }
+        sets[catalog.n_priors++] = priors;
+    }
+}
+
+int main(int argc, char **argv) {
+    const char *root = argc > 1 ? argv[1] : "tests/golden";
+    static char *names[MAX_CASES];
+    size_t n = list_cases(root, names);
+    int passed = 0, failed = 0, lacking = 0;
+    open_catalog(); /* no proto_init(): its allocation budget would bound this program's own trees as well */
+    for (size_t i = 0; i < n; i++) {
+        char directory[PATH_BYTES];
+        bool unsupported = false;
+        join(directory, root, names[i]);
+        if (chosen(names[i], argc, argv)) {
+            bool good = run_case(directory, &unsupported);
+            passed += good;
+            failed += !good;
+            lacking += unsupported;
+            if (!good) {
+                printf("%s%s: %s\n", unsupported ? "not built yet: " : "", names[i], wrong);
+            }
+        }
+        free(names[i]);
+    }
+    for (size_t i = 0; i < catalog.n_priors; i++) {
+        bx_priors_free((bx_priors *)sets[i]);
+    }
+    if (lacking) {
+        printf("%d of the failed cases need what is not built yet\n", lacking);
+    }
+    printf("%d passed, %d failed\n", passed, failed);
+    return failed || !passed ? EXIT_FAILURE : EXIT_SUCCESS;
+}
