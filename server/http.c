@@ -362,6 +362,7 @@ static enum MHD_Result begin_post(exchange *x, const route *route, const head *h
         x->post = NULL;
         return refuse_why(x, h, why);
     }
+    x->body_left = expected ? (int64_t)expected : DISCARD_LIMIT; /* of what may follow an error */
     set_phase(x, PHASE_BODY, o->request_timeout + (int64_t)expected / SLOWEST);
     return MHD_YES;
 }
@@ -412,8 +413,7 @@ static enum MHD_Result receive(exchange *x, const char *data, size_t bytes) {
     if (x->pieces > MAX_PIECES && x->bytes_in / (size_t)x->pieces < TINY) {
         return MHD_NO; /* more framing than body */
     }
-    if (x->post) {
-        request_receive(x->post, data, bytes);
+    if (x->post && request_receive(x->post, data, bytes)) {
         return MHD_YES;
     }
     x->body_left -= (int64_t)bytes;
@@ -520,7 +520,8 @@ static bool split_address(const char *listen, char host[256], const char **port)
     memcpy(host, listen + brackets, n);
     host[n] = '\0';
     *port = colon + 1;
-    return true;
+    size_t digits = strspn(*port, "0123456789");
+    return digits > 0 && digits <= 5 && !(*port)[digits] && atoi(*port) <= 65535;
 }
 
 bool address_resolve(const char *listen, struct addrinfo **out) {

@@ -373,10 +373,12 @@ static bx_status receive(request *r, const void *data, size_t bytes) {
     return status;
 }
 
-void request_receive(request *r, const void *data, size_t bytes) {
-    if (r->error.status == BX_OK && receive(r, data, bytes) != BX_OK) {
+bool request_receive(request *r, const void *data, size_t bytes) {
+    bool wanted = r->error.status == BX_OK;
+    if (wanted && receive(r, data, bytes) != BX_OK) {
         drop_body(r);
     }
+    return wanted;
 }
 
 bool request_complete(request *r) {

@@ -211,8 +211,8 @@ BX_MUST_USE request *request_admit(server *server, proto_task task, proto_encodi
                                    proto_encoding accept, size_t expected, const char *id, answer *refusal);
 void request_ref(request *request);
 void request_unref(request *request);
-/* Bytes of the body, in order. After a failure the rest is ignored; the answer says why. */
-void request_receive(request *request, const void *data, size_t bytes);
+/* Bytes of the body, in order. False when they are ignored because of an earlier failure; the answer will say why. */
+bool request_receive(request *request, const void *data, size_t bytes);
 /* The body is complete. Returns true when `answer` is ready now; false when the caller must suspend: it does so by
  * request_wait, which is atomic with the last unit. */
 BX_MUST_USE bool request_complete(request *request);

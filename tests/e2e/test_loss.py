@@ -434,6 +434,18 @@ class Concurrent(LossCase):
         results = lossd.together([lambda n=n: client(n) for n in range(8)])
         self.assertEqual(results, [[]] * 8)
 
+    def test_times_are_never_negative(self):
+        """The work may be done before the last byte is known to be the last."""
+        body = lossd.bccd().pick([0]).safetensors({"include": "assignment"})
+
+        def client():
+            with self.daemon.connect() as connection:
+                return [min(self.good(connection.request("POST", "/v1/loss", body))["timing_ms"].values())
+                        for _ in range(25)]
+
+        for times in lossd.together([client] * 3):
+            self.assertGreaterEqual(min(times), 0)
+
 
 if __name__ == "__main__":
     unittest.main()
