@@ -41,6 +41,7 @@ typedef struct peer {
     phase phase;
     int64_t deadline_ns;
     exchange *exchange; /* the one in progress */
+    int hung_up;        /* looks in a row that found the peer's sending side closed in mid-body */
 } peer;
 
 typedef struct http {
@@ -137,6 +138,15 @@ static void write_late(int fd, const exchange *x) {
     answer_free(&a);
 }
 
+/* libmicrohttpd keeps a connection whose client closed its sending side, although the rest of the body can never come.
+ * A client that has sent all and then closed looks the same for as long as the last piece takes: hence two looks. */
+static bool has_hung_up(peer *p) {
+    char byte;
+    bool closed = p->phase == PHASE_BODY && recv(p->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0;
+    p->hung_up = closed ? p->hung_up + 1 : 0;
+    return p->hung_up >= 2;
+}
+
 /* Deal with one overdue peer; a request whose computation is overdue is returned with a reference. */
 static request *reap(peer *p) {
     exchange *x = p->exchange;
@@ -162,6 +172,9 @@ static void *reaper_main(void *argument) {
         size_t n = 0;
         int64_t now = now_ns();
         for (peer *p = h->peers; p && n < 64; p = p->next) {
+            if (has_hung_up(p)) {
+                shutdown(p->fd, SHUT_RDWR);
+            }
             request *r = p->deadline_ns <= now ? reap(p) : NULL;
             if (r) {
                 late[n++] = r;

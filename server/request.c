@@ -94,11 +94,17 @@ void request_ref(request *r) {
     atomic_fetch_add(&r->refs, 1);
 }
 
+static void return_ticket(request *r) {
+    if (!atomic_exchange(&r->ticket_returned, true)) {
+        atomic_fetch_sub(&r->server->tickets, 1);
+    }
+}
+
 void request_unref(request *r) {
     if (atomic_fetch_sub(&r->refs, 1) != 1) {
         return;
     }
-    server *server = r->server;
+    return_ticket(r);
     if (r->decoded) {
         proto_request_free(&r->decoded_request);
     }
@@ -112,7 +118,6 @@ void request_unref(request *r) {
     lease_end(&r->lease);
     pthread_mutex_destroy(&r->lock);
     free(r);
-    atomic_fetch_sub(&server->tickets, 1);
 }
 
 /* ---- settling -------------------------------------------------------------------------------------------------------
@@ -180,6 +185,7 @@ bool request_answer(request *r, answer *out) {
         *out = r->answer;
         r->answer = (answer){0};
         r->state = REQUEST_ANSWERED;
+        return_ticket(r); /* before the client can read the answer and send its next request */
     }
     pthread_mutex_unlock(&r->lock);
     return ready;
@@ -356,6 +362,9 @@ static bx_status receive(request *r, const void *data, size_t bytes) {
     }
     memcpy((char *)r->body.data + r->received, data, bytes);
     r->received += bytes;
+    if (r->received == r->expected) {
+        r->received_ns = now_ns(); /* before the workers can see the last rows */
+    }
     status = check_json_size(r, r->expected ? r->expected : r->received);
     if (status != BX_OK) {
         return status;
@@ -382,7 +391,9 @@ bool request_receive(request *r, const void *data, size_t bytes) {
 }
 
 bool request_complete(request *r) {
-    r->received_ns = now_ns();
+    if (!r->expected) {
+        r->received_ns = now_ns();
+    }
     bool ok = r->error.status == BX_OK;
     if (ok && !r->planned) {
         if (r->encoding == PROTO_JSON && r->received > JSON_INLINE_BYTES) {

@@ -160,7 +160,7 @@ typedef struct answer {
 
 /*
  * One POST of predictions: bytes in, units of work, one answer. Reference-counted: one for the connection, one while it
- * is queued, one for each unit running; the last returns the memory and the ticket.
+ * is queued, one for each unit running; the last returns the memory. The ticket is returned when it is answered.
  */
 struct request {
     server *server;
@@ -178,7 +178,7 @@ struct request {
     void (*resume)(void *connection);
     void *connection;
     atomic_int refs;
-    atomic_bool abandoned;
+    atomic_bool abandoned, ticket_returned;
 
     lease lease;
     buffer body;

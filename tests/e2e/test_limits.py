@@ -264,7 +264,7 @@ class Deadlines(lossd.Case):
 
 
 class Vanishing(lossd.Case):
-    FLAGS = ("--queue-limit", "16", "--workers", "1", "--header-timeout", "3", "--request-timeout", "5")
+    FLAGS = ("--queue-limit", "16", "--workers", "1", "--header-timeout", "3", "--request-timeout", "600")
 
     def leave(self, connection, how):
         if how == "rst":

@@ -5,6 +5,7 @@ import math
 import os
 import re
 import sys
+import time
 import unittest
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "support"))
@@ -435,16 +436,16 @@ class Concurrent(LossCase):
         self.assertEqual(results, [[]] * 8)
 
     def test_times_are_never_negative(self):
-        """The work may be done before the last byte is known to be the last."""
-        body = lossd.bccd().pick([0]).safetensors({"include": "assignment"})
-
-        def client():
-            with self.daemon.connect() as connection:
-                return [min(self.good(connection.request("POST", "/v1/loss", body))["timing_ms"].values())
-                        for _ in range(25)]
-
-        for times in lossd.together([client] * 3):
-            self.assertGreaterEqual(min(times), 0)
+        """A worker may finish before the receiving thread knows that the last byte was the last."""
+        body, least = lossd.bccd().pick([0]).safetensors(), 0
+        with self.daemon.connect() as connection:
+            for _ in range(150):
+                connection.start("POST", "/v1/loss", {"Content-Length": len(body)})
+                connection.send(body[:-16])
+                time.sleep(0.003)
+                connection.send(body[-16:])
+                least = min([least, *self.good(connection.answer())["timing_ms"].values()])
+        self.assertGreaterEqual(least, 0)
 
 
 if __name__ == "__main__":
