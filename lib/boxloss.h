@@ -25,7 +25,7 @@ extern "C" {
 #define BX_MUST_USE     __attribute__((warn_unused_result))
 #define BX_PRINTF(f, a) __attribute__((format(printf, f, a)))
 
-/* ---- status and error ------------------------------------------------------------------------------------------ */
+/* ---- status and error -------------------------------------------------------------------------------------------- */
 
 /* Whose fault it is decides the row: malformed .. too_large are the caller's, nomem .. busy are ours to lack,
  * internal is a bug. */
@@ -62,7 +62,7 @@ bx_status bx_fail(bx_error *error, bx_status status, const char *code, const cha
 /* Say where, for the failure just recorded; does nothing when its path is already set. Returns error->status. */
 bx_status bx_at(bx_error *error, const char *format, ...) BX_PRINTF(2, 3);
 
-/* ---- tensors --------------------------------------------------------------------------------------------------- */
+/* ---- tensors ----------------------------------------------------------------------------------------------------- */
 
 /* id, wire name (safetensors), bytes per element */
 #define BX_DTYPE_ROWS(X)                                                                                               \
@@ -101,7 +101,7 @@ void bx_tensor_to_f32(float *out, bx_tensor tensor, size_t first, size_t n);
 /* Element `i` of an integer tensor. */
 int64_t bx_tensor_int(bx_tensor tensor, size_t i);
 
-/* ---- priors ---------------------------------------------------------------------------------------------------- */
+/* ---- priors ------------------------------------------------------------------------------------------------------ */
 
 typedef struct bx_level {
     char name[16];
@@ -136,7 +136,7 @@ const char *bx_priors_name(size_t i);
 /* Heap bytes of a set of n priors. */
 size_t bx_priors_bytes(int32_t n, int32_t n_levels);
 
-/* ---- criterion: one choice per stage --------------------------------------------------------------------------- */
+/* ---- criterion: one choice per stage ----------------------------------------------------------------------------- */
 
 /* The rows of each stage's menu, and the presets, are in loss.def. */
 #define BX_FORCE(id, name) BX_FORCE_##id,
@@ -200,7 +200,7 @@ const bx_criterion *bx_criterion_preset(const char *name);
 /* The i-th preset, NULL past the end. */
 const bx_criterion *bx_criterion_at(size_t i);
 
-/* ---- batch: what the caller brings ----------------------------------------------------------------------------- */
+/* ---- batch: what the caller brings ------------------------------------------------------------------------------- */
 
 /* All memory is the caller's and must outlive the job. Without predictions (conf.data NULL) only the assignment is
  * computed. */
@@ -215,7 +215,7 @@ typedef struct bx_batch {
     const int32_t *first;  /* (N+1) objects of image i are [first[i], first[i+1]) */
 } bx_batch;
 
-/* ---- plan: criterion + priors + dims, validated ---------------------------------------------------------------- */
+/* ---- plan: criterion + priors + dims, validated ------------------------------------------------------------------ */
 
 #define BX_MAX_COLUMNS 16384
 #define BX_BLOCK       4096 /* priors per block; a unit of work is (image, block) */
@@ -236,7 +236,7 @@ typedef struct bx_plan {
 BX_MUST_USE bx_status bx_plan_init(bx_plan *plan, const bx_criterion *criterion, const bx_priors *priors,
                                    const bx_batch *batch, bx_error *error);
 
-/* ---- job: one batch being computed ----------------------------------------------------------------------------- */
+/* ---- job: one batch being computed ------------------------------------------------------------------------------- */
 
 /* What is known of one prior of one image, after the assign, mine and positives stages. */
 enum {
@@ -300,7 +300,7 @@ typedef struct bx_job {
 /* Lay a job out in `work` (plan->work_bytes, 64-byte aligned, contents arbitrary). */
 void bx_job_init(bx_job *job, const bx_plan *plan, const bx_batch *batch, void *work);
 
-/* ---- backend: where the work runs ------------------------------------------------------------------------------ */
+/* ---- backend: where the work runs -------------------------------------------------------------------------------- */
 
 /* A context belongs to one thread at a time: its scratch memory and its choice of kernels. */
 typedef struct bx_context bx_context;
@@ -321,7 +321,7 @@ void bx_run_block(bx_context *context, bx_job *job, int32_t image, int32_t block
 /* The rest of one image, once all its blocks have run; reads its loc rows, and the conf rows of positives again. */
 void bx_run_image(bx_context *context, bx_job *job, int32_t image);
 
-/* ---- stages, one by one: each over a range of an image's priors ------------------------------------------------- */
+/* ---- stages, one by one: each over a range of an image's priors -------------------------------------------------- */
 
 /* bx_run_block is begin, match, score; bx_run_image is check, assign, mine, positives, reduce. The ranges of match,
  * score and check lie within one block; all ranges come in ascending order.
@@ -341,7 +341,7 @@ void bx_stage_mine(bx_context *context, bx_job *job, int32_t image);
 void bx_stage_positives(bx_context *context, bx_job *job, int32_t image, int32_t first, int32_t count);
 void bx_stage_reduce(bx_job *job, int32_t image, int32_t first, int32_t count);
 
-/* ---- result ---------------------------------------------------------------------------------------------------- */
+/* ---- result ------------------------------------------------------------------------------------------------------ */
 
 typedef struct bx_loss {
     double total, loc, conf, conf_positive, conf_negative;
@@ -372,7 +372,7 @@ bx_level_row bx_result_level(const bx_result *result, int32_t level);
 /* Encoded regression target of a positive prior, in double; zeros for any other prior. */
 void bx_result_target(const bx_result *result, int32_t image, int32_t prior, double target[4]);
 
-/* ---- names ----------------------------------------------------------------------------------------------------- */
+/* ---- names ------------------------------------------------------------------------------------------------------- */
 
 /* The candidate nearest to `name` by edit distance, or NULL when none is near. `at(i)` lists candidates until NULL. */
 const char *bx_nearest(const char *name, const char *(*at)(size_t i));

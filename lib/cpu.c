@@ -10,7 +10,7 @@
 
 #include "internal.h"
 
-/* ---- levels and contexts --------------------------------------------------------------------------------------- */
+/* ---- levels and contexts ----------------------------------------------------------------------------------------- */
 
 const bx_kernels *bx_kernels_at(size_t i) {
     static const bx_kernels *const all[] = {
@@ -65,7 +65,7 @@ static void cpu_close(bx_context *context) {
     free(context->label);
 }
 
-/* ---- reading predictions --------------------------------------------------------------------------------------- */
+/* ---- reading predictions ----------------------------------------------------------------------------------------- */
 
 /* `n` elements from element `at` as float32: in place when they are aligned float32, else loaded into `scratch`. */
 static const float *floats(const bx_kernels *kernels, bx_tensor tensor, size_t at, size_t n, float *scratch) {
@@ -81,7 +81,7 @@ static size_t row_index(const bx_job *job, int32_t image, int32_t prior) {
     return (size_t)image * (size_t)job->plan->n_priors + (size_t)prior;
 }
 
-/* ---- stages ---------------------------------------------------------------------------------------------------- */
+/* ---- stages ------------------------------------------------------------------------------------------------------ */
 
 void bx_stage_begin(bx_job *job, int32_t image, int32_t block) {
     const bx_plan *plan = job->plan;
@@ -350,7 +350,7 @@ void bx_stage_reduce(bx_job *job, int32_t image, int32_t first, int32_t count) {
     }
 }
 
-/* ---- units ----------------------------------------------------------------------------------------------------- */
+/* ---- units ------------------------------------------------------------------------------------------------------- */
 
 static void cpu_run_block(bx_context *context, bx_job *job, int32_t image, int32_t block) {
     int32_t first = block * BX_BLOCK, left = job->plan->n_priors - first;

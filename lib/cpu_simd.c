@@ -31,7 +31,7 @@ static bool runs_here(void) {
 #endif
 }
 
-/* ---- conversions ----------------------------------------------------------------------------------------------- */
+/* ---- conversions ------------------------------------------------------------------------------------------------- */
 
 static void load_half(float *restrict out, const char *restrict in, size_t n) {
     for (size_t i = 0; i < n; i++) {
@@ -93,7 +93,7 @@ static size_t count_bad(const float *x, size_t n) {
     return bad;
 }
 
-/* ---- matching -------------------------------------------------------------------------------------------------- */
+/* ---- matching ---------------------------------------------------------------------------------------------------- */
 
 /* One culling run against one box; returns the greatest IoU's bits (IoU >= 0, so they order as integers). */
 static int32_t iou_run(const bx_priors *priors, int32_t first, int32_t count, const float box[4], float box_area,
@@ -146,7 +146,7 @@ static void iou_row(const bx_priors *priors, int32_t first, int32_t count, const
     }
 }
 
-/* ---- scoring --------------------------------------------------------------------------------------------------- */
+/* ---- scoring ----------------------------------------------------------------------------------------------------- */
 
 /* Vectors at any float's address. */
 typedef float quad __attribute__((vector_size(4 * sizeof(float)), aligned(sizeof(float)), may_alias));
@@ -263,7 +263,7 @@ static bool score_rows(const float *rows, int32_t n, int32_t n_columns, const in
     return finite;
 }
 
-/* ---- selection ------------------------------------------------------------------------------------------------- */
+/* ---- selection --------------------------------------------------------------------------------------------------- */
 
 static size_t count_reaching(const float *x, size_t n, int32_t cut) {
     int32_t reach = 0; /* n is at most BX_MAX_PRIORS */

@@ -5,10 +5,6 @@
  * Each request is an `exchange`, made when its first line has been read and freed when it is completed. Its handler is
  * called with the headers, with each piece of the body, and a last time when the body is complete; only the first and
  * the last call can answer. A posted batch is suspended in the last call until it is settled.
- *
- * libmicrohttpd's own timeout is for idle connections only, so a reaper thread holds every phase of a connection to a
- * total deadline: headers, body, computation, answer, the pause between requests. A socket may be shut down by the
- * reaper only under the lock that also guards its removal, so never after it was closed.
  */
 #include <errno.h>
 #include <microhttpd.h>
@@ -31,27 +27,12 @@
 #define TINY           64
 #define MAX_QUERY      64
 
-typedef enum phase { PHASE_HEAD, PHASE_BODY, PHASE_COMPUTE, PHASE_ANSWER, PHASE_IDLE } phase;
-
 typedef struct exchange exchange;
-
-typedef struct peer {
-    struct peer *next, *previous;
-    int fd;
-    phase phase;
-    int64_t deadline_ns;
-    exchange *exchange; /* the one in progress */
-    int hung_up;        /* looks in a row that found the peer's sending side closed in mid-body */
-} peer;
 
 typedef struct http {
     struct MHD_Daemon *daemon;
     int listener;
-    pthread_mutex_t lock; /* peers: the list, and each one's fields */
-    peer *peers;
-    pthread_t reaper;
-    pthread_cond_t wake;
-    bool reaping, stopping;
+    peers *peers;
     atomic_long exchanges; /* in progress */
     char id_prefix[20];
     atomic_ulong next_id;
@@ -77,130 +58,27 @@ struct exchange {
     proto_timing timing;
 };
 
-/* ---- peers and deadlines -------------------------------------------------------------------------------------------
- */
+/* ---- connections ------------------------------------------------------------------------------------------------- */
 
+/* What the connection is doing now, and for how many seconds it may. */
 static void set_phase(exchange *x, phase phase, int64_t seconds) {
-    http *h = x->server->http;
     if (x->peer) {
-        pthread_mutex_lock(&h->lock);
-        x->peer->phase = phase;
-        x->peer->deadline_ns = now_ns() + seconds * NS_PER_S;
-        x->peer->exchange = phase == PHASE_IDLE ? NULL : x;
-        pthread_mutex_unlock(&h->lock);
+        peer_phase(x->peer, phase, seconds, phase == PHASE_IDLE ? NULL : x->post, x->id);
     }
 }
 
 static void on_connection(void *cls, struct MHD_Connection *connection, void **context,
                           enum MHD_ConnectionNotificationCode code) {
     server *server = cls;
-    http *h = server->http;
     if (code == MHD_CONNECTION_NOTIFY_STARTED) {
-        peer *p = calloc(1, sizeof *p);
-        *context = p;
-        if (!p) {
-            return; /* its requests are refused for want of memory */
-        }
-        p->fd = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd;
-        p->phase = PHASE_HEAD;
-        p->deadline_ns = now_ns() + server->options.header_timeout * NS_PER_S;
-        pthread_mutex_lock(&h->lock);
-        p->next = h->peers;
-        if (p->next) {
-            p->next->previous = p;
-        }
-        h->peers = p;
-        pthread_mutex_unlock(&h->lock);
-    } else if (*context) {
-        peer *p = *context;
-        pthread_mutex_lock(&h->lock);
-        *(p->previous ? &p->previous->next : &h->peers) = p->next;
-        if (p->next) {
-            p->next->previous = p->previous;
-        }
-        pthread_mutex_unlock(&h->lock);
-        free(p);
+        int fd = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd;
+        *context = peer_add(server->http->peers, fd, server->options.header_timeout);
+    } else {
+        peer_remove(*context);
     }
 }
 
-/* libmicrohttpd cannot answer in mid-body, but nothing has been written on this socket for this request, so we may. */
-static void write_late(int fd, const exchange *x) {
-    char text[1024];
-    answer a = answer_problem(408, "body_timeout", "The body did not arrive in time.", "", x->id);
-    if (!a.body.failed && a.body.bytes < 600) {
-        int n = snprintf(text, sizeof text,
-                         "HTTP/1.1 408 Request Timeout\r\nContent-Type: %s\r\nX-Request-Id: %s\r\nConnection: close\r\n"
-                         "Content-Length: %zu\r\n\r\n%.*s",
-                         a.type, x->id, a.body.bytes, (int)a.body.bytes, a.body.data);
-        ssize_t ignored = n > 0 && (size_t)n < sizeof text ? send(fd, text, (size_t)n, MSG_DONTWAIT | MSG_NOSIGNAL) : 0;
-        (void)ignored;
-    }
-    answer_free(&a);
-}
-
-/* libmicrohttpd keeps a connection whose client closed its sending side, although the rest of the body can never come.
- * A client that has sent all and then closed looks the same for as long as the last piece takes: hence two looks. */
-static bool has_hung_up(peer *p) {
-    char byte;
-    bool closed = p->phase == PHASE_BODY && recv(p->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0;
-    p->hung_up = closed ? p->hung_up + 1 : 0;
-    return p->hung_up >= 2;
-}
-
-/* Deal with one overdue peer; a request whose computation is overdue is returned with a reference. */
-static request *reap(peer *p) {
-    exchange *x = p->exchange;
-    if (p->phase == PHASE_COMPUTE && x && x->post) {
-        p->deadline_ns += 60 * NS_PER_S;
-        request_ref(x->post);
-        return x->post;
-    }
-    if (p->phase == PHASE_BODY && x && x->post && request_expire(x->post)) {
-        x->status = 408;
-        write_late(p->fd, x);
-    }
-    shutdown(p->fd, SHUT_RDWR);
-    p->deadline_ns += 60 * NS_PER_S;
-    return NULL;
-}
-
-static void *reaper_main(void *argument) {
-    http *h = argument;
-    pthread_mutex_lock(&h->lock);
-    while (!h->stopping) {
-        request *late[64];
-        size_t n = 0;
-        int64_t now = now_ns();
-        for (peer *p = h->peers; p && n < 64; p = p->next) {
-            if (has_hung_up(p)) {
-                shutdown(p->fd, SHUT_RDWR);
-            }
-            request *r = p->deadline_ns <= now ? reap(p) : NULL;
-            if (r) {
-                late[n++] = r;
-            }
-        }
-        pthread_mutex_unlock(&h->lock);
-        for (size_t i = 0; i < n; i++) {
-            request_fail(late[i], 504, "timeout", "The computation took longer than --request-timeout.");
-            request_unref(late[i]);
-        }
-        pthread_mutex_lock(&h->lock);
-        struct timespec until;
-        clock_gettime(CLOCK_MONOTONIC, &until);
-        until.tv_nsec += 50 * NS_PER_MS;
-        until.tv_sec += until.tv_nsec / NS_PER_S;
-        until.tv_nsec %= NS_PER_S;
-        if (!h->stopping) {
-            pthread_cond_timedwait(&h->wake, &h->lock, &until);
-        }
-    }
-    pthread_mutex_unlock(&h->lock);
-    return NULL;
-}
-
-/* ---- answering
- * ---------------------------------------------------------------------------------------------------------- */
+/* ---- answering --------------------------------------------------------------------------------------------------- */
 
 static struct MHD_Response *make_response(answer *a) {
     static char no_memory[] = "{\"type\":\"about:blank\",\"title\":\"Service Unavailable\",\"status\":503,"
@@ -286,8 +164,7 @@ static void resume(void *connection) {
     MHD_resume_connection(connection);
 }
 
-/* ---- first call: the head
- * --------------------------------------------------------------------------------------------------- */
+/* ---- first call: the head ---------------------------------------------------------------------------------------- */
 
 static enum MHD_Result add_header(void *cls, enum MHD_ValueKind kind, const char *key, const char *value) {
     (void)kind;
@@ -417,8 +294,7 @@ static enum MHD_Result begin(exchange *x, const char *url, const char *method, c
     return refuse(x, &h, route->get(&(route_call){x->server, name, accept, x->id}));
 }
 
-/* ---- the other calls
- * ------------------------------------------------------------------------------------------------------------ */
+/* ---- the other calls --------------------------------------------------------------------------------------------- */
 
 static enum MHD_Result receive(exchange *x, const char *data, size_t bytes) {
     x->bytes_in += bytes;
@@ -496,6 +372,9 @@ static void on_completed(void *cls, struct MHD_Connection *connection, void **co
     *context = NULL;
     http *h = x->server->http;
     set_phase(x, PHASE_IDLE, x->server->options.idle_timeout);
+    if (x->post && request_expired(x->post)) {
+        x->status = 408; /* written by the reaper */
+    }
     if (x->begun) {
         LOG(LOG_INFO, "request", {"id", x->id, 0}, {"method", x->method, 0}, {"target", x->target, 0},
             {"status", NULL, x->status}, {"bytes_in", NULL, (double)x->bytes_in},
@@ -520,8 +399,7 @@ static void on_message(void *cls, const char *format, va_list arguments) {
     LOG(LOG_DEBUG, "libmicrohttpd", {"text", text, 0});
 }
 
-/* ---- start and stop
- * ----------------------------------------------------------------------------------------------------------------- */
+/* ---- start and stop ---------------------------------------------------------------------------------------------- */
 
 static bool split_address(const char *listen, char host[256], const char **port) {
     const char *colon = strrchr(listen, ':');
@@ -598,17 +476,8 @@ bx_status http_start(server *server, bx_error *error) {
         random = (uint64_t)now_ns();
     }
     snprintf(h->id_prefix, sizeof h->id_prefix, "%016llx", (unsigned long long)random);
-    pthread_mutex_init(&h->lock, NULL);
-    pthread_condattr_t attributes;
-    pthread_condattr_init(&attributes);
-    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
-    pthread_cond_init(&h->wake, &attributes);
-    pthread_condattr_destroy(&attributes);
     bx_status status = open_listener(server, error);
-    if (status == BX_OK && pthread_create(&h->reaper, NULL, reaper_main, h)) {
-        status = bx_fail(error, BX_BUSY, "threads", "cannot start the deadline thread");
-    }
-    h->reaping = status == BX_OK;
+    status = status == BX_OK ? peers_start(&h->peers, error) : status;
     status = status == BX_OK ? start_daemon(server, error) : status;
     if (status != BX_OK) {
         http_stop(server);
@@ -624,24 +493,6 @@ void http_close_listener(server *server) {
     }
 }
 
-/* Fail every batch that waits for its computation. */
-static void fail_waiting(http *h) {
-    request *waiting[256];
-    size_t n = 0;
-    pthread_mutex_lock(&h->lock);
-    for (peer *p = h->peers; p && n < 256; p = p->next) {
-        if (p->phase == PHASE_COMPUTE && p->exchange && p->exchange->post) {
-            waiting[n++] = p->exchange->post;
-            request_ref(waiting[n - 1]);
-        }
-    }
-    pthread_mutex_unlock(&h->lock);
-    for (size_t i = 0; i < n; i++) {
-        request_fail(waiting[i], 503, "draining", "This daemon is shutting down.");
-        request_unref(waiting[i]);
-    }
-}
-
 void http_finish(server *server, int64_t deadline_ns) {
     http *h = server->http;
     while (atomic_load(&h->exchanges) > 0 && now_ns() < deadline_ns) {
@@ -650,7 +501,7 @@ void http_finish(server *server, int64_t deadline_ns) {
     /* stopping with a suspended connection would abort, so everything left is failed and resumed first */
     int64_t patience = now_ns() + 2 * NS_PER_S;
     do {
-        fail_waiting(h);
+        peers_fail(h->peers, 503, "draining", "This daemon is shutting down.");
         usleep(2000);
     } while (atomic_load(&server->tickets) > 0 && atomic_load(&h->exchanges) > 0 && now_ns() < patience);
 }
@@ -661,21 +512,13 @@ void http_stop(server *server) {
         return;
     }
     if (h->daemon) {
-        fail_waiting(h);
+        peers_fail(h->peers, 503, "draining", "This daemon is shutting down.");
         MHD_stop_daemon(h->daemon);
     }
-    if (h->reaping) {
-        pthread_mutex_lock(&h->lock);
-        h->stopping = true;
-        pthread_cond_signal(&h->wake);
-        pthread_mutex_unlock(&h->lock);
-        pthread_join(h->reaper, NULL);
-    }
+    peers_stop(h->peers);
     if (h->listener >= 0) {
         close(h->listener);
     }
-    pthread_cond_destroy(&h->wake);
-    pthread_mutex_destroy(&h->lock);
     free(h);
     server->http = NULL;
 }

@@ -28,7 +28,7 @@ typedef struct worker {
     bx_context *context;
 } worker;
 
-/* ---- the ring, under the lock ----------------------------------------------------------------------------------- */
+/* ---- the ring, under the lock ------------------------------------------------------------------------------------ */
 
 static bool has_work(const request *r) {
     return r->decode_ready || r->images_head < r->images_tail || r->next_unit < r->ready_units;
@@ -82,8 +82,7 @@ static request *take(pool *p, unit *out) {
     return r;
 }
 
-/* ---- workers ------------------------------------------------------------------------------------------------------
- */
+/* ---- workers ----------------------------------------------------------------------------------------------------- */
 
 static void run(request *r, bx_context *context, unit u) {
     switch (u.kind) {
@@ -199,8 +198,7 @@ const char *pool_level(const pool *p) {
     return bx_context_level(p->contexts[0]);
 }
 
-/* ---- what requests ask for ----------------------------------------------------------------------------------------
- */
+/* ---- what requests ask for --------------------------------------------------------------------------------------- */
 
 void pool_push_decode(pool *p, request *r) {
     pthread_mutex_lock(&p->lock);

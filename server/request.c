@@ -19,8 +19,7 @@
 #define FIRST_CHUNKED_BYTES ((size_t)64 << 10)
 #define BASE_BYTES          ((size_t)256 << 10)
 
-/* ---- admission ----------------------------------------------------------------------------------------------------
- */
+/* ---- admission --------------------------------------------------------------------------------------------------- */
 
 /* What a body of `bytes` may need in all. A prior's row of predictions is at least 12 bytes on the wire and its work
  * 13; a JSON tree takes up to JSON_TREE times its text before it is refused as too complex. */
@@ -120,8 +119,7 @@ void request_unref(request *r) {
     free(r);
 }
 
-/* ---- settling -------------------------------------------------------------------------------------------------------
- */
+/* ---- settling ---------------------------------------------------------------------------------------------------- */
 
 /* The one place where an answer becomes final. Takes the answer; returns whether it was taken up. */
 static bool settle(request *r, answer given) {
@@ -167,6 +165,13 @@ bool request_expire(request *r) {
     return expired;
 }
 
+bool request_expired(request *r) {
+    pthread_mutex_lock(&r->lock);
+    bool expired = r->state == REQUEST_EXPIRED;
+    pthread_mutex_unlock(&r->lock);
+    return expired;
+}
+
 bool request_wait(request *r, void (*suspend)(void *connection)) {
     pthread_mutex_lock(&r->lock);
     bool wait = !r->settled;
@@ -197,8 +202,7 @@ void request_abandon(request *r) {
     request_unref(r);
 }
 
-/* ---- decoding and planning
- * -------------------------------------------------------------------------------------------- */
+/* ---- decoding and planning --------------------------------------------------------------------------------------- */
 
 static bx_status check_device(request *r) {
     if (!strncmp(r->decoded_request.device, "cuda", 4)) {
@@ -258,8 +262,7 @@ static bx_status prepare(request *r, size_t bytes) {
     return status;
 }
 
-/* ---- progress: what of a planned request may run
- * ----------------------------------------------------------------------- */
+/* ---- progress: what of a planned request may run ----------------------------------------------------------------- */
 
 /* Rows of a prediction tensor that are in, from 0 to N*P. */
 static int64_t rows_in(const request *r, bx_tensor tensor, size_t width) {
@@ -310,8 +313,7 @@ static bool run_inline(request *r) {
     return true;
 }
 
-/* ---- receiving
- * ------------------------------------------------------------------------------------------------------------ */
+/* ---- receiving --------------------------------------------------------------------------------------------------- */
 
 /* Nothing of a failed body is needed any more; a planned one cannot fail here. */
 static void drop_body(request *r) {
@@ -413,9 +415,7 @@ bool request_complete(request *r) {
     return false;
 }
 
-/* ---- units
- * -------------------------------------------------------------------------------------------------------------------
- */
+/* ---- units ------------------------------------------------------------------------------------------------------- */
 
 /* Where the time after the last byte went; what ran while bytes arrived cost the client nothing. */
 static proto_timing timing(const request *r) {

@@ -7,8 +7,7 @@
 
 #include "server.h"
 
-/* ---- problems -------------------------------------------------------------------------------------------------------
- */
+/* ---- problems ---------------------------------------------------------------------------------------------------- */
 
 int http_status_of(bx_status status) {
     static const int table[] = {
@@ -67,8 +66,7 @@ void answer_free(answer *a) {
     proto_buffer_free(&a->body);
 }
 
-/* ---- small answers
- * ---------------------------------------------------------------------------------------------------- */
+/* ---- small answers ----------------------------------------------------------------------------------------------- */
 
 static answer json_answer(proto_buffer body) {
     return (answer){.status = 200, .type = PROTO_TYPE_JSON, .body = body};
@@ -176,8 +174,7 @@ static answer get_criterion(const route_call *call) {
     return json_answer(out);
 }
 
-/* ---- the table
- * ----------------------------------------------------------------------------------------------------------- */
+/* ---- the table --------------------------------------------------------------------------------------------------- */
 
 static const route routes[] = {
     {"POST", "/v1/loss", "/v1/loss", true, PROTO_LOSS, true, NULL},

@@ -4,7 +4,7 @@
  *
  * Threads: the main thread waits for signals; libmicrohttpd's threads receive and answer; workers compute; the reaper
  * enforces deadlines. Locks, in the order in which they may be held together:
- *   connections (http.c)  ->  request->lock  ->  pool lock  ->  memory lock
+ *   peers (peers.c)  ->  request->lock  ->  pool lock  ->  memory lock
  */
 #ifndef SERVER_H
 #define SERVER_H
@@ -59,8 +59,7 @@ int64_t now_ns(void);
 #define NS_PER_MS 1000000LL
 #define NS_PER_S  1000000000LL
 
-/* ---- memory: one budget for bodies, work and answers ---------------------------------------------------------------
- */
+/* ---- memory: one budget for bodies, work and answers ------------------------------------------------------------- */
 
 typedef struct memory memory;
 
@@ -92,8 +91,7 @@ void lease_give(lease *lease, buffer *buffer);
 /* Return everything; buffers must have been given back. */
 void lease_end(lease *lease);
 
-/* ---- worker pool ----------------------------------------------------------------------------------------------------
- */
+/* ---- worker pool ------------------------------------------------------------------------------------------------- */
 
 typedef struct request request;
 typedef struct pool pool;
@@ -114,8 +112,7 @@ void pool_cancel(pool *pool, request *request);
 bx_context *pool_borrow(pool *pool);
 void pool_return(pool *pool, bx_context *context);
 
-/* ---- server
- * ---------------------------------------------------------------------------------------------------------- */
+/* ---- server ------------------------------------------------------------------------------------------------------ */
 
 #define MAX_PRIOR_SETS 16
 
@@ -136,8 +133,7 @@ BX_MUST_USE bx_status server_start(server *server, bx_error *error);
 /* Stop accepting, answer what was accepted within the drain time, stop. */
 void server_stop(server *server);
 
-/* ---- requests
- * ---------------------------------------------------------------------------------------------------------- */
+/* ---- requests ---------------------------------------------------------------------------------------------------- */
 
 /* RECEIVING -> WAITING -> RESUMING -> ANSWERED, or RECEIVING -> ANSWERED when nothing is outstanding; EXPIRED when the
  * body came too late. Under request->lock. */
@@ -224,6 +220,7 @@ BX_MUST_USE bool request_answer(request *request, answer *out);
 bool request_fail(request *request, int status, const char *code, const char *detail);
 /* The body came too late: true when the request was still receiving, and now nobody will answer it. */
 BX_MUST_USE bool request_expire(request *request);
+bool request_expired(request *request);
 /* The connection is gone or answered: drops its reference. */
 void request_abandon(request *request);
 /* Called by workers. */
@@ -231,8 +228,7 @@ void request_run_unit(request *request, bx_context *context, int64_t unit);
 void request_run_image(request *request, bx_context *context, int32_t image);
 void request_run_decode(request *request);
 
-/* ---- answers
- * ------------------------------------------------------------------------------------------------------------ */
+/* ---- answers ----------------------------------------------------------------------------------------------------- */
 
 const char *http_reason(int status);
 int http_status_of(bx_status status);
@@ -242,8 +238,7 @@ answer answer_error(const bx_error *error, const proto_request *request, proto_e
                     const char *request_id);
 void answer_free(answer *answer);
 
-/* ---- request heads: the framing guard and what the headers ask for -------------------------------------------------
- */
+/* ---- request heads: the framing guard and what the headers ask for ----------------------------------------------- */
 
 /* What the guard needs of a request's head; texts belong to the HTTP library. Zero-initialise, then add each header. */
 typedef struct head {
@@ -272,8 +267,26 @@ BX_MUST_USE bool head_body_encoding(const head *head, proto_encoding *encoding, 
 /* JSON or safetensors by Accept; JSON when both are equally welcome. */
 BX_MUST_USE bool head_accept(const head *head, proto_encoding *accept, refusal *why);
 
-/* ---- HTTP
- * ----------------------------------------------------------------------------------------------------------------- */
+/* ---- peers: total deadlines of connections ----------------------------------------------------------------------- */
+
+typedef enum phase { PHASE_HEAD, PHASE_BODY, PHASE_COMPUTE, PHASE_ANSWER, PHASE_IDLE } phase;
+
+typedef struct peers peers;
+typedef struct peer peer;
+
+/* Starts the reaper thread. */
+BX_MUST_USE bx_status peers_start(peers **peers, bx_error *error);
+void peers_stop(peers *peers);
+/* A new connection in its first phase; NULL when out of memory (it then has libmicrohttpd's idle timeout only). */
+peer *peer_add(peers *peers, int fd, int64_t seconds);
+/* Before the socket is closed. NULL is accepted. */
+void peer_remove(peer *peer);
+/* The next phase and its time. `post` (may be NULL) and `id` must stay until the next call. */
+void peer_phase(peer *peer, phase phase, int64_t seconds, request *post, const char *id);
+/* Fail every request that waits for its computation. */
+void peers_fail(peers *peers, int status, const char *code, const char *detail);
+
+/* ---- HTTP -------------------------------------------------------------------------------------------------------- */
 
 /* Listen, start libmicrohttpd and the reaper. Sets server->port. */
 BX_MUST_USE bx_status http_start(server *server, bx_error *error);
@@ -285,8 +298,7 @@ void http_close_listener(server *server);
 void http_finish(server *server, int64_t deadline_ns);
 void http_stop(server *server);
 
-/* ---- routes
- * ----------------------------------------------------------------------------------------------------------------- */
+/* ---- routes ------------------------------------------------------------------------------------------------------ */
 
 typedef struct route route;
 

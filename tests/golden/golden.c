@@ -32,7 +32,7 @@ static bool fail(const char *format, ...) {
     return false;
 }
 
-/* ---- files ------------------------------------------------------------------------------------------------------ */
+/* ---- files ------------------------------------------------------------------------------------------------------- */
 
 typedef struct file {
     char *data; /* NULL: there is none; ends in a NUL that `bytes` does not count */
@@ -108,7 +108,7 @@ static json_t *read_json(const char *directory, const char *name) {
     return tree;
 }
 
-/* ---- comparing an answer with what is owed ---------------------------------------------------------------------- */
+/* ---- comparing an answer with what is owed ----------------------------------------------------------------------- */
 
 /* Member names that an answer may have beyond expect.json. */
 static bool is_ignored(const char *path, const char *name) {
@@ -178,7 +178,7 @@ static bool compare(const char *path, const json_t *owed, const json_t *got) {
     return true;
 }
 
-/* ---- PyTorch ---------------------------------------------------------------------------------------------------- */
+/* ---- PyTorch ----------------------------------------------------------------------------------------------------- */
 
 /* torch against the service: 1e-6 relative, and what a float32 softmax cannot tell from zero in each summed row. */
 static bool close_to_torch(const json_t *torch, const char *name, double got, double rows, double normalizer) {
@@ -244,7 +244,7 @@ static bool compare_torch(const json_t *torch, const bx_result *r) {
                           r->normalizer.conf_positive);
 }
 
-/* ---- the safetensors answer against the JSON one ---------------------------------------------------------------- */
+/* ---- the safetensors answer against the JSON one ----------------------------------------------------------------- */
 
 /* A tensor of the file as it lies there; counts how many are asked for. */
 typedef struct container {
@@ -361,7 +361,7 @@ static bool compare_container(const proto_buffer *answer, const json_t *json, co
     return same;
 }
 
-/* ---- one case --------------------------------------------------------------------------------------------------- */
+/* ---- one case ---------------------------------------------------------------------------------------------------- */
 
 static const bx_priors *sets[64];
 static proto_catalog catalog = {sets, 0};
@@ -482,7 +482,7 @@ static bool run_case(const char *directory, bool *unsupported) {
     return good && !wrong[0];
 }
 
-/* ---- all cases -------------------------------------------------------------------------------------------------- */
+/* ---- all cases --------------------------------------------------------------------------------------------------- */
 
 static int by_name(const void *a, const void *b) {
     return strcmp(*(char *const *)a, *(char *const *)b);

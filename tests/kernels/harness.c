@@ -31,7 +31,7 @@ static const bx_kernels *kernels; /* the level under test */
 static uint64_t round_seed;
 static int passed, failed;
 
-/* ---- random numbers and dimensions ------------------------------------------------------------------------------ */
+/* ---- random numbers and dimensions ------------------------------------------------------------------------------- */
 
 static uint64_t random_state;
 
@@ -68,7 +68,7 @@ static int32_t pick_columns(void) {
     return PICK(2, 3, 4, 5, 7, 8, 9, 20, 21, 33, 91, 257);
 }
 
-/* ---- memory between guards -------------------------------------------------------------------------------------- */
+/* ---- memory between guards --------------------------------------------------------------------------------------- */
 
 /* `bytes` at `at`, poisoned, with GUARD bytes on both sides; `skew` moves `at` off its alignment of 64. */
 typedef struct guarded {
@@ -97,7 +97,7 @@ static bool guarded_free(guarded *g) {
     return intact;
 }
 
-/* ---- verdicts --------------------------------------------------------------------------------------------------- */
+/* ---- verdicts ---------------------------------------------------------------------------------------------------- */
 
 static char where[200]; /* the dimensions of the running check */
 
@@ -158,7 +158,7 @@ static bool same(const char *kernel, const char *what, const void *owed, const v
     return true;
 }
 
-/* ---- load, count_bad -------------------------------------------------------------------------------------------- */
+/* ---- load, count_bad --------------------------------------------------------------------------------------------- */
 
 static void check_load(bx_dtype dtype) {
     const size_t n = (size_t)(one_in(2) ? pick_priors() : below(300)), width = bx_dtype_bytes(dtype);
@@ -207,7 +207,7 @@ static void check_count_bad(void) {
     verdict(good);
 }
 
-/* ---- iou_row ---------------------------------------------------------------------------------------------------- */
+/* ---- iou_row ----------------------------------------------------------------------------------------------------- */
 
 static void random_prior(float box[4]) {
     if (one_in(2)) { /* on a grid: ties and touching edges */
@@ -320,7 +320,7 @@ static void check_iou_row(void) {
     verdict(good);
 }
 
-/* ---- score_rows ------------------------------------------------------------------------------------------------- */
+/* ---- score_rows -------------------------------------------------------------------------------------------------- */
 
 /* One row of logits; kinds cover what exp and log1p can meet. */
 static void random_row(float *row, int32_t n_columns) {
@@ -391,7 +391,7 @@ static void check_score_rows(float *tile, bool spoil) {
     verdict(good);
 }
 
-/* ---- mark_largest ----------------------------------------------------------------------------------------------- */
+/* ---- mark_largest ------------------------------------------------------------------------------------------------ */
 
 static void check_mark_largest(void) {
     const size_t n = (size_t)(one_in(3) ? 1 + below(40) : pick_priors());
@@ -428,7 +428,7 @@ static void check_mark_largest(void) {
     verdict(good);
 }
 
-/* ---- whole jobs ------------------------------------------------------------------------------------------------- */
+/* ---- whole jobs -------------------------------------------------------------------------------------------------- */
 
 typedef struct scene {
     bx_priors *priors;
@@ -611,7 +611,7 @@ static void check_job(bx_context *const *contexts, size_t n_levels) {
     scene_close(&s);
 }
 
-/* ---- main ------------------------------------------------------------------------------------------------------- */
+/* ---- main -------------------------------------------------------------------------------------------------------- */
 
 static void check_kernels(float *tile) {
     static const bx_dtype floats[] = {BX_F32, BX_F16, BX_BF16, BX_F64};

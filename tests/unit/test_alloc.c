@@ -18,8 +18,7 @@
 
 #include "server.h"
 
-/* ---- failing allocators ---------------------------------------------------------------------------------------------
- */
+/* ---- failing allocators ------------------------------------------------------------------------------------------ */
 
 static atomic_long countdown = -1; /* calls left until the failing one; negative: disarmed */
 static atomic_bool for_ever, fired;
@@ -70,8 +69,7 @@ void *__wrap_mmap(void *at, size_t n, int protection, int flags, int fd, off_t o
     return fails() ? MAP_FAILED : __real_mmap(at, n, protection, flags, fd, offset);
 }
 
-/* ---- requests
- * --------------------------------------------------------------------------------------------------------- */
+/* ---- requests ---------------------------------------------------------------------------------------------------- */
 
 typedef struct scenario {
     const char *name;
@@ -221,8 +219,7 @@ static scenario large_json(void) {
     return s;
 }
 
-/* ---- the loop
- * ------------------------------------------------------------------------------------------------------------ */
+/* ---- the loop ---------------------------------------------------------------------------------------------------- */
 
 static bool at_rest(server *s) {
     for (int i = 0; i < 2000; i++) {

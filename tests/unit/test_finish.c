@@ -57,7 +57,7 @@ static void *run(bx_plan *plan, bx_job *job, const char *criterion, const bx_pri
     return work;
 }
 
-/* ---- two objects that share their best prior -------------------------------------------------------------------- */
+/* ---- two objects that share their best prior --------------------------------------------------------------------- */
 
 static const float shared_priors[10][4] = {
     {0, 0, .4f, .4f}, {.5f, .5f, .9f, .9f}, {.05f, .05f, .45f, .45f}, {.6f, .1f, .9f, .4f}, {.5f, 0, .7f, .2f},
@@ -149,7 +149,7 @@ START_TEST(shared_prior_l1) {
 }
 END_TEST
 
-/* ---- random batches over a built-in set ------------------------------------------------------------------------- */
+/* ---- random batches over a built-in set -------------------------------------------------------------------------- */
 
 static bx_priors *priors;
 static float *loc, *conf, *boxes;
@@ -354,7 +354,7 @@ START_TEST(no_objects) {
 }
 END_TEST
 
-/* ---- statistics over objects ------------------------------------------------------------------------------------ */
+/* ---- statistics over objects ------------------------------------------------------------------------------------- */
 
 START_TEST(object_statistics) {
     /* IoU and the bin it belongs to: edges as float32 has them, the last bin closed */
@@ -413,7 +413,7 @@ START_TEST(one_object) {
 }
 END_TEST
 
-/* ---- predictions that are not finite ---------------------------------------------------------------------------- */
+/* ---- predictions that are not finite ----------------------------------------------------------------------------- */
 
 static void refused(const char *path, const char *numbers) {
     bx_error error = {0};

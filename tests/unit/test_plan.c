@@ -70,7 +70,7 @@ static void refused(const bx_priors *priors, bx_status status, const char *code,
     ck_assert_int_eq(plan_it(&plan, priors, NULL), status);
 }
 
-/* ---- dimensions ------------------------------------------------------------------------------------------------- */
+/* ---- dimensions -------------------------------------------------------------------------------------------------- */
 
 START_TEST(no_images) {
     batch.n_images = 0;
@@ -108,7 +108,7 @@ START_TEST(priors_of_the_predictions) {
 }
 END_TEST
 
-/* ---- annotations ------------------------------------------------------------------------------------------------ */
+/* ---- annotations ------------------------------------------------------------------------------------------------- */
 
 /* Puts the box at the batch's last object: image 1, object 1. */
 static void refused_box(const bx_priors *priors, float x1, float y1, float x2, float y2, const char *code) {
@@ -217,7 +217,7 @@ START_TEST(numbers_in_the_text) {
 }
 END_TEST
 
-/* ---- sizes ------------------------------------------------------------------------------------------------------ */
+/* ---- sizes ------------------------------------------------------------------------------------------------------- */
 
 static bx_priors *many_priors(int32_t n) {
     bx_priors *priors = NULL;

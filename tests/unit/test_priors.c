@@ -28,7 +28,7 @@ static bx_priors *builtin(const char *name) {
     return priors;
 }
 
-/* ---- checksums -------------------------------------------------------------------------------------------------- */
+/* ---- checksums --------------------------------------------------------------------------------------------------- */
 
 static const struct {
     const char *name;
@@ -100,7 +100,7 @@ START_TEST(names) {
 }
 END_TEST
 
-/* ---- the generators again --------------------------------------------------------------------------------------- */
+/* ---- the generators again ---------------------------------------------------------------------------------------- */
 
 /* Boxes in double before the clamp: (8732,4) of ssd.pytorch's loop. */
 static int32_t ssd300_boxes(double (*out)[4], const double min[6], const double max[6]) {
@@ -227,7 +227,7 @@ START_TEST(duplicates) {
 }
 END_TEST
 
-/* ---- columns ---------------------------------------------------------------------------------------------------- */
+/* ---- columns ----------------------------------------------------------------------------------------------------- */
 
 static void check_columns(const bx_priors *priors) {
     for (int32_t i = 0; i < priors->n; i++) {
@@ -262,7 +262,7 @@ START_TEST(columns) {
 }
 END_TEST
 
-/* ---- caller-given sets ------------------------------------------------------------------------------------------ */
+/* ---- caller-given sets ------------------------------------------------------------------------------------------- */
 
 /* `n` boxes with distinct coordinates. */
 static float *some_boxes(int32_t n) {

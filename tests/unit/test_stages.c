@@ -43,7 +43,7 @@ static void *get(size_t bytes) {
     return memory;
 }
 
-/* ---- a batch and its job ---------------------------------------------------------------------------------------- */
+/* ---- a batch and its job ----------------------------------------------------------------------------------------- */
 
 typedef struct scene {
     bx_priors *priors;
@@ -185,7 +185,7 @@ static void run_all(scene *s) {
     }
 }
 
-/* ---- comparing two jobs of one shape ---------------------------------------------------------------------------- */
+/* ---- comparing two jobs of one shape ----------------------------------------------------------------------------- */
 
 static void same_bytes(const void *a, const void *b, size_t n, size_t element, size_t used, const char *what) {
     for (size_t i = 0; i < n; i++) {
@@ -216,7 +216,7 @@ static void same_image(const bx_job *a, int32_t i, const bx_job *b, int32_t j) {
     }
 }
 
-/* ---- matching --------------------------------------------------------------------------------------------------- */
+/* ---- matching ---------------------------------------------------------------------------------------------------- */
 
 /* The whole matrix and three passes over it, as the origins do. Expects run_blocks and bx_stage_assign to have run. */
 static void check_matching(const scene *s, int32_t image) {
@@ -392,7 +392,7 @@ START_TEST(the_last_object_wins) {
 }
 END_TEST
 
-/* ---- scores and mining ------------------------------------------------------------------------------------------ */
+/* ---- scores and mining ------------------------------------------------------------------------------------------- */
 
 static double cross_entropy(const float *row, int32_t c, int32_t label) {
     double max = -INFINITY, sum = 0;
@@ -510,7 +510,7 @@ START_TEST(mining_of_equal_losses) {
 }
 END_TEST
 
-/* ---- what must not change a bit --------------------------------------------------------------------------------- */
+/* ---- what must not change a bit ---------------------------------------------------------------------------------- */
 
 /* A second job over the same plan and batch, its workspace poisoned. */
 static void *second_job(bx_job *job, const scene *s) {
@@ -670,7 +670,7 @@ START_TEST(a_job_runs_again) {
 }
 END_TEST
 
-/* ---- without predictions ---------------------------------------------------------------------------------------- */
+/* ---- without predictions ----------------------------------------------------------------------------------------- */
 
 START_TEST(matching_alone) {
     random_state = 44;

@@ -1,0 +1,217 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Connections and their deadlines.
+ *
+ * libmicrohttpd's timeout is for silent connections only: a client that sends a byte a second outlives it for ever. So
+ * a reaper thread holds every phase of a connection to a total deadline: headers, body, computation, answer, the pause
+ * between two requests. A socket is shut down only under the lock that also guards its removal, so never after it was
+ * closed. Requests are failed outside the lock, with a reference.
+ */
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <time.h>
+
+#include "server.h"
+
+#define LOOK_NS  (50 * NS_PER_MS)
+#define AGAIN_NS (60 * NS_PER_S) /* after acting on a peer */
+
+enum { AT_ONCE = 64 };
+
+struct peer {
+    peers *all;
+    peer *next, *previous;
+    int fd;
+    phase phase;
+    int64_t deadline_ns;
+    request *post;
+    const char *id;
+    int hung_up; /* looks in a row that found the sending side closed in mid-body */
+};
+
+struct peers {
+    pthread_mutex_t lock;
+    pthread_cond_t wake;
+    pthread_t reaper;
+    peer *first;
+    bool started, stopping;
+};
+
+/* ---- connections come and go ------------------------------------------------------------------------------------- */
+
+peer *peer_add(peers *all, int fd, int64_t seconds) {
+    peer *p = calloc(1, sizeof *p);
+    if (!p) {
+        return NULL;
+    }
+    p->all = all;
+    p->fd = fd;
+    p->phase = PHASE_HEAD;
+    p->deadline_ns = now_ns() + seconds * NS_PER_S;
+    pthread_mutex_lock(&all->lock);
+    p->next = all->first;
+    if (p->next) {
+        p->next->previous = p;
+    }
+    all->first = p;
+    pthread_mutex_unlock(&all->lock);
+    return p;
+}
+
+void peer_remove(peer *p) {
+    if (!p) {
+        return;
+    }
+    peers *all = p->all;
+    pthread_mutex_lock(&all->lock);
+    *(p->previous ? &p->previous->next : &all->first) = p->next;
+    if (p->next) {
+        p->next->previous = p->previous;
+    }
+    pthread_mutex_unlock(&all->lock);
+    free(p);
+}
+
+void peer_phase(peer *p, phase phase, int64_t seconds, request *post, const char *id) {
+    pthread_mutex_lock(&p->all->lock);
+    p->phase = phase;
+    p->deadline_ns = now_ns() + seconds * NS_PER_S;
+    p->post = post;
+    p->id = id;
+    pthread_mutex_unlock(&p->all->lock);
+}
+
+/* ---- the reaper -------------------------------------------------------------------------------------------------- */
+
+/* libmicrohttpd cannot answer in mid-body, but nothing has been written on this socket for this request, so we may. */
+static void write_late(const peer *p) {
+    char text[1024];
+    answer a = answer_problem(408, "body_timeout", "The body did not arrive in time.", "", p->id);
+    int n = a.body.failed ? -1
+                          : snprintf(text, sizeof text,
+                                     "HTTP/1.1 408 Request Timeout\r\nContent-Type: %s\r\nX-Request-Id: %s\r\n"
+                                     "Connection: close\r\nContent-Length: %zu\r\n\r\n%.*s",
+                                     a.type, p->id, a.body.bytes, (int)a.body.bytes, a.body.data);
+    if (n > 0 && (size_t)n < sizeof text) {
+        ssize_t ignored = send(p->fd, text, (size_t)n, MSG_DONTWAIT | MSG_NOSIGNAL);
+        (void)ignored;
+    }
+    answer_free(&a);
+}
+
+/* libmicrohttpd keeps a connection whose client closed its sending side, although the rest of the body can never come.
+ * A client that has sent all and then closed looks the same for as long as the last piece takes: hence two looks. */
+static bool has_hung_up(peer *p) {
+    char byte;
+    bool closed = p->phase == PHASE_BODY && recv(p->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0;
+    p->hung_up = closed ? p->hung_up + 1 : 0;
+    return p->hung_up >= 2;
+}
+
+/* Deal with one overdue peer; a request whose computation is overdue is returned with a reference. */
+static request *reap(peer *p) {
+    p->deadline_ns += AGAIN_NS;
+    if (p->phase == PHASE_COMPUTE && p->post) {
+        request_ref(p->post);
+        return p->post;
+    }
+    if (p->phase == PHASE_BODY && p->post && request_expire(p->post)) {
+        write_late(p);
+    }
+    shutdown(p->fd, SHUT_RDWR);
+    return NULL;
+}
+
+static size_t look_at_all(peers *all, request *late[AT_ONCE]) {
+    size_t n = 0;
+    int64_t now = now_ns();
+    for (peer *p = all->first; p && n < AT_ONCE; p = p->next) {
+        if (has_hung_up(p)) {
+            shutdown(p->fd, SHUT_RDWR);
+        }
+        request *r = p->deadline_ns <= now ? reap(p) : NULL;
+        if (r) {
+            late[n++] = r;
+        }
+    }
+    return n;
+}
+
+static void fail_all(request **requests, size_t n, int status, const char *code, const char *detail) {
+    for (size_t i = 0; i < n; i++) {
+        request_fail(requests[i], status, code, detail);
+        request_unref(requests[i]);
+    }
+}
+
+static void *reaper_main(void *argument) {
+    peers *all = argument;
+    pthread_mutex_lock(&all->lock);
+    while (!all->stopping) {
+        request *late[AT_ONCE];
+        size_t n = look_at_all(all, late);
+        pthread_mutex_unlock(&all->lock);
+        fail_all(late, n, 504, "timeout", "The computation took longer than --request-timeout.");
+        pthread_mutex_lock(&all->lock);
+        int64_t until = now_ns() + LOOK_NS;
+        struct timespec t = {.tv_sec = until / NS_PER_S, .tv_nsec = until % NS_PER_S};
+        if (!all->stopping) {
+            pthread_cond_timedwait(&all->wake, &all->lock, &t);
+        }
+    }
+    pthread_mutex_unlock(&all->lock);
+    return NULL;
+}
+
+void peers_fail(peers *all, int status, const char *code, const char *detail) {
+    request *waiting[AT_ONCE];
+    size_t n = 0;
+    pthread_mutex_lock(&all->lock);
+    for (peer *p = all->first; p && n < AT_ONCE; p = p->next) {
+        if (p->phase == PHASE_COMPUTE && p->post) {
+            request_ref(p->post);
+            waiting[n++] = p->post;
+        }
+    }
+    pthread_mutex_unlock(&all->lock);
+    fail_all(waiting, n, status, code, detail);
+}
+
+/* ---- start and stop ---------------------------------------------------------------------------------------------- */
+
+bx_status peers_start(peers **out, bx_error *error) {
+    peers *all = calloc(1, sizeof *all);
+    if (!all) {
+        return bx_fail(error, BX_NOMEM, "out_of_memory", "no memory for the list of connections");
+    }
+    pthread_condattr_t monotonic;
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+    pthread_mutex_init(&all->lock, NULL);
+    pthread_cond_init(&all->wake, &monotonic);
+    pthread_condattr_destroy(&monotonic);
+    all->started = !pthread_create(&all->reaper, NULL, reaper_main, all);
+    if (!all->started) {
+        peers_stop(all);
+        return bx_fail(error, BX_BUSY, "threads", "cannot start the deadline thread");
+    }
+    *out = all;
+    return BX_OK;
+}
+
+void peers_stop(peers *all) {
+    if (!all) {
+        return;
+    }
+    if (all->started) {
+        pthread_mutex_lock(&all->lock);
+        all->stopping = true;
+        pthread_cond_signal(&all->wake);
+        pthread_mutex_unlock(&all->lock);
+        pthread_join(all->reaper, NULL);
+    }
+    pthread_cond_destroy(&all->wake);
+    pthread_mutex_destroy(&all->lock);
+    free(all);
+}
