@@ -7,6 +7,9 @@ VERSION := 0.1.0
 CONFIG  ?= release
 CC      ?= cc
 B       := build/$(CONFIG)
+# V=1 shows the commands.
+Q       := $(if $(V),,@)
+say      = $(if $(V),,@printf '  %-4s %s\n' $(1) $@)
 
 # Warnings are errors with WERROR=1 (CI sets it).
 WARN    := -Wall -Wextra -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wvla -Wundef -Wwrite-strings
@@ -44,7 +47,7 @@ KERNELS := $(B)/kernels/harness
 GOLDEN  := $(B)/golden/golden
 C_FILES := $(wildcard lib/*.[ch] lib/loss/*.h proto/*.[ch] server/*.[ch] tests/*/*.[ch])
 
-.PHONY: all run demo test check unit golden kernels e2e fuzz-regress tsan bench cover layers lint format format-check \
+.PHONY: all run demo test check unit golden kernels e2e tsan bench cover layers lint format format-check \
         install docker clean help deps-build deps-demo deps-test deps-bench deps-lint
 .SECONDARY:
 .DELETE_ON_ERROR:
@@ -63,47 +66,60 @@ deps-build deps-demo deps-test deps-bench deps-lint:
 
 $(B)/lib/cpu_simd_baseline.o: lib/cpu_simd.c | deps-build
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) $(KERNEL_CFLAGS) -DBX_LEVEL=baseline -c $< -o $@
+	$(call say,CC)
+	$(Q)$(CC) $(ALL_CFLAGS) $(KERNEL_CFLAGS) -DBX_LEVEL=baseline -c $< -o $@
 $(B)/lib/cpu_simd_avx2.o: lib/cpu_simd.c | deps-build
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) $(KERNEL_CFLAGS) $(AVX2_CFLAGS) -DBX_LEVEL=avx2 -c $< -o $@
+	$(call say,CC)
+	$(Q)$(CC) $(ALL_CFLAGS) $(KERNEL_CFLAGS) $(AVX2_CFLAGS) -DBX_LEVEL=avx2 -c $< -o $@
 $(B)/lib/cpu.o $(B)/lib/ref.o: $(B)/lib/%.o: lib/%.c | deps-build
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) $(KERNEL_CFLAGS) -c $< -o $@
+	$(call say,CC)
+	$(Q)$(CC) $(ALL_CFLAGS) $(KERNEL_CFLAGS) -c $< -o $@
 $(B)/lib/%.o: lib/%.c | deps-build
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) $(LIB_CFLAGS) -c $< -o $@
+	$(call say,CC)
+	$(Q)$(CC) $(ALL_CFLAGS) $(LIB_CFLAGS) -c $< -o $@
 $(B)/server/assets.o: proto/openapi.yaml
 $(B)/%.o: %.c | deps-build
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) -DLOSSD_VERSION='"$(VERSION)"' -c $< -o $@
+	$(call say,CC)
+	$(Q)$(CC) $(ALL_CFLAGS) -DLOSSD_VERSION='"$(VERSION)"' -c $< -o $@
 
 $(B)/libboxloss.a: $(LIB_OBJ)
 	@rm -f $@
-	$(AR) rcs $@ $^
+	$(call say,AR)
+	$(Q)$(AR) rcs $@ $^
 $(B)/libproto.a: $(PROTO_OBJ)
 	@rm -f $@
-	$(AR) rcs $@ $^
+	$(call say,AR)
+	$(Q)$(AR) rcs $@ $^
 $(B)/lossd: $(SERVER_OBJ) $(ARCHIVES)
-	$(CC) $(LDHARD) $(LDFLAGS_$(CONFIG)) $(LDFLAGS) $^ $(LDLIBS) -o $@
+	$(call say,LD)
+	$(Q)$(CC) $(LDHARD) $(LDFLAGS_$(CONFIG)) $(LDFLAGS) $^ $(LDLIBS) -o $@
 
 # The allocation-failure suite holds the whole daemon but main() and makes our own allocations fail by index.
 $(B)/unit/test_alloc: $(B)/tests/unit/test_alloc.o $(filter-out $(B)/server/main.o,$(SERVER_OBJ)) $(ARCHIVES)
 	@mkdir -p $(@D)
-	$(CC) $(LDHARD) $(LDFLAGS_$(CONFIG)) $(LDFLAGS) $^ -Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc \
+	$(call say,LD)
+	$(Q)$(CC) $(LDHARD) $(LDFLAGS_$(CONFIG)) $(LDFLAGS) $^ -Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc \
 	    -Wl,--wrap=aligned_alloc,--wrap=strdup,--wrap=mmap $(LDLIBS) -lcheck -lsubunit -lrt -o $@
 $(B)/unit/%: $(B)/tests/unit/%.o $(filter-out $(B)/server/main.o,$(SERVER_OBJ)) $(ARCHIVES)
 	@mkdir -p $(@D)
-	$(CC) $(LDHARD) $(LDFLAGS_$(CONFIG)) $(LDFLAGS) $^ $(LDLIBS) -lcheck -lsubunit -lrt -o $@
+	$(call say,LD)
+	$(Q)$(CC) $(LDHARD) $(LDFLAGS_$(CONFIG)) $(LDFLAGS) $^ $(LDLIBS) -lcheck -lsubunit -lrt -o $@
 $(B)/kernels/%: $(B)/tests/kernels/%.o $(ARCHIVES)
 	@mkdir -p $(@D)
-	$(CC) $(LDHARD) $(LDFLAGS_$(CONFIG)) $(LDFLAGS) $^ $(LDLIBS) -o $@
+	$(call say,LD)
+	$(Q)$(CC) $(LDHARD) $(LDFLAGS_$(CONFIG)) $(LDFLAGS) $^ $(LDLIBS) -o $@
 $(B)/golden/%: $(B)/tests/golden/%.o $(ARCHIVES)
 	@mkdir -p $(@D)
-	$(CC) $(LDHARD) $(LDFLAGS_$(CONFIG)) $(LDFLAGS) $^ $(LDLIBS) -o $@
+	$(call say,LD)
+	$(Q)$(CC) $(LDHARD) $(LDFLAGS_$(CONFIG)) $(LDFLAGS) $^ $(LDLIBS) -o $@
 $(B)/bench/%: $(B)/tests/bench/%.o $(ARCHIVES)
 	@mkdir -p $(@D)
-	$(CC) $(LDHARD) $(LDFLAGS_$(CONFIG)) $(LDFLAGS) $^ $(LDLIBS) -o $@
+	$(call say,LD)
+	$(Q)$(CC) $(LDHARD) $(LDFLAGS_$(CONFIG)) $(LDFLAGS) $^ $(LDLIBS) -o $@
 
 # ---- use --------------------------------------------------------------------------------------------------------
 

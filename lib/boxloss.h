@@ -14,6 +14,7 @@
 #ifndef BOXLOSS_H
 #define BOXLOSS_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -284,21 +285,25 @@ typedef struct bx_bad {
 typedef struct bx_job {
     const bx_plan *plan;
     const bx_batch *batch;
-    float *overlap;         /* (N,P) best IoU of each prior */
-    int32_t *owner;         /* (N,P) image-local object of that IoU, -1 none; after assign, of every positive */
-    float *score;           /* (N,P) cross-entropy: of the background, and of its own class for a positive */
-    uint8_t *state;         /* (N,P) BX_POSITIVE | ... */
-    float *block_iou;       /* (B,G) best IoU of each object within each block */
-    int32_t *block_prior;   /* (B,G) and its prior */
-    bx_bad *bad;            /* (N,B) */
-    bx_image_row *images;   /* (N) */
-    bx_class_row *classes;  /* (N,K) */
-    bx_level_row *levels;   /* (N,L) */
-    bx_object_row *objects; /* (G) */
+    const atomic_bool *cancel; /* NULL, or: once true, units return early and the results mean nothing */
+    float *overlap;            /* (N,P) best IoU of each prior */
+    int32_t *owner;            /* (N,P) image-local object of that IoU, -1 none; after assign, of every positive */
+    float *score;              /* (N,P) cross-entropy: of the background, and of its own class for a positive */
+    uint8_t *state;            /* (N,P) BX_POSITIVE | ... */
+    float *block_iou;          /* (B,G) best IoU of each object within each block */
+    int32_t *block_prior;      /* (B,G) and its prior */
+    bx_bad *bad;               /* (N,B) */
+    bx_image_row *images;      /* (N) */
+    bx_class_row *classes;     /* (N,K) */
+    bx_level_row *levels;      /* (N,L) */
+    bx_object_row *objects;    /* (G) */
 } bx_job;
 
 /* Lay a job out in `work` (plan->work_bytes, 64-byte aligned, contents arbitrary). */
 void bx_job_init(bx_job *job, const bx_plan *plan, const bx_batch *batch, void *work);
+static inline bool bx_job_cancelled(const bx_job *job) {
+    return job->cancel && atomic_load_explicit(job->cancel, memory_order_relaxed);
+}
 
 /* ---- backend: where the work runs -------------------------------------------------------------------------------- */
 
@@ -361,7 +366,8 @@ typedef struct bx_result {
 } bx_result;
 
 /* Fold the images in index order. Fails with BX_NONFINITE when a prediction was not finite (path
- * "predictions.conf[image][prior]"). The job must outlive the result. */
+ * "predictions.conf[image][prior]"), or when finite predictions lie so far apart that a loss is beyond float32. The job
+ * must outlive the result. */
 BX_MUST_USE bx_status bx_finish(bx_result *result, const bx_job *job, bx_error *error);
 
 /* The share of a group of priors in the batch's loss. */

@@ -5,6 +5,7 @@
  * A context is one thread's scratch. Stages of different (image, block) pairs touch disjoint memory of the job, so they
  * may run at the same time; what crosses blocks (assign, mine, positives, reduce) runs once per image, afterwards.
  */
+#include <float.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -45,7 +46,21 @@ static const bx_kernels *pick_level(const char *level, bx_error *error) {
     return best;
 }
 
+/* Flush-to-zero, denormals-are-zero or another rounding would change decisions; a library can set them behind our back
+ * (an object linked with -ffast-math does). */
+static bool arithmetic_is_ieee(void) {
+    volatile float tiny = FLT_MIN, half = 0.5f, one = 1, least = FLT_EPSILON;
+    volatile float subnormal = tiny * half;
+    bool down = one + least * half == one && -one - least * half == -one; /* a tie goes to even */
+    bool nearest = one + least * 0.75f > one;
+    return subnormal > 0 && subnormal * 2 == tiny && down && nearest;
+}
+
 static bx_status cpu_open(bx_context *context, const char *level, bx_error *error) {
+    if (!arithmetic_is_ieee()) {
+        return bx_fail(error, BX_INTERNAL, "floating_point",
+                       "the floating-point environment is not the default one (rounding, flush to zero)");
+    }
     context->kernels = pick_level(level, error);
     if (!context->kernels) {
         return BX_INVALID;
@@ -105,7 +120,7 @@ void bx_stage_match(bx_context *context, bx_job *job, int32_t image, int32_t fir
     const int32_t *bounds = job->batch->first + image;
     size_t at = row_index(job, image, first);
     size_t slot = (size_t)(first / BX_BLOCK) * (size_t)plan->n_objects;
-    for (int32_t g = bounds[0]; g < bounds[1]; g++) {
+    for (int32_t g = bounds[0]; g < bounds[1] && !bx_job_cancelled(job); g++) {
         bx_best best = {job->block_iou[slot + (size_t)g], job->block_prior[slot + (size_t)g]};
         context->kernels->iou_row(plan->priors, first, count, job->batch->boxes + 4 * (size_t)g, g - bounds[0],
                                   job->overlap + at, job->owner + at, &best);
@@ -377,6 +392,9 @@ static bool image_is_finite(bx_context *context, bx_job *job, int32_t image) {
 static void cpu_run_image(bx_context *context, bx_job *job, int32_t image) {
     int32_t n_priors = job->plan->n_priors;
     bool predicted = job->plan->with_predictions;
+    if (bx_job_cancelled(job)) {
+        return;
+    }
     if (predicted && !image_is_finite(context, job, image)) {
         return; /* bx_finish refuses the batch; ranking NaN would mean nothing */
     }

@@ -107,16 +107,23 @@ bx_status bx_finish(bx_result *result, const bx_job *job, bx_error *error) {
     if (status != BX_OK) {
         return status;
     }
-    memset(result, 0, sizeof *result);
-    result->job = job;
-    fold_images(result);
-    fold_objects(result);
-    result->no_positives = result->positives == 0;
-    double positives = result->positives > 0 ? (double)result->positives : 1;
+    bx_result made = {.job = job};
+    bx_result *r = &made;
+    fold_images(r);
+    fold_objects(r);
+    r->no_positives = r->positives == 0;
+    double positives = r->positives > 0 ? (double)r->positives : 1;
     bool mean = job->plan->criterion->localization.reduction == BX_REDUCTION_MEAN;
-    result->normalizer =
+    r->normalizer =
         (bx_sums){.loc = mean ? 4 * positives : positives, .conf_positive = positives, .conf_negative = positives};
-    result->loss = bx_result_share(result, result->sums);
+    r->loss = bx_result_share(r, r->sums);
+    if (!isfinite(r->loss.total)) {
+        bx_fail(error, BX_NONFINITE, "loss_overflow",
+                "predictions are finite, but so far apart that a loss is beyond float32 (3.4e38)");
+        bx_at(error, "predictions");
+        return BX_NONFINITE;
+    }
+    *result = made;
     return BX_OK;
 }
 

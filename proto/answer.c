@@ -149,7 +149,7 @@ static void write_class(proto_writer *w, const struct answer *answer, int32_t cl
 
 static void write_classes(proto_writer *w, const struct answer *answer) {
     proto_write_open(w, "classes", '[');
-    for (int32_t k = 0; k < answer->plan->n_classes; k++) {
+    for (int32_t k = 0; k < answer->plan->n_classes && !bx_job_cancelled(answer->result->job); k++) {
         bx_class_row row = bx_result_class(answer->result, k);
         write_class(w, answer, k, &row);
     }
@@ -198,7 +198,7 @@ static void write_objects(proto_writer *w, const struct answer *answer) {
 static void write_map(proto_writer *w, const struct answer *answer, const char *key,
                       int32_t (*value)(const bx_job *, int32_t, int32_t)) {
     proto_write_open(w, key, '[');
-    for (int32_t i = 0; i < answer->plan->n_images; i++) {
+    for (int32_t i = 0; i < answer->plan->n_images && !bx_job_cancelled(answer->result->job); i++) {
         proto_write_open(w, NULL, '[');
         for (int32_t p = 0; p < answer->plan->n_priors; p++)
             proto_write_int(w, NULL, value(answer->result->job, i, p));
@@ -209,7 +209,7 @@ static void write_map(proto_writer *w, const struct answer *answer, const char *
 
 static void write_target_loc(proto_writer *w, const struct answer *answer) {
     proto_write_open(w, "loc", '[');
-    for (int32_t i = 0; i < answer->plan->n_images; i++) {
+    for (int32_t i = 0; i < answer->plan->n_images && !bx_job_cancelled(answer->result->job); i++) {
         proto_write_open(w, NULL, '[');
         for (int32_t p = 0; p < answer->plan->n_priors; p++) {
             double target[4];

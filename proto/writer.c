@@ -118,42 +118,58 @@ void proto_write_string(proto_writer *writer, const char *key, const char *value
     add_quoted(writer->out, value);
 }
 
+/* Decimal digits of `value`, written towards the front of `end`; returns where they start. */
+static char *integer_digits(char *end, int64_t value) {
+    uint64_t left = value < 0 ? 0 - (uint64_t)value : (uint64_t)value;
+    do {
+        *--end = (char)('0' + left % 10);
+        left /= 10;
+    } while (left);
+    if (value < 0)
+        *--end = '-';
+    return end;
+}
+
 void proto_write_int(proto_writer *writer, const char *key, int64_t value) {
-    char digits[24];
+    char digits[24], *end = digits + sizeof digits, *start = integer_digits(end, value);
     begin(writer, key);
-    proto_buffer_add(writer->out, digits, (size_t)snprintf(digits, sizeof digits, "%lld", (long long)value));
+    proto_buffer_add(writer->out, start, (size_t)(end - start));
+}
+
+/* Small whole numbers have the same digits in every precision, and a map of targets is mostly zeros. */
+static bool write_whole(proto_writer *writer, const char *key, double value) {
+    bool whole = value > -1e5 && value < 1e5 && value == (double)(int64_t)value && !(value == 0 && signbit(value));
+    if (whole)
+        proto_write_int(writer, key, (int64_t)value);
+    return whole;
+}
+
+/* The fewest of `least` to `most` significant digits that read back the same: 15 to 17 for a double, 6 to 9 for a
+ * float's value. */
+static void write_digits(proto_writer *writer, const char *key, double value, int least, int most) {
+    char digits[32];
+    int n = 0;
+    if (!isfinite(value)) {
+        proto_write_null(writer, key);
+        return;
+    }
+    if (write_whole(writer, key, value))
+        return;
+    for (int precision = least; precision <= most; precision++) {
+        n = snprintf(digits, sizeof digits, "%.*g", precision, value);
+        if (most > 9 ? strtod(digits, NULL) == value : strtof(digits, NULL) == (float)value)
+            break;
+    }
+    begin(writer, key);
+    proto_buffer_add(writer->out, digits, (size_t)n);
 }
 
 void proto_write_real(proto_writer *writer, const char *key, double value) {
-    if (!isfinite(value)) {
-        proto_write_null(writer, key);
-        return;
-    }
-    char digits[32];
-    int n = 0;
-    for (int precision = 15; precision <= 17; precision++) {
-        n = snprintf(digits, sizeof digits, "%.*g", precision, value);
-        if (strtod(digits, NULL) == value)
-            break;
-    }
-    begin(writer, key);
-    proto_buffer_add(writer->out, digits, (size_t)n);
+    write_digits(writer, key, value, 15, 17);
 }
 
 void proto_write_float(proto_writer *writer, const char *key, float value) {
-    if (!isfinite(value)) {
-        proto_write_null(writer, key);
-        return;
-    }
-    char digits[32];
-    int n = 0;
-    for (int precision = 6; precision <= 9; precision++) {
-        n = snprintf(digits, sizeof digits, "%.*g", precision, (double)value);
-        if (strtof(digits, NULL) == value)
-            break;
-    }
-    begin(writer, key);
-    proto_buffer_add(writer->out, digits, (size_t)n);
+    write_digits(writer, key, (double)value, 6, 9);
 }
 
 static void write_word(proto_writer *writer, const char *key, const char *word) {

@@ -20,7 +20,7 @@
 
 #define READ_POOL ((size_t)256 << 10)
 #define DISCARD_LIMIT                                                                                                  \
-    ((int64_t)16 << 20) /* a refused body up to this size is read, so that the client sees the answer */
+    ((int64_t)64 << 20) /* a refused body up to this size is read, so that the client sees the answer */
 #define GET_BODY_LIMIT ((int64_t)64 << 10)
 #define SLOWEST        ((int64_t)256 << 10) /* bytes per second that a body or an answer must make */
 #define MAX_PIECES     65536                /* of tiny chunks */
@@ -33,6 +33,8 @@ typedef struct http {
     struct MHD_Daemon *daemon;
     int listener;
     peers *peers;
+    atomic_long suspended;
+    atomic_bool stopping;  /* nothing may be suspended any more */
     atomic_long exchanges; /* in progress */
     char id_prefix[20];
     atomic_ulong next_id;
@@ -62,9 +64,7 @@ struct exchange {
 
 /* What the connection is doing now, and for how many seconds it may. */
 static void set_phase(exchange *x, phase phase, int64_t seconds) {
-    if (x->peer) {
-        peer_phase(x->peer, phase, seconds, phase == PHASE_IDLE ? NULL : x->post, x->id);
-    }
+    peer_phase(x->peer, phase, seconds, phase == PHASE_IDLE ? NULL : x->post, x->id);
 }
 
 static void on_connection(void *cls, struct MHD_Connection *connection, void **context,
@@ -150,18 +150,29 @@ static enum MHD_Result refuse_why(exchange *x, const head *h, refusal why) {
 static enum MHD_Result send_post(exchange *x) {
     answer a;
     if (!request_answer(x->post, &a)) {
-        return MHD_NO;
+        return MHD_NO; /* its body came too late, and the reaper said so */
     }
-    x->timing = x->post->timing;
+    x->timing = a.timing;
     return send_answer(x, a);
 }
 
-static void suspend(void *connection) {
+/* Stopping while a connection is suspended would abort the process. So whoever suspends counts itself before it looks
+ * whether the daemon stops, and whoever stops says so before it looks at the count: one of them sees the other. */
+static bool suspend(void *connection, void *argument) {
+    http *h = argument;
+    atomic_fetch_add(&h->suspended, 1);
+    if (atomic_load(&h->stopping)) {
+        atomic_fetch_sub(&h->suspended, 1);
+        return false;
+    }
     MHD_suspend_connection(connection);
+    return true;
 }
 
-static void resume(void *connection) {
+static void resume(void *connection, void *argument) {
+    http *h = argument;
     MHD_resume_connection(connection);
+    atomic_fetch_sub(&h->suspended, 1);
 }
 
 /* ---- first call: the head ---------------------------------------------------------------------------------------- */
@@ -247,13 +258,14 @@ static enum MHD_Result begin_post(exchange *x, const route *route, const head *h
     }
     x->post->connection = x->connection;
     x->post->resume = resume;
+    x->post->resume_argument = x->server->http;
     if (!take_query(x, &why)) {
         request_abandon(x->post);
         x->post = NULL;
         return refuse_why(x, h, why);
     }
     x->body_left = expected ? (int64_t)expected : DISCARD_LIMIT; /* of what may follow an error */
-    set_phase(x, PHASE_BODY, o->request_timeout + (int64_t)expected / SLOWEST);
+    set_phase(x, PHASE_BODY, o->request_timeout);
     return MHD_YES;
 }
 
@@ -262,7 +274,6 @@ static enum MHD_Result begin(exchange *x, const char *url, const char *method, c
     refusal why;
     x->begun = true;
     snprintf(x->method, sizeof x->method, "%s", method);
-    x->peer = MHD_get_connection_info(x->connection, MHD_CONNECTION_INFO_SOCKET_CONTEXT)->socket_context;
     MHD_get_connection_values(x->connection, MHD_HEADER_KIND, add_header, &h);
     choose_id(x, h.id);
     if (!head_check(&h, &why)) {
@@ -299,6 +310,7 @@ static enum MHD_Result begin(exchange *x, const char *url, const char *method, c
 static enum MHD_Result receive(exchange *x, const char *data, size_t bytes) {
     x->bytes_in += bytes;
     x->pieces++;
+    peer_extend(x->peer, x->server->options.request_timeout + (int64_t)x->bytes_in / SLOWEST);
     if (x->pieces > MAX_PIECES && x->bytes_in / (size_t)x->pieces < TINY) {
         return MHD_NO; /* more framing than body */
     }
@@ -318,9 +330,10 @@ static enum MHD_Result complete(exchange *x) {
     set_phase(x, PHASE_COMPUTE, x->server->options.request_timeout);
     if (!request_complete(x->post)) {
         x->suspended = true; /* before anyone can resume */
-        if (request_wait(x->post, suspend)) {
+        if (request_wait(x->post, suspend, x->server->http)) {
             return MHD_YES;
         }
+        request_fail(x->post, 503, "draining", "This daemon is shutting down."); /* unless it is settled */
     }
     return send_post(x);
 }
@@ -347,15 +360,16 @@ static enum MHD_Result on_request(void *cls, struct MHD_Connection *connection, 
 /* The first thing libmicrohttpd calls for a request, with the raw target; what it returns is the handler's context. */
 static void *on_target(void *cls, const char *uri, struct MHD_Connection *connection) {
     server *server = cls;
-    exchange *x = calloc(1, sizeof *x);
+    peer *peer = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_SOCKET_CONTEXT)->socket_context;
+    exchange *x = peer ? calloc(1, sizeof *x) : NULL;
     if (!x) {
-        return NULL;
+        return NULL; /* the connection will be closed */
     }
     x->server = server;
     x->malformed_uri = !uri_is_sane(uri);
     x->began_ns = now_ns();
     strncpy(x->target, uri, sizeof x->target - 1);
-    x->peer = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_SOCKET_CONTEXT)->socket_context;
+    x->peer = peer;
     set_phase(x, PHASE_HEAD, server->options.header_timeout);
     atomic_fetch_add(&server->http->exchanges, 1);
     return x;
@@ -498,12 +512,6 @@ void http_finish(server *server, int64_t deadline_ns) {
     while (atomic_load(&h->exchanges) > 0 && now_ns() < deadline_ns) {
         usleep(2000);
     }
-    /* stopping with a suspended connection would abort, so everything left is failed and resumed first */
-    int64_t patience = now_ns() + 2 * NS_PER_S;
-    do {
-        peers_fail(h->peers, 503, "draining", "This daemon is shutting down.");
-        usleep(2000);
-    } while (atomic_load(&server->tickets) > 0 && atomic_load(&h->exchanges) > 0 && now_ns() < patience);
 }
 
 void http_stop(server *server) {
@@ -512,7 +520,12 @@ void http_stop(server *server) {
         return;
     }
     if (h->daemon) {
-        peers_fail(h->peers, 503, "draining", "This daemon is shutting down.");
+        atomic_store(&h->stopping, true);
+        while (atomic_load(&h->suspended) > 0) {
+            peers_fail(h->peers, 503, "draining", "This daemon is shutting down.");
+            usleep(1000);
+        }
+        usleep(20000); /* for these answers to leave */
         MHD_stop_daemon(h->daemon);
     }
     peers_stop(h->peers);

@@ -4,7 +4,8 @@
  *
  * A request leases bytes when it is admitted and turns them into buffers later, so what was admitted cannot run out of
  * its own body memory. Idle buffers are kept, because the pages of a fresh 28 MB buffer cost more than reading it; they
- * count against the limit too and are the first to go. Invariant, under the lock: used + idle <= limit.
+ * count against the limit too and go, the oldest first, when room is needed. Invariant, under the lock: used + idle <=
+ * limit.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -84,29 +85,50 @@ size_t memory_used(memory *m) {
     return used;
 }
 
-static void drop_idle(memory *m, int i) {
-    buffer b = m->idle[i];
-    m->idle[i] = m->idle[--m->n_idle];
-    m->idle_bytes -= b.bytes;
-    release(b);
+/* Buffers on their way back to the system: unmapping is slow and happens after the lock is released. */
+typedef struct victims {
+    buffer buffers[MAX_IDLE];
+    int n;
+} victims;
+
+static void release_victims(const victims *v) {
+    for (int i = 0; i < v->n; i++) {
+        release(v->buffers[i]);
+    }
 }
 
-/* With the lock held: count `bytes` as used, at the cost of idle buffers if need be. */
-static bool reserve(memory *m, size_t bytes) {
+/* Take idle buffer `i` out; the rest stays in the order of its arrival. */
+static buffer take_idle(memory *m, int i) {
+    buffer b = m->idle[i];
+    m->n_idle--;
+    memmove(m->idle + i, m->idle + i + 1, (size_t)(m->n_idle - i) * sizeof *m->idle);
+    m->idle_bytes -= b.bytes;
+    return b;
+}
+
+/* With the lock held: count `bytes` as used, at the cost of the oldest idle buffers if need be. */
+static bool reserve(memory *m, size_t bytes, victims *v) {
     if (bytes > m->limit - m->used) {
         return false;
     }
     while (m->n_idle > 0 && m->used + bytes + m->idle_bytes > m->limit) {
-        drop_idle(m, 0);
+        v->buffers[v->n++] = take_idle(m, 0);
     }
     m->used += bytes;
     return true;
 }
 
-bool lease_begin(lease *l, memory *m, size_t bytes) {
+static bool reserve_locked(memory *m, size_t bytes) {
+    victims v = {.n = 0};
     pthread_mutex_lock(&m->lock);
-    bool room = reserve(m, bytes);
+    bool room = reserve(m, bytes, &v);
     pthread_mutex_unlock(&m->lock);
+    release_victims(&v);
+    return room;
+}
+
+bool lease_begin(lease *l, memory *m, size_t bytes) {
+    bool room = reserve_locked(m, bytes);
     if (room) {
         *l = (lease){m, bytes, 0};
     }
@@ -114,16 +136,20 @@ bool lease_begin(lease *l, memory *m, size_t bytes) {
 }
 
 bool lease_promise(lease *l, size_t bytes) {
-    memory *m = l->memory;
     size_t from_reserve = bytes < l->reserved ? bytes : l->reserved;
-    pthread_mutex_lock(&m->lock);
-    bool room = reserve(m, bytes - from_reserve);
-    pthread_mutex_unlock(&m->lock);
+    bool room = reserve_locked(l->memory, bytes - from_reserve);
     if (room) {
         l->reserved -= from_reserve;
         l->held += bytes;
     }
     return room;
+}
+
+void lease_unpromise(lease *l, size_t bytes) {
+    pthread_mutex_lock(&l->memory->lock);
+    l->memory->used -= bytes;
+    l->held -= bytes;
+    pthread_mutex_unlock(&l->memory->lock);
 }
 
 bx_status lease_take(lease *l, size_t bytes, buffer *out) {
@@ -136,9 +162,7 @@ bx_status lease_take(lease *l, size_t bytes, buffer *out) {
     pthread_mutex_lock(&m->lock);
     for (int i = 0; i < m->n_idle && !found.data; i++) {
         if (m->idle[i].bytes == size) {
-            found = m->idle[i];
-            m->idle[i] = m->idle[--m->n_idle];
-            m->idle_bytes -= size;
+            found = take_idle(m, i);
         }
     }
     pthread_mutex_unlock(&m->lock);
@@ -146,8 +170,7 @@ bx_status lease_take(lease *l, size_t bytes, buffer *out) {
         found = (buffer){allocate(size), size};
     }
     if (!found.data) {
-        l->held -= size;
-        l->reserved += size;
+        lease_unpromise(l, size);
         return BX_NOMEM;
     }
     *out = found;
@@ -161,15 +184,17 @@ void lease_give(lease *l, buffer *b) {
     memory *m = l->memory;
     buffer given = *b;
     *b = (buffer){NULL, 0};
+    victims v = {.n = 0};
     pthread_mutex_lock(&m->lock);
     m->used -= given.bytes;
     l->held -= given.bytes;
     if (m->n_idle == MAX_IDLE) {
-        drop_idle(m, 0);
+        v.buffers[v.n++] = take_idle(m, 0);
     }
     m->idle[m->n_idle++] = given;
     m->idle_bytes += given.bytes;
     pthread_mutex_unlock(&m->lock);
+    release_victims(&v);
 }
 
 void lease_end(lease *l) {

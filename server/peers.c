@@ -24,7 +24,7 @@ struct peer {
     peer *next, *previous;
     int fd;
     phase phase;
-    int64_t deadline_ns;
+    int64_t began_ns, deadline_ns;
     request *post;
     const char *id;
     int hung_up; /* looks in a row that found the sending side closed in mid-body */
@@ -48,7 +48,8 @@ peer *peer_add(peers *all, int fd, int64_t seconds) {
     p->all = all;
     p->fd = fd;
     p->phase = PHASE_HEAD;
-    p->deadline_ns = now_ns() + seconds * NS_PER_S;
+    p->began_ns = now_ns();
+    p->deadline_ns = p->began_ns + seconds * NS_PER_S;
     pthread_mutex_lock(&all->lock);
     p->next = all->first;
     if (p->next) {
@@ -73,10 +74,17 @@ void peer_remove(peer *p) {
     free(p);
 }
 
+void peer_extend(peer *p, int64_t seconds) {
+    pthread_mutex_lock(&p->all->lock);
+    p->deadline_ns = p->began_ns + seconds * NS_PER_S;
+    pthread_mutex_unlock(&p->all->lock);
+}
+
 void peer_phase(peer *p, phase phase, int64_t seconds, request *post, const char *id) {
     pthread_mutex_lock(&p->all->lock);
     p->phase = phase;
-    p->deadline_ns = now_ns() + seconds * NS_PER_S;
+    p->began_ns = now_ns();
+    p->deadline_ns = p->began_ns + seconds * NS_PER_S;
     p->post = post;
     p->id = id;
     pthread_mutex_unlock(&p->all->lock);

@@ -50,7 +50,7 @@ static void unlink_request(pool *p, request *r) {
 
 /* Something of r became ready. */
 static void enqueue(pool *p, request *r) {
-    if (!r->queued && has_work(r)) {
+    if (!r->queued && has_work(r) && !atomic_load(&r->cancelled)) {
         request_ref(r);
         append(p, r);
     }
@@ -113,7 +113,7 @@ static void *worker_main(void *argument) {
         unit u;
         request *r = take(p, &u);
         pthread_mutex_unlock(&p->lock);
-        if (!atomic_load(&r->abandoned)) {
+        if (!atomic_load(&r->cancelled)) {
             run(r, w.context, u);
         }
         request_unref(r);
@@ -229,9 +229,7 @@ void pool_cancel(pool *p, request *r) {
     if (was_queued) {
         unlink_request(p, r);
     }
-    r->decode_ready = false;
-    r->images_head = r->images_tail;
-    r->next_unit = r->ready_units;
+    atomic_store(&r->cancelled, true);
     pthread_mutex_unlock(&p->lock);
     if (was_queued) {
         request_unref(r);

@@ -14,19 +14,21 @@
 #include "server.h"
 
 #define INLINE_US           200.0
+#define INLINE_US_PER_BYTE  0.01                /* of the answer */
 #define EARLY_BYTES         ((size_t)256 << 10) /* smaller bodies are decoded when complete */
-#define JSON_INLINE_BYTES   ((size_t)32 << 10)
+#define DECODE_BYTES        ((size_t)1 << 20)   /* decoding more than this is a worker's job */
+#define JSON_DECODE_BYTES   ((size_t)32 << 10)  /* and more than this of JSON */
+#define JSON_TREE           64 /* bytes of tree per byte of text, at worst; half of --memory-limit at most */
 #define FIRST_CHUNKED_BYTES ((size_t)64 << 10)
 #define BASE_BYTES          ((size_t)256 << 10)
 
 /* ---- admission --------------------------------------------------------------------------------------------------- */
 
-/* What a body of `bytes` may need in all. A prior's row of predictions is at least 12 bytes on the wire and its work
- * 13; a JSON tree takes up to JSON_TREE times its text before it is refused as too complex. */
-#define JSON_TREE 12
+/* What a body of `bytes` will need besides the tree of a JSON text: itself, and its work. A prior's row of predictions
+ * is at least 12 bytes on the wire and 13 in the workspace; a number in JSON is at least 2 characters and 4 bytes as a
+ * float. */
 static size_t needed_bytes(proto_encoding encoding, bool guess, size_t bytes) {
-    size_t factor = encoding == PROTO_JSON || guess ? 2 * (JSON_TREE + 4) : 5;
-    return bytes / 2 * factor + BASE_BYTES;
+    return bytes / 2 * (encoding == PROTO_JSON || guess ? 8 : 5) + BASE_BYTES;
 }
 
 static answer refuse(int status, int retry, const char *code, const char *detail, const char *id) {
@@ -58,8 +60,7 @@ request *request_admit(server *server, proto_task task, proto_encoding encoding,
         *refusal = refuse(503, 5, "draining", "This daemon is shutting down.", id);
         return NULL;
     }
-    size_t first = expected ? expected : FIRST_CHUNKED_BYTES,
-           need = needed_bytes(encoding, guess && first <= JSON_INLINE_BYTES, first);
+    size_t first = expected ? expected : FIRST_CHUNKED_BYTES, need = needed_bytes(encoding, guess, first);
     if (need > memory_limit(server->memory)) {
         *refusal = refuse(413, 0, "body_too_large", "A body of this size may need more than --memory-limit.", id);
         return NULL;
@@ -135,7 +136,7 @@ static bool settle(request *r, answer given) {
     }
     pthread_mutex_unlock(&r->lock);
     if (waiting) {
-        r->resume(r->connection); /* suspended until now, so it cannot have gone */
+        r->resume(r->connection, r->resume_argument); /* suspended until now, so it cannot have gone */
     }
     if (!wins) {
         answer_free(&given);
@@ -172,12 +173,12 @@ bool request_expired(request *r) {
     return expired;
 }
 
-bool request_wait(request *r, void (*suspend)(void *connection)) {
+bool request_wait(request *r, bool (*suspend)(void *connection, void *argument), void *argument) {
     pthread_mutex_lock(&r->lock);
-    bool wait = !r->settled;
+    bool wait = !r->settled && r->state == REQUEST_RECEIVING;
     if (wait) {
-        r->state = REQUEST_WAITING;
-        suspend(r->connection);
+        wait = suspend(r->connection, argument);
+        r->state = wait ? REQUEST_WAITING : r->state;
     }
     pthread_mutex_unlock(&r->lock);
     return wait;
@@ -197,7 +198,6 @@ bool request_answer(request *r, answer *out) {
 }
 
 void request_abandon(request *r) {
-    atomic_store(&r->abandoned, true);
     pool_cancel(r->server->pool, r);
     request_unref(r);
 }
@@ -214,26 +214,44 @@ static bx_status check_device(request *r) {
     return BX_OK;
 }
 
+/* What a batch is not allowed to ask for, whoever asks. */
+static bx_status check_cost(request *r) {
+    const size_t limit = memory_limit(r->server->memory);
+    const double seconds = r->plan.cost_us * 1e-6;
+    r->answer_bytes = proto_answer_bytes(&r->decoded_request, &r->plan, r->accept);
+    if (seconds > (double)r->server->options.request_timeout) {
+        return bx_fail(
+            &r->error, BX_TOO_LARGE, "too_expensive",
+            "the work is estimated at %.0f s on one core, more than --request-timeout (%ld s); send less at once",
+            seconds, r->server->options.request_timeout);
+    }
+    if (r->plan.work_bytes > limit || r->answer_bytes > limit - r->plan.work_bytes) {
+        return bx_fail(&r->error, BX_TOO_LARGE, "too_expensive",
+                       "the work needs %zu bytes and its answer up to %zu, more than --memory-limit (%zu)",
+                       r->plan.work_bytes, r->answer_bytes, limit);
+    }
+    return BX_OK;
+}
+
+static bx_status no_memory(request *r, bx_status status, size_t bytes) {
+    return bx_fail(&r->error, status, status == BX_BUSY ? "memory_full" : "out_of_memory",
+                   "no memory for this request at the moment (%zu bytes)", bytes);
+}
+
 /* Memory for the work and the answer. The common case fits what admission reserved. */
 static bx_status take_work(request *r) {
     const size_t n = (size_t)r->plan.n_images;
     size_t counters = n * (sizeof(atomic_int) + sizeof(int32_t));
-    size_t answer_bytes = proto_answer_bytes(&r->decoded_request, &r->plan, r->accept);
-    size_t limit = memory_limit(r->server->memory);
-    if (r->plan.work_bytes > limit || answer_bytes > limit - r->plan.work_bytes) {
-        return bx_fail(&r->error, BX_TOO_LARGE, "too_expensive",
-                       "the work needs %zu bytes and its answer up to %zu, more than --memory-limit (%zu)",
-                       r->plan.work_bytes, answer_bytes, limit);
-    }
     bx_status status = lease_take(&r->lease, r->plan.work_bytes + counters, &r->work);
-    if (status == BX_OK && !lease_promise(&r->lease, answer_bytes)) {
+    if (status == BX_OK && !lease_promise(&r->lease, r->answer_bytes)) {
         status = BX_BUSY;
+        lease_give(&r->lease, &r->work);
     }
     if (status != BX_OK) {
-        return bx_fail(&r->error, status, status == BX_BUSY ? "memory_full" : "out_of_memory",
-                       "no memory for the work at the moment (%zu bytes)", r->plan.work_bytes + answer_bytes);
+        return no_memory(r, status, r->plan.work_bytes + r->answer_bytes);
     }
     bx_job_init(&r->job, &r->plan, &r->decoded_request.batch, r->work.data);
+    r->job.cancel = &r->cancelled;
     r->blocks_left = (atomic_int *)(void *)((char *)r->work.data + r->plan.work_bytes);
     r->images_ready = (int32_t *)(void *)(r->blocks_left + n);
     for (size_t i = 0; i < n; i++) {
@@ -243,23 +261,62 @@ static bx_status take_work(request *r) {
     return BX_OK;
 }
 
+/* Heap memory that the decoded request keeps. */
+static size_t decoded_bytes(const request *r) {
+    const proto_request *q = &r->decoded_request;
+    const bx_batch *b = &q->batch;
+    size_t bytes = ((size_t)b->n_images + 1) * 4 + (size_t)b->first[b->n_images] * 24;
+    if (q->own_priors) {
+        bytes += bx_priors_bytes(q->own_priors->n, q->own_priors->n_levels);
+    }
+    if (r->encoding == PROTO_JSON && b->conf.data) {
+        bytes += (size_t)b->n_images * (size_t)b->n_priors * ((size_t)b->n_columns + 4) * 4;
+    }
+    return bytes;
+}
+
+/* A JSON tree is counted while it stands: it is gone when the batch is decoded. */
+static bx_status decode(request *r, size_t bytes) {
+    const size_t most = memory_limit(r->server->memory) / 2;
+    size_t tree = r->encoding != PROTO_JSON        ? 0
+                  : r->received < most / JSON_TREE ? r->received * JSON_TREE + BASE_BYTES
+                                                   : most;
+    if (!lease_promise(&r->lease, tree)) {
+        return no_memory(r, BX_BUSY, tree);
+    }
+    bx_status status = proto_request_decode(&r->decoded_request, r->task, r->encoding, r->body.data, bytes, r->query,
+                                            r->n_query, &r->server->catalog, &(proto_limits){tree}, &r->error);
+    lease_unpromise(&r->lease, tree);
+    r->decoded = status == BX_OK;
+    if (r->decoded && !lease_promise(&r->lease, decoded_bytes(r))) {
+        status = no_memory(r, BX_BUSY, decoded_bytes(r));
+    }
+    return status;
+}
+
 /* Body -> batch -> plan -> job. `bytes` is the body's full length, of which the annotations at least are there. */
 static bx_status prepare(request *r, size_t bytes) {
-    proto_limits limits = {.json_memory = r->received * JSON_TREE + BASE_BYTES};
-    bx_status status = proto_request_decode(&r->decoded_request, r->task, r->encoding, r->body.data, bytes, r->query,
-                                            r->n_query, &r->server->catalog, &limits, &r->error);
-    if (status != BX_OK) {
-        return status;
+    bx_status status = decode(r, bytes);
+    if (status == BX_OK) {
+        status = check_device(r);
     }
-    r->decoded = true;
-    status = check_device(r);
     if (status == BX_OK) {
         const proto_request *q = &r->decoded_request;
         status = bx_plan_init(&r->plan, q->criterion, q->priors, &q->batch, &r->error);
     }
-    status = status == BX_OK ? take_work(r) : status;
+    if (status == BX_OK) {
+        status = check_cost(r);
+    }
+    if (status == BX_OK) {
+        status = take_work(r);
+    }
     r->planned = status == BX_OK;
     return status;
+}
+
+/* Small enough for the receiving thread. */
+static bool is_small(const request *r) {
+    return r->plan.cost_us + INLINE_US_PER_BYTE * (double)r->answer_bytes < INLINE_US;
 }
 
 /* ---- progress: what of a planned request may run ----------------------------------------------------------------- */
@@ -282,13 +339,13 @@ static void progress(request *r) {
     const bx_batch *batch = &r->decoded_request.batch;
     int64_t rows = rows_in(r, batch->conf, (size_t)plan->n_columns);
     int64_t blocks = rows / plan->n_priors * plan->n_blocks + rows % plan->n_priors / BX_BLOCK;
-    pool_advance(r->server->pool, r, blocks);
     int64_t images = rows_in(r, batch->loc, 4) / plan->n_priors;
     for (; r->images_arrived < images; r->images_arrived++) {
-        if (atomic_fetch_sub(&r->blocks_left[r->images_arrived], 1) == 1) {
+        if (atomic_fetch_sub(&r->blocks_left[r->images_arrived], 1) == 1) { /* its blocks were done first */
             pool_push_image(r->server->pool, r, r->images_arrived);
         }
     }
+    pool_advance(r->server->pool, r, blocks);
 }
 
 static void mark_begun(request *r) {
@@ -371,14 +428,15 @@ static bx_status receive(request *r, const void *data, size_t bytes) {
     if (status != BX_OK) {
         return status;
     }
-    bool early = r->expected >= EARLY_BYTES && r->encoding == PROTO_SAFETENSORS;
-    if (early && !r->planned && r->received < r->expected) {
-        size_t prefix = proto_request_prefix(r->body.data, r->received, r->expected);
-        if (prefix > 0 && prefix <= r->received) {
+    if (r->expected >= EARLY_BYTES && r->encoding == PROTO_SAFETENSORS && !r->planned) {
+        if (!r->prefix) {
+            r->prefix = proto_request_prefix(r->body.data, r->received, r->expected);
+        }
+        if (r->prefix && r->prefix <= r->received && r->prefix <= DECODE_BYTES && r->received < r->expected) {
             status = prepare(r, r->expected);
         }
     }
-    if (r->planned && r->plan.cost_us >= INLINE_US) {
+    if (r->planned && !is_small(r)) {
         progress(r);
     }
     return status;
@@ -398,7 +456,7 @@ bool request_complete(request *r) {
     }
     bool ok = r->error.status == BX_OK;
     if (ok && !r->planned) {
-        if (r->encoding == PROTO_JSON && r->received > JSON_INLINE_BYTES) {
+        if (r->received > (r->encoding == PROTO_JSON ? JSON_DECODE_BYTES : DECODE_BYTES)) {
             pool_push_decode(r->server->pool, r);
             return false;
         }
@@ -408,7 +466,7 @@ bool request_complete(request *r) {
         settle_error(r, &r->error);
         return true;
     }
-    if (r->plan.cost_us < INLINE_US && run_inline(r)) {
+    if (is_small(r) && run_inline(r)) {
         return true;
     }
     progress(r);
@@ -432,10 +490,10 @@ static void finish(request *r) {
     bx_result result;
     bx_error error = {0};
     answer done = {.status = 200, .type = r->accept == PROTO_JSON ? PROTO_TYPE_JSON : PROTO_TYPE_SAFETENSORS};
-    r->timing = timing(r);
+    done.timing = timing(r);
     bx_status status = bx_finish(&result, &r->job, &error);
     if (status == BX_OK) {
-        status = proto_answer_encode(&done.body, r->accept, &r->decoded_request, &result, &r->timing, r->id,
+        status = proto_answer_encode(&done.body, r->accept, &r->decoded_request, &result, &done.timing, r->id,
                                      memory_limit(r->server->memory), &error);
     }
     if (status != BX_OK) {

@@ -17,7 +17,7 @@ int http_status_of(bx_status status) {
     return table[status];
 }
 
-const char *http_reason(int status) {
+static const char *http_reason(int status) {
     static const struct {
         int status;
         const char *reason;

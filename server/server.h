@@ -82,8 +82,10 @@ size_t memory_used(memory *memory);
 
 /* Reserve `bytes` of the budget. False when there is no room now. */
 BX_MUST_USE bool lease_begin(lease *lease, memory *memory, size_t bytes);
-/* Make `bytes` more certain to be there: from the reservation first, then from the budget. */
+/* Count `bytes` of memory that is not a buffer: from the reservation first, then from the budget. */
 BX_MUST_USE bool lease_promise(lease *lease, size_t bytes);
+/* Take back a promise of that size. */
+void lease_unpromise(lease *lease, size_t bytes);
 /* A pooled buffer of at least `bytes`, counted against the lease. BX_BUSY when the budget is full, BX_NOMEM when the
  * machine is. Contents are arbitrary. */
 BX_MUST_USE bx_status lease_take(lease *lease, size_t bytes, buffer *out);
@@ -106,7 +108,7 @@ const char *pool_level(const pool *pool);
 void pool_push_decode(pool *pool, request *request);
 void pool_advance(pool *pool, request *request, int64_t ready);
 void pool_push_image(pool *pool, request *request, int32_t image);
-/* Forget what no worker has begun. */
+/* Forget what no worker has begun and what may still be handed in; units under way return early. */
 void pool_cancel(pool *pool, request *request);
 /* A spare context for a thread that computes a small request itself; NULL when all are lent. */
 bx_context *pool_borrow(pool *pool);
@@ -147,6 +149,7 @@ typedef enum request_state {
 
 /* An HTTP answer. The body belongs to the answer until it is sent. */
 typedef struct answer {
+    proto_timing timing;
     int status;
     const char *type;
     proto_buffer body;
@@ -171,17 +174,20 @@ struct request {
     request_state state;
     bool settled; /* `answer` is final */
     answer answer;
-    void (*resume)(void *connection);
-    void *connection;
+    void (*resume)(void *connection, void *argument);
+    void *connection, *resume_argument;
     atomic_int refs;
-    atomic_bool abandoned, ticket_returned;
+    atomic_bool cancelled; /* nobody wants the result any more; units return early */
+    atomic_bool ticket_returned;
 
     lease lease;
     buffer body;
     size_t received, expected; /* expected 0: not known (chunked) */
+    size_t prefix;             /* how much must be in before it can be decoded; 0: not known yet */
     bool decoded, planned;
     proto_request decoded_request;
     bx_plan plan;
+    size_t answer_bytes; /* an upper bound */
     buffer work;
     bx_job job;
     atomic_int *blocks_left; /* (N) blocks of each image, and one for its loc rows */
@@ -191,7 +197,6 @@ struct request {
 
     int64_t began_ns, received_ns; /* headers, last byte */
     atomic_llong first_unit_ns;    /* 0: none yet */
-    proto_timing timing;
 
     /* the pool's, under its lock */
     request *next, *previous;
@@ -212,8 +217,8 @@ bool request_receive(request *request, const void *data, size_t bytes);
 /* The body is complete. Returns true when `answer` is ready now; false when the caller must suspend: it does so by
  * request_wait, which is atomic with the last unit. */
 BX_MUST_USE bool request_complete(request *request);
-/* Under the lock: if the answer is not settled, call suspend(connection) and return true. */
-BX_MUST_USE bool request_wait(request *request, void (*suspend)(void *connection));
+/* Under the lock: if the answer is still to come, call suspend and return what it returned (false: it would not). */
+BX_MUST_USE bool request_wait(request *request, bool (*suspend)(void *connection, void *argument), void *argument);
 /* Move the settled answer out; false when the request expired or is not settled. */
 BX_MUST_USE bool request_answer(request *request, answer *out);
 /* Settle with a problem unless settled; resumes a waiting connection. Returns true when this call did it. */
@@ -230,7 +235,6 @@ void request_run_decode(request *request);
 
 /* ---- answers ----------------------------------------------------------------------------------------------------- */
 
-const char *http_reason(int status);
 int http_status_of(bx_status status);
 /* A problem document; never fails (a static one when memory is gone). */
 answer answer_problem(int status, const char *code, const char *detail, const char *pointer, const char *request_id);
@@ -277,10 +281,12 @@ typedef struct peer peer;
 /* Starts the reaper thread. */
 BX_MUST_USE bx_status peers_start(peers **peers, bx_error *error);
 void peers_stop(peers *peers);
-/* A new connection in its first phase; NULL when out of memory (it then has libmicrohttpd's idle timeout only). */
+/* A new connection in its first phase; NULL when out of memory: it must then be closed. */
 peer *peer_add(peers *peers, int fd, int64_t seconds);
 /* Before the socket is closed. NULL is accepted. */
 void peer_remove(peer *peer);
+/* More time in this phase: until `seconds` after it began. */
+void peer_extend(peer *peer, int64_t seconds);
 /* The next phase and its time. `post` (may be NULL) and `id` must stay until the next call. */
 void peer_phase(peer *peer, phase phase, int64_t seconds, request *post, const char *id);
 /* Fail every request that waits for its computation. */
@@ -294,8 +300,9 @@ BX_MUST_USE bx_status http_start(server *server, bx_error *error);
 struct addrinfo;
 BX_MUST_USE bool address_resolve(const char *listen, struct addrinfo **out);
 void http_close_listener(server *server);
-/* Wait until nothing is being answered, at most until the deadline; then everything left gets 503. */
+/* Wait until nothing is being answered, at most until the deadline. */
 void http_finish(server *server, int64_t deadline_ns);
+/* Everything that still waits gets 503; then stop. */
 void http_stop(server *server);
 
 /* ---- routes ------------------------------------------------------------------------------------------------------ */

@@ -15,11 +15,15 @@ import socket
 import statistics
 import struct
 import subprocess
+import sys
 import time
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "golden"))
+sys.dont_write_bytecode = True
+from torch_source import match, multibox, point_form    # the formulas of ssd.pytorch, eager
 
 N, P, C, PER_IMAGE = 32, 8732, 21, 10
 BATCH = "build/bench/ssd300-32.safetensors"
@@ -47,8 +51,6 @@ def make_batch():
     return tensors
 
 
-# ---- the peer: the formulas of ssd.pytorch's match and MultiBoxLoss, eager ---------------------------------------
-
 def ssd300():
     boxes = []
     levels = zip([38, 19, 10, 5, 3, 1], [8, 16, 32, 64, 100, 300], [30, 60, 111, 162, 213, 264],
@@ -63,37 +65,6 @@ def ssd300():
     return torch.tensor(boxes).clamp_(0, 1)
 
 
-def match(truths, labels, priors, corners):
-    low = torch.max(truths[:, None, :2], corners[None, :, :2])
-    high = torch.min(truths[:, None, 2:], corners[None, :, 2:])
-    side = (high - low).clamp(min=0)
-    inter = side[..., 0] * side[..., 1]
-    area_t = (truths[:, 2] - truths[:, 0]) * (truths[:, 3] - truths[:, 1])
-    area_p = (corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])
-    overlap = inter / (area_t[:, None] + area_p[None, :] - inter)
-    best_prior = overlap.max(1)[1]
-    best_overlap, best_truth = overlap.max(0)
-    best_overlap.index_fill_(0, best_prior, 2)
-    for j in range(len(truths)):
-        best_truth[best_prior[j]] = j
-    conf = labels[best_truth] + 1
-    conf[best_overlap < 0.5] = 0
-    m = truths[best_truth]
-    xy = ((m[:, :2] + m[:, 2:]) / 2 - priors[:, :2]) / (0.1 * priors[:, 2:])
-    wh = torch.log((m[:, 2:] - m[:, :2]) / priors[:, 2:]) / 0.2
-    return torch.cat([xy, wh], 1), conf
-
-
-def multibox(loc, conf, loc_t, conf_t):
-    pos = conf_t > 0
-    loss_l = F.smooth_l1_loss(loc[pos], loc_t[pos], reduction="sum")
-    ranked = F.cross_entropy(conf.view(-1, C), conf_t.view(-1), reduction="none").view(N, P)
-    ranked[pos] = 0
-    rank = ranked.sort(1, descending=True)[1].sort(1)[1]
-    both = pos | (rank < (3 * pos.sum(1, keepdim=True)).clamp(max=P))
-    return (loss_l + F.cross_entropy(conf[both], conf_t[both], reduction="sum")) / pos.sum()
-
-
 def ms(function):
     start = time.perf_counter()
     result = function()
@@ -103,7 +74,7 @@ def ms(function):
 def bench_compute(rows, tensors, threads):
     torch.set_num_threads(threads)
     priors = ssd300()
-    corners = torch.cat([priors[:, :2] - priors[:, 2:] / 2, priors[:, :2] + priors[:, 2:] / 2], 1)
+    corners = point_form(priors)
     boxes = torch.tensor(tensors["boxes"]).view(N, PER_IMAGE, 4)
     labels = torch.tensor(tensors["labels"]).view(N, PER_IMAGE)
     copies = [(torch.tensor(tensors["loc"]), torch.tensor(tensors["conf"])) for _ in range(COPIES)]
@@ -125,7 +96,7 @@ def bench_compute(rows, tensors, threads):
                     read.append(answer["read_once_ms"])
             for loc, conf in copies:
                 t_match, targets = ms(matched)
-                t_loss, total = ms(lambda: multibox(loc, conf, *targets))
+                t_loss, total = ms(lambda: sum(multibox(loc, conf, *targets)[:2]))
                 if r:
                     whole.append(t_match + t_loss)
                     loss_only.append(t_loss)

@@ -42,40 +42,45 @@ def iou(a, b):
     return inter / (area_a[:, None] + area_b[None, :] - inter)
 
 
-def ssd_pytorch(r):
-    """match + MultiBoxLoss. -> loss_l, loss_c, class + 1 [N,P], object [N,P], ranked by [N,P], mined [N,P]"""
-    priors, loc_t, conf_t, owner = torch.tensor(r["priors"]), [], [], []
-    for boxes, labels in zip(r["boxes"], r["labels"]):
-        truths, labels = torch.tensor(boxes), torch.tensor(labels)
-        overlap = iou(truths, point_form(priors))
-        best_prior = overlap.max(1)[1]
-        best_overlap, best_truth = overlap.max(0)
-        best_overlap.index_fill_(0, best_prior, 2)
-        for j in range(len(truths)):
-            best_truth[best_prior[j]] = j
-        conf = labels[best_truth] + 1
-        conf[best_overlap < 0.5] = 0
-        m = truths[best_truth]
-        xy = ((m[:, :2] + m[:, 2:]) / 2 - priors[:, :2]) / (0.1 * priors[:, 2:])
-        wh = torch.log((m[:, 2:] - m[:, :2]) / priors[:, 2:]) / 0.2
-        loc_t.append(torch.cat([xy, wh], 1))
-        conf_t.append(conf)
-        owner.append(best_truth)
-    loc_t, conf_t = torch.stack(loc_t), torch.stack(conf_t)
-    loc_p, conf_p = torch.tensor(r["loc"]), torch.tensor(r["conf"])
-    n, p, c = conf_p.shape
+def match(truths, labels, priors, corners):
+    """ssd.pytorch's match at 0.5. -> encoded offsets [P,4], class + 1 [P], object [P]"""
+    overlap = iou(truths, corners)
+    best_prior = overlap.max(1)[1]
+    best_overlap, best_truth = overlap.max(0)
+    best_overlap.index_fill_(0, best_prior, 2)
+    for j in range(len(truths)):
+        best_truth[best_prior[j]] = j
+    conf = labels[best_truth] + 1
+    conf[best_overlap < 0.5] = 0
+    m = truths[best_truth]
+    xy = ((m[:, :2] + m[:, 2:]) / 2 - priors[:, :2]) / (0.1 * priors[:, 2:])
+    wh = torch.log((m[:, 2:] - m[:, :2]) / priors[:, 2:]) / 0.2
+    return torch.cat([xy, wh], 1), conf, best_truth
 
+
+def multibox(loc_p, conf_p, loc_t, conf_t):
+    """ssd.pytorch's MultiBoxLoss. -> loss_l, loss_c, ranked by [N,P], mined [N,P]"""
+    n, p, c = conf_p.shape
     pos = conf_t > 0
     loss_l = F.smooth_l1_loss(loc_p[pos], loc_t[pos], reduction="sum")
     rank_by = F.cross_entropy(conf_p.view(-1, c), conf_t.view(-1), reduction="none").view(n, p)
     rank_by[pos] = 0
     rank = rank_by.sort(1, descending=True)[1].sort(1)[1]
-    num_neg = (3 * pos.sum(1, keepdim=True)).clamp(max=p)
-    neg = rank < num_neg
+    neg = rank < (3 * pos.sum(1, keepdim=True)).clamp(max=p)
     both = pos | neg
     loss_c = F.cross_entropy(conf_p[both], conf_t[both], reduction="sum")
     total = pos.sum()
-    return loss_l / total, loss_c / total, conf_t, torch.stack(owner), rank_by, neg & ~pos
+    return loss_l / total, loss_c / total, rank_by, neg & ~pos
+
+
+def ssd_pytorch(r):
+    """-> loss_l, loss_c, class + 1 [N,P], object [N,P], ranked by [N,P], mined [N,P]"""
+    priors = torch.tensor(r["priors"])
+    matched = [match(torch.tensor(boxes), torch.tensor(labels), priors, point_form(priors))
+               for boxes, labels in zip(r["boxes"], r["labels"])]
+    loc_t, conf_t, owner = (torch.stack(part) for part in zip(*matched))
+    loss_l, loss_c, rank_by, mined = multibox(torch.tensor(r["loc"]), torch.tensor(r["conf"]), loc_t, conf_t)
+    return loss_l, loss_c, conf_t, owner, rank_by, mined
 
 
 def sgrvinod(r):

@@ -4,7 +4,6 @@
  */
 #define _POSIX_C_SOURCE 200809L
 
-#include <check.h>
 #include <float.h>
 #include <math.h>
 #include <stdio.h>
@@ -12,6 +11,7 @@
 #include <string.h>
 
 #include "../../proto/internal.h"
+#include "../support/suite.h"
 
 #define EVERYTHING                                                                                                     \
     (PROTO_INCLUDE_IMAGES | PROTO_INCLUDE_CLASSES | PROTO_INCLUDE_LEVELS | PROTO_INCLUDE_OBJECTS |                     \
@@ -521,9 +521,5 @@ int main(void) {
     tcase_add_test(cases, pointers);
     Suite *suite = suite_create("answer");
     suite_add_tcase(suite, cases);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return suite_run(suite);
 }

@@ -2,11 +2,11 @@
 /*
  * Status texts, the caller-owned error (the first one wins, NULL is accepted) and the "did you mean" helper.
  */
-#include <check.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "boxloss.h"
+#include "../support/suite.h"
 
 START_TEST(every_status_has_a_text) {
     static const struct {
@@ -110,9 +110,5 @@ int main(void) {
     tcase_add_test(tests, long_texts_are_cut);
     tcase_add_test(tests, the_nearest_name);
     tcase_add_test(tests, long_names_are_near_nothing);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return suite_run(suite);
 }

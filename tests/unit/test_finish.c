@@ -3,13 +3,13 @@
  * What a finished job says: numbers worked out by hand, totals that are the sums of their parts, the statistics over
  * objects, and the refusal of predictions that are not finite.
  */
-#include <check.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "boxloss.h"
+#include "../support/suite.h"
 
 static uint64_t random_state;
 
@@ -566,9 +566,5 @@ int main(void) {
     tcase_add_loop_test(tests, not_finite_elsewhere, 0, 4);
     tcase_add_test(tests, not_finite_in_blocks);
     tcase_add_loop_test(tests, extremes_are_finite, 0, 2);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return suite_run(suite);
 }

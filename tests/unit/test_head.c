@@ -2,11 +2,11 @@
 /*
  * The framing guard and content negotiation, header by header.
  */
-#include <check.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "server.h"
+#include "../support/suite.h"
 
 /* Headers as name, value, ..., NULL. */
 static bool check_headers(head *h, refusal *why, const char *const *texts) {
@@ -196,9 +196,5 @@ int main(void) {
     tcase_add_test(cases, test_body_type);
     tcase_add_test(cases, test_accept);
     suite_add_tcase(suite, cases);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed > 0;
+    return suite_run(suite);
 }

@@ -2,13 +2,13 @@
 /*
  * JSON bodies: what is accepted and what each refusal says and points at.
  */
-#include <check.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "proto.h"
+#include "../support/suite.h"
 
 static const bx_priors *sets[1];
 static const proto_catalog catalog = {sets, 1};
@@ -411,10 +411,7 @@ int main(void) {
     tcase_add_test(cases, query);
     Suite *suite = suite_create("json");
     suite_add_tcase(suite, cases);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
+    int failed = suite_run(suite);
     bx_priors_free(ssd300);
     return failed != 0;
 }

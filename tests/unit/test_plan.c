@@ -2,13 +2,13 @@
 /*
  * bx_plan_init: every refusal with its status, code and path; the sizes of what is accepted; the layout of a job.
  */
-#include <check.h>
 #include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "boxloss.h"
+#include "../support/suite.h"
 
 /* Two images, three objects and five columns; a test spoils one thing of it. */
 static bx_priors *relative, *pixels;
@@ -353,9 +353,5 @@ int main(void) {
     tcase_add_test(tests, dimensions);
     tcase_add_test(tests, a_batch_without_objects);
     tcase_add_test(tests, the_layout_of_a_job);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return suite_run(suite);
 }

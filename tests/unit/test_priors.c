@@ -3,12 +3,12 @@
  * Built-in prior sets against their published checksums and against generators written again here; the columns that
  * matching reads; caller-given sets.
  */
-#include <check.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "boxloss.h"
+#include "../support/suite.h"
 
 /* An assertion for inner loops; Check's own tells the runner about every success. */
 #define HOLDS(condition, ...)                                                                                          \
@@ -397,9 +397,5 @@ int main(void) {
     tcase_add_test(tests, refused_counts);
     tcase_add_test(tests, relative_or_pixels);
     tcase_add_test(tests, unknown_sets);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return suite_run(suite);
 }

@@ -4,13 +4,13 @@
  * same bits as a scalar. Over every third float of the whole range the greatest errors are 2.253 ulp for exp(-d) and
  * 0.898 ulp for log1p, and both functions are monotone; the sweeps here are sparser.
  */
-#include <check.h>
 #include <float.h>
 #include <math.h>
 #include <stdlib.h>
 
 #include "internal.h"
 #include "real.h"
+#include "../support/suite.h"
 
 #define EXP_ULP   2.26
 #define LOG1P_ULP 0.91
@@ -229,9 +229,5 @@ int main(void) {
     tcase_add_test(tests, monotone);
     tcase_add_test(tests, lanes);
     tcase_add_test(tests, lanes_of_the_kernels);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return suite_run(suite);
 }

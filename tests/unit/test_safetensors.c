@@ -3,12 +3,12 @@
  * safetensors bodies: the container's checks, the tensors of a request, and that both encodings of a batch decode
  * alike.
  */
-#include <check.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "proto.h"
+#include "../support/suite.h"
 
 static const bx_priors *sets[1];
 static const proto_catalog catalog = {sets, 1};
@@ -417,10 +417,7 @@ int main(void) {
     tcase_add_test(cases, priors_tensor);
     Suite *suite = suite_create("safetensors");
     suite_add_tcase(suite, cases);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
+    int failed = suite_run(suite);
     bx_priors_free(ssd300);
     return failed != 0;
 }

@@ -3,13 +3,13 @@
  * Element types: names, sizes, and what each element becomes, at any alignment. Half precision is checked in all its
  * 65536 values against ldexp.
  */
-#include <check.h>
 #include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "boxloss.h"
+#include "../support/suite.h"
 
 /* An assertion for inner loops; Check's own tells the runner about every success. */
 #define HOLDS(condition, ...)                                                                                          \
@@ -211,9 +211,5 @@ int main(void) {
     tcase_add_test(tests, doubles_are_rounded);
     tcase_add_test(tests, a_run_from_the_middle);
     tcase_add_test(tests, integers);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return suite_run(suite);
 }
