@@ -464,6 +464,7 @@ static bx_status open_listener(server *server, bx_error *error) {
     return BX_OK;
 }
 
+/* The library's own timeout only backs up the reaper's, which answers where it can. */
 static bx_status start_daemon(server *server, bx_error *error) {
     const options *o = &server->options;
     server->http->daemon =
@@ -471,7 +472,7 @@ static bx_status start_daemon(server *server, bx_error *error) {
                          on_request, server, MHD_OPTION_EXTERNAL_LOGGER, on_message, NULL, MHD_OPTION_LISTEN_SOCKET,
                          server->http->listener, MHD_OPTION_THREAD_POOL_SIZE, (unsigned)o->http_threads,
                          MHD_OPTION_CONNECTION_LIMIT, (unsigned)o->connection_limit, MHD_OPTION_CONNECTION_TIMEOUT,
-                         (unsigned)o->idle_timeout, MHD_OPTION_CONNECTION_MEMORY_LIMIT, READ_POOL,
+                         (unsigned)(o->idle_timeout + o->request_timeout + o->header_timeout), MHD_OPTION_CONNECTION_MEMORY_LIMIT, READ_POOL,
                          MHD_OPTION_STRICT_FOR_CLIENT, 1, MHD_OPTION_SIGPIPE_HANDLED_BY_APP, 1,
                          MHD_OPTION_URI_LOG_CALLBACK, on_target, server, MHD_OPTION_NOTIFY_COMPLETED, on_completed,
                          server, MHD_OPTION_NOTIFY_CONNECTION, on_connection, server, MHD_OPTION_END);

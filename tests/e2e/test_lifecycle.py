@@ -345,5 +345,41 @@ class Log(lossd.Case):
         self.assertEqual(code, 0)
 
 
+class DrainDuringUploads(unittest.TestCase):
+    """Stopping while bodies complete and connections are about to be suspended."""
+
+    def test_last_bytes_around_the_stop(self):
+        body = lossd.bccd().pick([0]).safetensors()
+        for delay in (0, 0.01, 0.03, 0.1):
+            daemon = lossd.Daemon("--drain-timeout", "0", "--workers", "1", "--cpu-level", "ref")
+            with daemon:
+                waiting = []
+                for _ in range(24):
+                    connection = daemon.connect()
+                    connection.start("POST", "/v1/loss", {"Content-Type": lossd.SAFETENSORS,
+                                                          "Content-Length": len(body)})
+                    connection.try_send(body[:-1])
+                    waiting.append(connection)
+                daemon.process.terminate()
+                time.sleep(delay)
+                for connection in waiting:
+                    connection.try_send(body[-1:])
+                self.assertEqual(daemon.process.wait(30), 0, daemon.log()[-2000:])
+                for connection in waiting:
+                    connection.close()
+
+    def test_a_stalled_upload_does_not_hold_the_stop(self):
+        daemon = lossd.Daemon("--drain-timeout", "1")
+        with daemon:
+            with daemon.connect() as connection:
+                connection.start("POST", "/v1/loss", {"Content-Type": lossd.SAFETENSORS, "Content-Length": 5000})
+                connection.try_send(b"x" * 100)
+                time.sleep(0.2)
+                start = time.monotonic()
+                daemon.process.terminate()
+                self.assertEqual(daemon.process.wait(30), 0)
+                self.assertLess(time.monotonic() - start, 2.5)
+
+
 if __name__ == "__main__":
     unittest.main()

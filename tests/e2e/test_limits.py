@@ -62,7 +62,7 @@ class BodySize(lossd.Case):
 
     def test_very_large_is_answered_at_once(self):
         with self.daemon.connect() as connection:
-            connection.start("POST", "/v1/loss", {"Content-Type": lossd.SAFETENSORS, "Content-Length": 17 << 20})
+            connection.start("POST", "/v1/loss", {"Content-Type": lossd.SAFETENSORS, "Content-Length": 65 << 20})
             self.problem(connection.answer(), 413, "body_too_large")
             self.assertEqual(connection.drain(5.0)[1], True)
 
@@ -200,7 +200,10 @@ class Deadlines(lossd.Case):
                 at += 1
         self.fail("still open after %g s" % limit)
 
-    def late(self, answers):
+    def late(self, answers, answered=False):
+        if answered:
+            self.assertEqual(len(answers), 1)
+            self.assertTrue(answers[0].body)
         for answer in answers:
             self.assertEqual(answer.status, 408, answer)
             if answer.body:
@@ -218,8 +221,15 @@ class Deadlines(lossd.Case):
     def test_slow_body(self):
         answers, seconds = self.drip(b"POST /v1/loss HTTP/1.1\r\nHost: localhost\r\nContent-Type: "
                                      b"application/vnd.safetensors\r\nContent-Length: 4000\r\n\r\n", TINY)
-        self.late(answers)
+        self.late(answers, answered=True)
         self.assertGreater(seconds, 1.0)
+
+    def test_silent_upload_of_a_large_body(self):
+        """The time for a body grows with what arrives, not with what was announced."""
+        answers, seconds = self.drip(b"POST /v1/loss HTTP/1.1\r\nHost: localhost\r\nContent-Type: "
+                                     b"application/vnd.safetensors\r\nContent-Length: 200000000\r\n\r\n", b"", step=0.2)
+        self.late(answers, answered=True)
+        self.assertLess(seconds, 12)
 
     def test_slow_discarded_body(self):
         """The body of a refused request has a deadline too."""

@@ -463,5 +463,37 @@ class Query(RefusalCase):
             self.problem(answer, 400, "uri_malformed")
 
 
+class TooExpensive(lossd.Case):
+    FLAGS = ("--request-timeout", "1")
+
+    def test_refused_before_it_is_queued(self):
+        """200,000 objects against 8732 priors are estimated at more than a second."""
+        n = 200000
+        body = lossd.save([("counts", "I64", [1], lossd.pack("I64", [n])),
+                           ("boxes", "F16", [n, 4], lossd.pack("F16", [.125, .125, .5, .5]) * n),
+                           ("labels", "U8", [n], bytes(n))])
+        self.problem(self.daemon.post("/v1/match", body, lossd.SAFETENSORS), 413, "too_expensive")
+
+
+class Costs(lossd.Case):
+    def test_a_loss_beyond_float32(self):
+        body = {"priors": [[.5, .5, .5, .5]], "predictions": {"loc": [[[0, 0, 0, 0]]], "conf": [[[-3e38, 3e38]]]},
+                "annotations": [{"boxes": [], "labels": []}]}
+        self.good(self.daemon.post("/v1/loss", json.dumps(body).encode(), lossd.JSON))  # nothing is mined
+        body["annotations"] = [{"boxes": [[.2, .2, .8, .8]], "labels": [0]}]
+        body["predictions"]["conf"] = [[[3e38, -3e38]]]
+        self.problem(self.daemon.post("/v1/loss", json.dumps(body).encode(), lossd.JSON), 422, "loss_overflow")
+
+    def test_dense_json_is_not_too_complex(self):
+        """Whole numbers and empty arrays make the largest trees for their text."""
+        flat = {"shape": [1, 8732, 4], "data": [0] * (8732 * 4)}
+        got = self.good(self.daemon.post("/v1/loss", json.dumps(
+            {"predictions": {"loc": flat, "conf": {"shape": [1, 8732, 21], "data": [0] * (8732 * 21)}},
+             "annotations": [{"boxes": [[.2, .2, .8, .8]], "labels": [0]}]}, separators=(",", ":")).encode(), lossd.JSON))
+        self.assertGreater(got["loss"]["total"], 0)
+        self.good(self.daemon.post("/v1/match", json.dumps(
+            {"annotations": [{"boxes": [], "labels": []}] * 1000}, separators=(",", ":")).encode(), lossd.JSON))
+
+
 if __name__ == "__main__":
     unittest.main()

@@ -44,7 +44,8 @@ CODES = {
     415: "unsupported_media_type content_encoding", 417: "expectation_failed",
     422: """ragged_array type_mismatch unknown_member missing_member unsupported_option shape dtype counts
             unknown_criterion unknown_priors priors_twice duplicate_option invalid_option box_inverted
-            box_degenerate box_not_finite box_range label_range prior_degenerate prediction_not_finite""",
+            box_degenerate box_not_finite box_range label_range prior_degenerate prediction_not_finite
+            loss_overflow""",
     431: "headers_too_large", 501: "framing_transfer_encoding",
     503: "queue_full memory_full draining device_unavailable out_of_memory", 504: "timeout",
 }
