@@ -129,7 +129,7 @@ run: all ## start the daemon on 127.0.0.1:8080
 demo: deps-demo all ## post a real batch to a daemon of its own and show the loss and the assignment
 	@deploy/demo build/lossd
 
-install: all ## install the daemon under $(DESTDIR)$(PREFIX)
+install: all ## install the daemon under DESTDIR and PREFIX (/usr/local)
 	install -D -m 755 build/release/lossd $(DESTDIR)$(PREFIX)/bin/lossd
 PREFIX ?= /usr/local
 
@@ -177,6 +177,6 @@ clean: ## remove everything that was built
 	rm -rf build
 
 help: ## list the targets
-	@awk -F': .*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F': .*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 -include $(shell find build/$(CONFIG) -name '*.d' 2>/dev/null)

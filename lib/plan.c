@@ -83,7 +83,8 @@ static bx_status check_object(const bx_batch *batch, const bx_plan *plan, int im
     }
     int64_t label = batch->labels[g];
     if (label < 0 || label >= plan->n_classes) {
-        bx_fail(error, BX_INVALID, "label_range", "image %d, label %d is %lld; %d classes are numbered 0 to %d", image,
+        bx_fail(error, BX_INVALID, "label_range",
+                "image %d, label %d is %lld; %d classes are numbered 0 to %d, the background not counted", image,
                 object, (long long)label, (int)plan->n_classes, (int)plan->n_classes - 1);
         bx_at(error, "annotations[%d].labels[%d]", image, object);
         return BX_INVALID;

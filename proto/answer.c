@@ -271,6 +271,8 @@ static void write_answer(proto_buffer *out, const struct answer *answer, const p
     proto_write_close(w, '}');
     proto_write_string(w, "request_id", request_id);
     proto_write_close(w, '}');
+    if (arrays) /* a text of its own, not a string within a file */
+        proto_write_end(w);
 }
 
 /* ---- safetensors ------------------------------------------------------------------------------------------------- */

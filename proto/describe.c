@@ -16,6 +16,7 @@ void proto_problem_encode(proto_buffer *out, const proto_problem *problem) {
         proto_write_string(w, "pointer", problem->pointer);
     proto_write_string(w, "request_id", problem->request_id);
     proto_write_close(w, '}');
+    proto_write_end(w);
 }
 
 /* ---- priors ------------------------------------------------------------------------------------------------------ */
@@ -36,6 +37,7 @@ void proto_priors_list(proto_buffer *out, const proto_catalog *catalog) {
     }
     proto_write_close(w, ']');
     proto_write_close(w, '}');
+    proto_write_end(w);
 }
 
 void proto_priors_describe(proto_buffer *out, const bx_priors *priors) {
@@ -55,6 +57,7 @@ void proto_priors_describe(proto_buffer *out, const bx_priors *priors) {
     }
     proto_write_close(w, ']');
     proto_write_close(w, '}');
+    proto_write_end(w);
 }
 
 void proto_priors_tensor(proto_buffer *out, const bx_priors *priors) {
@@ -79,6 +82,7 @@ void proto_criteria_list(proto_buffer *out) {
     }
     proto_write_close(w, ']');
     proto_write_close(w, '}');
+    proto_write_end(w);
 }
 
 void proto_criterion_describe(proto_buffer *out, const bx_criterion *criterion) {
@@ -131,4 +135,5 @@ void proto_criterion_describe(proto_buffer *out, const bx_criterion *criterion) 
     proto_write_real(w, "conf", criterion->weights.conf);
     proto_write_close(w, '}');
     proto_write_close(w, '}');
+    proto_write_end(w);
 }

@@ -135,7 +135,7 @@ static bx_status parse_failure(const json_error_t *cause, size_t not_a_number, s
         /* the parser stops inside or just behind the word, and every earlier one is its reason to stop */
         if (not_a_number != SIZE_MAX && not_a_number <= position + 1)
             return bx_fail(error, BX_MALFORMED, "json_nan",
-                           "JSON has no NaN and no Infinity, and predictions must be finite: line %d, column %d, byte "
+                           "JSON has no NaN and no Infinity, and numbers must be finite here: line %d, column %d, byte "
                            "%zu",
                            cause->line, cause->column, not_a_number);
         break;
@@ -148,6 +148,9 @@ static bx_status parse_failure(const json_error_t *cause, size_t not_a_number, s
 
 bx_status proto_json_parse(proto_node **root, const char *text, size_t bytes, size_t memory, bx_error *error) {
     size_t not_a_number, too_deep;
+    if (bytes > 8 && text[8] == '{' && memchr(text, '\0', 8))
+        return bx_fail(error, BX_MALFORMED, "json_syntax",
+                       "this looks like safetensors, whose Content-Type is " PROTO_TYPE_SAFETENSORS);
     if (!scan(text, bytes, &not_a_number, &too_deep))
         return bx_fail(error, BX_MALFORMED, "json_depth", "nested deeper than %d at byte %zu", PROTO_JSON_DEPTH,
                        too_deep);

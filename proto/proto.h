@@ -141,6 +141,8 @@ typedef struct proto_writer {
 
 void proto_write_open(proto_writer *writer, const char *key, char bracket);
 void proto_write_close(proto_writer *writer, char bracket);
+/* The line feed that ends a whole text. */
+void proto_write_end(proto_writer *writer);
 void proto_write_string(proto_writer *writer, const char *key, const char *value);
 void proto_write_int(proto_writer *writer, const char *key, int64_t value);
 void proto_write_real(proto_writer *writer, const char *key, double value);

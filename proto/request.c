@@ -73,6 +73,14 @@ int proto_option_find(proto_task task, const char *name) {
     return -1;
 }
 
+/* "; there are a, b, c" */
+static void list_names(char *out, size_t size, proto_names known) {
+    const char *name;
+    int n = 0;
+    for (size_t i = 0; (name = known(i)) && n >= 0 && (size_t)n < size; i++)
+        n += snprintf(out + n, size - (size_t)n, "%s%s", i ? ", " : "; there are ", name);
+}
+
 bx_status proto_refuse(bx_error *error, const char *code, const char *place, const char *name, proto_names known) {
     static const struct {
         const char *place, *name, *text;
@@ -88,8 +96,12 @@ bx_status proto_refuse(bx_error *error, const char *code, const char *place, con
             return bx_fail(error, BX_INVALID, code, "\"%s\" has no place here; it belongs to %s", name,
                            members[i].home);
     const char *nearest = known ? bx_nearest(name, known) : NULL;
-    return bx_fail(error, BX_INVALID, code, "there is no %s \"%.64s\"%s%s%s", place, name,
-                   nearest ? "; did you mean \"" : "", nearest ? nearest : "", nearest ? "\"?" : "");
+    char hint[200] = "";
+    if (nearest)
+        snprintf(hint, sizeof hint, "; did you mean \"%s\"?", nearest);
+    else if (known)
+        list_names(hint, sizeof hint, known);
+    return bx_fail(error, BX_INVALID, code, "there is no %s \"%.64s\"%s", place, name, hint);
 }
 
 bx_status proto_at_member(bx_error *error, const char *parent, const char *name) {

@@ -167,13 +167,17 @@ bx_status proto_container_read(proto_container *container, const void *body, siz
     const char *file = body;
     uint64_t length;
     if (bytes < LENGTH_BYTES)
-        return bx_fail(error, BX_MALFORMED, "bin_truncated", "%zu bytes are too few for a safetensors file", bytes);
+        return bx_fail(error, BX_MALFORMED, "bin_truncated", "%zu bytes are too few for a safetensors file%s", bytes,
+                       bytes ? "" : "; the body is empty");
     memcpy(&length, file, sizeof length);
     if (length == 0 || length > MAX_HEADER || length > bytes - LENGTH_BYTES)
-        return bx_fail(error, BX_MALFORMED, "bin_header_length",
-                       "header length %llu: it must be 1 to %u and within the %zu bytes that follow%s",
-                       (unsigned long long)length, MAX_HEADER, bytes - LENGTH_BYTES,
-                       file[0] == '{' ? "; the body looks like JSON, whose Content-Type is " PROTO_TYPE_JSON : "");
+        return bx_fail(
+            error, BX_MALFORMED, "bin_header_length",
+            "this is not a whole safetensors file: its first 8 bytes give a header length of %llu, which must be "
+            "1 to %u and within the %zu bytes that follow%s",
+            (unsigned long long)length, MAX_HEADER, bytes - LENGTH_BYTES,
+            file[0] == '{' ? "; it looks like JSON, whose Content-Type is " PROTO_TYPE_JSON
+                           : " (curl sends files unchanged with --data-binary @FILE)");
 
     const char *header = file + LENGTH_BYTES;
     proto_container read = {0};

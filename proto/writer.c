@@ -113,6 +113,10 @@ void proto_write_close(proto_writer *writer, char bracket) {
     writer->comma = true;
 }
 
+void proto_write_end(proto_writer *writer) {
+    proto_buffer_add(writer->out, "\n", 1);
+}
+
 void proto_write_string(proto_writer *writer, const char *key, const char *value) {
     begin(writer, key);
     add_quoted(writer->out, value);

@@ -283,13 +283,18 @@ static enum MHD_Result begin(exchange *x, const char *url, const char *method, c
     const char *name, *allow;
     const route *route = route_find(method, url, &name, &allow);
     if (!route && allow) {
-        answer a = answer_problem(405, "method_not_allowed", "This path does not answer that method.", "", x->id);
+        char detail[64];
+        snprintf(detail, sizeof detail, "This path answers %s.", allow);
+        answer a = answer_problem(405, "method_not_allowed", detail, "", x->id);
         a.allow = allow;
         return refuse(x, &h, a);
     }
     if (!route) {
-        return refuse_why(x, &h,
-                          (refusal){404, "not_found", "There is nothing here; /openapi.yaml lists what there is."});
+        const char *near = bx_nearest(url, route_path);
+        char detail[128];
+        snprintf(detail, sizeof detail, "There is nothing here; %s%s",
+                 near ? "did you mean " : "/openapi.yaml lists what there is.", near ? near : "");
+        return refuse(x, &h, answer_problem(404, "not_found", detail, "", x->id));
     }
     x->label = route->label;
     proto_encoding accept = PROTO_JSON;
@@ -440,7 +445,8 @@ static bx_status open_listener(server *server, bx_error *error) {
     const char *text = server->options.listen;
     struct addrinfo *address;
     if (!address_resolve(text, &address)) {
-        return bx_fail(error, BX_INVALID, "listen", "--listen: \"%s\" is not HOST:PORT of this machine", text);
+        return bx_fail(error, BX_INVALID, "listen",
+                       "--listen: \"%s\" is not HOST:PORT of this machine, such as 127.0.0.1:8080", text);
     }
     int fd = socket(address->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0), on = 1;
     bool ok = fd >= 0 && !setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) &&
@@ -451,7 +457,8 @@ static bx_status open_listener(server *server, bx_error *error) {
         if (fd >= 0) {
             close(fd);
         }
-        return bx_fail(error, BX_BUSY, "listen", "cannot listen on %s: %s", text, strerror(cause));
+        return bx_fail(error, BX_BUSY, "listen", "cannot listen on %s: %s (--listen or LOSSD_LISTEN chooses another)",
+                       text, strerror(cause));
     }
     struct sockaddr_storage bound;
     socklen_t size = sizeof bound;
@@ -467,15 +474,15 @@ static bx_status open_listener(server *server, bx_error *error) {
 /* The library's own timeout only backs up the reaper's, which answers where it can. */
 static bx_status start_daemon(server *server, bx_error *error) {
     const options *o = &server->options;
-    server->http->daemon =
-        MHD_start_daemon(MHD_USE_EPOLL_INTERNAL_THREAD | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG, 0, NULL, NULL,
-                         on_request, server, MHD_OPTION_EXTERNAL_LOGGER, on_message, NULL, MHD_OPTION_LISTEN_SOCKET,
-                         server->http->listener, MHD_OPTION_THREAD_POOL_SIZE, (unsigned)o->http_threads,
-                         MHD_OPTION_CONNECTION_LIMIT, (unsigned)o->connection_limit, MHD_OPTION_CONNECTION_TIMEOUT,
-                         (unsigned)(o->idle_timeout + o->request_timeout + o->header_timeout), MHD_OPTION_CONNECTION_MEMORY_LIMIT, READ_POOL,
-                         MHD_OPTION_STRICT_FOR_CLIENT, 1, MHD_OPTION_SIGPIPE_HANDLED_BY_APP, 1,
-                         MHD_OPTION_URI_LOG_CALLBACK, on_target, server, MHD_OPTION_NOTIFY_COMPLETED, on_completed,
-                         server, MHD_OPTION_NOTIFY_CONNECTION, on_connection, server, MHD_OPTION_END);
+    server->http->daemon = MHD_start_daemon(
+        MHD_USE_EPOLL_INTERNAL_THREAD | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG, 0, NULL, NULL, on_request, server,
+        MHD_OPTION_EXTERNAL_LOGGER, on_message, NULL, MHD_OPTION_LISTEN_SOCKET, server->http->listener,
+        MHD_OPTION_THREAD_POOL_SIZE, (unsigned)o->http_threads, MHD_OPTION_CONNECTION_LIMIT,
+        (unsigned)o->connection_limit, MHD_OPTION_CONNECTION_TIMEOUT,
+        (unsigned)(o->idle_timeout + o->request_timeout + o->header_timeout), MHD_OPTION_CONNECTION_MEMORY_LIMIT,
+        READ_POOL, MHD_OPTION_STRICT_FOR_CLIENT, 1, MHD_OPTION_SIGPIPE_HANDLED_BY_APP, 1, MHD_OPTION_URI_LOG_CALLBACK,
+        on_target, server, MHD_OPTION_NOTIFY_COMPLETED, on_completed, server, MHD_OPTION_NOTIFY_CONNECTION,
+        on_connection, server, MHD_OPTION_END);
     return server->http->daemon ? BX_OK : bx_fail(error, BX_INTERNAL, "http", "libmicrohttpd does not start");
 }
 

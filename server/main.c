@@ -67,7 +67,7 @@ static const char *check_options(const options *o, log_level *level) {
         return "--device: one of auto, cpu, cuda";
     }
     if (!address_resolve(o->listen, &address)) {
-        return "--listen: not a HOST:PORT of this machine";
+        return "--listen: not HOST:PORT of this machine, such as 127.0.0.1:8080 (ports end at 65535)";
     }
     bool open = !is_loopback(address->ai_addr) && !o->allow_anonymous;
     freeaddrinfo(address);

@@ -64,8 +64,8 @@ static bool set(options *options, const option_row *row, const char *value, cons
         return true;
     case NUMBER:
         if (!parse_number(value, row, (long *)(void *)field)) {
-            snprintf(message, 256, "%s: \"%.40s\" is not a number between %ld and %ld", source, value, row->least,
-                     row->most);
+            snprintf(message, 256, "%s: \"%.40s\" is not a whole number between %ld and %ld (K, M or G may follow it)",
+                     source, value, row->least, row->most);
             return false;
         }
         return true;
@@ -95,7 +95,7 @@ static bool parse_environment(options *options, char message[256]) {
 
 static bool parse_arguments(options *options, int argc, char **argv, char message[256]) {
     for (int a = 1; a < argc; a++) {
-        const char *text = argv[a];
+        const char *text = strcmp(argv[a], "-h") ? argv[a] : "--help";
         const option_row *row = NULL;
         const char *equals = strchr(text, '=');
         size_t length = equals ? (size_t)(equals - text) : strlen(text);
@@ -106,8 +106,8 @@ static bool parse_arguments(options *options, int argc, char **argv, char messag
         if (!row) {
             const char *bare = text + strspn(text, "-");
             const char *near = bx_nearest(bare, row_name);
-            snprintf(message, 256, "unknown argument \"%.60s\"%s%s%s", text, near ? "; did you mean --" : "",
-                     near ? near : "", near ? "?" : "");
+            snprintf(message, 256, "unknown argument \"%.60s\"; %s%s%s", text,
+                     near ? "did you mean --" : "--help lists them", near ? near : "", near ? "?" : "");
             return false;
         }
         const char *value = equals ? equals + 1 : row->kind == SWITCH ? "1" : argv[++a];
@@ -136,7 +136,8 @@ bool options_parse(options *options, int argc, char **argv, char message[256]) {
 
 void options_help(FILE *out) {
     fprintf(out, "lossd computes detection losses over HTTP.\n\n"
-                 "Each option is also an environment variable, LOSSD_<NAME>; the flag wins.\n\n");
+                 "Each option is also an environment variable: LOSSD_DRAIN_DELAY for --drain-delay; the flag wins.\n"
+                 "Bytes take the suffixes K, M and G.\n\n");
     for (size_t i = 0; i < N_ROWS; i++) {
         char left[64];
         snprintf(left, sizeof left, "--%s %s", rows[i].name, rows[i].argument ? rows[i].argument : "");

@@ -79,6 +79,7 @@ static answer get_healthz(const route_call *call) {
     proto_write_open(&w, NULL, '{');
     proto_write_string(&w, "status", "ok");
     proto_write_close(&w, '}');
+    proto_write_end(&w);
     return json_answer(out);
 }
 
@@ -93,6 +94,7 @@ static answer get_readyz(const route_call *call) {
     proto_write_open(&w, NULL, '{');
     proto_write_string(&w, "status", "ready");
     proto_write_close(&w, '}');
+    proto_write_end(&w);
     return json_answer(out);
 }
 
@@ -106,6 +108,7 @@ static answer get_version(const route_call *call) {
     proto_write_string(&w, "device", "cpu");
     proto_write_string(&w, "cpu_level", pool_level(call->server->pool));
     proto_write_close(&w, '}');
+    proto_write_end(&w);
     return json_answer(out);
 }
 
@@ -188,6 +191,10 @@ static const route routes[] = {
     {"GET", "/version", "/version", false, 0, false, get_version},
     {"GET", "/openapi.yaml", "/openapi.yaml", false, 0, false, get_openapi},
 };
+
+const char *route_path(size_t i) {
+    return i < sizeof routes / sizeof *routes ? routes[i].label : NULL;
+}
 
 static bool path_matches(const route *r, const char *path, const char **name) {
     size_t n = strlen(r->path);

@@ -326,6 +326,8 @@ struct route {
     answer (*get)(const route_call *call);
 };
 
+/* The i-th path, NULL past the end. */
+const char *route_path(size_t i);
 /* The route of a method and path; NULL sets *allow to the methods the path has (NULL: none). *name points into path. */
 const route *route_find(const char *method, const char *path, const char **name, const char **allow);
 

@@ -410,7 +410,7 @@ START_TEST(problem) {
     proto_problem_encode(&out, &(proto_problem){422, "Unprocessable Content", "label_range", "label 7\xff", "", "r"});
     static const char expect[] =
         "{\"type\":\"about:blank\",\"title\":\"Unprocessable Content\",\"status\":422,\"detail\":"
-        "\"label 7\xEF\xBF\xBD\",\"code\":\"label_range\",\"request_id\":\"r\"}";
+        "\"label 7\xEF\xBF\xBD\",\"code\":\"label_range\",\"request_id\":\"r\"}\n";
     ck_assert(out.bytes == sizeof expect - 1 && memcmp(out.data, expect, out.bytes) == 0);
     proto_buffer_free(&out);
     proto_problem_encode(&out, &(proto_problem){422, "t", "c", "d", "/annotations/3", "r"});
