@@ -20,7 +20,7 @@ LDHARD  := -pie -Wl,-z,relro,-z,now
 CFLAGS_release := -O2 -g -D_FORTIFY_SOURCE=2
 CFLAGS_test    := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 CFLAGS_tsan    := -O1 -g -fsanitize=thread -fno-omit-frame-pointer
-CFLAGS_cover   := -O0 -g --coverage
+CFLAGS_cover   := -O0 -g --coverage -fprofile-update=atomic
 LDFLAGS_test   := -fsanitize=address,undefined
 LDFLAGS_tsan   := -fsanitize=thread
 LDFLAGS_cover  := --coverage
