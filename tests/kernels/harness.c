@@ -17,6 +17,7 @@
 
 #include "internal.h"
 #include "real.h"
+#include "../support/random.h"
 
 enum {
     DEFAULT_SEED = 1,
@@ -33,25 +34,8 @@ static int passed, failed;
 
 /* ---- random numbers and dimensions ------------------------------------------------------------------------------- */
 
-static uint64_t random_state;
-
-static uint64_t random_bits(void) { /* splitmix64 */
-    uint64_t z = (random_state += UINT64_C(0x9e3779b97f4a7c15));
-    z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
-    z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
-    return z ^ (z >> 31);
-}
-
-static int32_t below(int32_t n) {
-    return (int32_t)(random_bits() % (uint64_t)n);
-}
-
 static bool one_in(int32_t n) {
     return below(n) == 0;
-}
-
-static float uniform(float low, float high) {
-    return low + (high - low) * ((float)(random_bits() >> 40) * 0x1p-24f);
 }
 
 static int32_t pick(const int32_t *from, size_t n) {

@@ -10,23 +10,7 @@
 
 #include "boxloss.h"
 #include "../support/suite.h"
-
-static uint64_t random_state;
-
-static uint32_t random_bits(void) { /* splitmix64 */
-    uint64_t z = (random_state += UINT64_C(0x9e3779b97f4a7c15));
-    z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
-    z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
-    return (uint32_t)(z >> 32);
-}
-
-static int32_t below(int32_t n) {
-    return (int32_t)(random_bits() % (uint32_t)n);
-}
-
-static float uniform(float low, float high) {
-    return low + (high - low) * ((float)(random_bits() >> 8) * 0x1p-24f);
-}
+#include "../support/random.h"
 
 static void *get(size_t bytes) {
     void *memory = aligned_alloc(64, (bytes + 64) / 64 * 64);

@@ -10,14 +10,6 @@
 #include "boxloss.h"
 #include "../support/suite.h"
 
-/* An assertion for inner loops; Check's own tells the runner about every success. */
-#define HOLDS(condition, ...)                                                                                          \
-    do {                                                                                                               \
-        if (!(condition)) {                                                                                            \
-            ck_abort_msg(__VA_ARGS__);                                                                                 \
-        }                                                                                                              \
-    } while (0)
-
 static bx_priors *builtin(const char *name) {
     bx_priors *priors = NULL;
     bx_error error = {0};

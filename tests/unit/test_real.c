@@ -15,14 +15,6 @@
 #define EXP_ULP   2.26
 #define LOG1P_ULP 0.91
 
-/* An assertion for inner loops; Check's own tells the runner about every success. */
-#define HOLDS(condition, ...)                                                                                          \
-    do {                                                                                                               \
-        if (!(condition)) {                                                                                            \
-            ck_abort_msg(__VA_ARGS__);                                                                                 \
-        }                                                                                                              \
-    } while (0)
-
 enum {
     ONE = 0x3f800000,
     EIGHTY_SEVEN = 0x42ae0000,

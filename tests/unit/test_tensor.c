@@ -11,14 +11,6 @@
 #include "boxloss.h"
 #include "../support/suite.h"
 
-/* An assertion for inner loops; Check's own tells the runner about every success. */
-#define HOLDS(condition, ...)                                                                                          \
-    do {                                                                                                               \
-        if (!(condition)) {                                                                                            \
-            ck_abort_msg(__VA_ARGS__);                                                                                 \
-        }                                                                                                              \
-    } while (0)
-
 static uint32_t bits_of(float x) {
     uint32_t bits;
     memcpy(&bits, &x, sizeof bits);
