@@ -73,7 +73,7 @@ static void fold_objects(bx_result *r) {
         const bx_object_row *row = &job->objects[g];
         double iou = (double)row->best_iou;
         int bin = (int)(10 * iou); /* exact: a float32 times ten fits a double */
-        r->best_iou_histogram[bin > 9 ? 9 : bin]++;
+        r->best_iou_histogram[bin < 0 ? 0 : bin > 9 ? 9 : bin]++;
         r->objects_without_overlap += iou == 0;
         r->best_iou_min = g == 0 || iou < r->best_iou_min ? iou : r->best_iou_min;
         r->best_iou_max = g == 0 || iou > r->best_iou_max ? iou : r->best_iou_max;

@@ -34,6 +34,11 @@ static bool wants(const struct answer *answer, unsigned include) {
     return (answer->request->include & include) != 0;
 }
 
+/* Nobody waits for the answer any more. Looked at now and then: a single image can have millions of priors. */
+static bool given_up(const struct answer *answer, int32_t i) {
+    return i % 1024 == 0 && bx_job_cancelled(answer->result->job);
+}
+
 /* ---- values of one prior ----------------------------------------------------------------------------------------- */
 
 /* The image-local object a prior belongs to, -1 for background. */
@@ -120,7 +125,7 @@ static void write_assignment(proto_writer *w, const struct answer *answer) {
 
 static void write_images(proto_writer *w, const struct answer *answer) {
     proto_write_open(w, "images", '[');
-    for (int32_t i = 0; i < answer->plan->n_images; i++) {
+    for (int32_t i = 0; i < answer->plan->n_images && !given_up(answer, i); i++) {
         const bx_image_row *row = &answer->result->job->images[i];
         proto_write_open(w, NULL, '{');
         write_loss(w, answer, bx_result_share(answer->result, row->sums));
@@ -178,7 +183,7 @@ static void write_objects(proto_writer *w, const struct answer *answer) {
     const bx_job *job = answer->result->job;
     proto_write_open(w, "objects", '[');
     for (int32_t image = 0; image < answer->plan->n_images; image++)
-        for (int32_t g = job->batch->first[image]; g < job->batch->first[image + 1]; g++) {
+        for (int32_t g = job->batch->first[image]; g < job->batch->first[image + 1] && !given_up(answer, g); g++) {
             const bx_object_row *row = &job->objects[g];
             proto_write_open(w, NULL, '{');
             proto_write_int(w, "image", image);
@@ -198,9 +203,9 @@ static void write_objects(proto_writer *w, const struct answer *answer) {
 static void write_map(proto_writer *w, const struct answer *answer, const char *key,
                       int32_t (*value)(const bx_job *, int32_t, int32_t)) {
     proto_write_open(w, key, '[');
-    for (int32_t i = 0; i < answer->plan->n_images && !bx_job_cancelled(answer->result->job); i++) {
+    for (int32_t i = 0; i < answer->plan->n_images; i++) {
         proto_write_open(w, NULL, '[');
-        for (int32_t p = 0; p < answer->plan->n_priors; p++)
+        for (int32_t p = 0; p < answer->plan->n_priors && !given_up(answer, p); p++)
             proto_write_int(w, NULL, value(answer->result->job, i, p));
         proto_write_close(w, ']');
     }
@@ -209,9 +214,9 @@ static void write_map(proto_writer *w, const struct answer *answer, const char *
 
 static void write_target_loc(proto_writer *w, const struct answer *answer) {
     proto_write_open(w, "loc", '[');
-    for (int32_t i = 0; i < answer->plan->n_images && !bx_job_cancelled(answer->result->job); i++) {
+    for (int32_t i = 0; i < answer->plan->n_images; i++) {
         proto_write_open(w, NULL, '[');
-        for (int32_t p = 0; p < answer->plan->n_priors; p++) {
+        for (int32_t p = 0; p < answer->plan->n_priors && !given_up(answer, p); p++) {
             double target[4];
             bx_result_target(answer->result, i, p, target);
             proto_write_open(w, NULL, '[');
@@ -300,7 +305,7 @@ static void emit_positives(proto_buffer *out, const struct answer *answer) {
 static void emit_map(proto_buffer *out, const struct answer *answer,
                      int32_t (*value)(const bx_job *, int32_t, int32_t)) {
     for (int32_t i = 0; i < answer->plan->n_images; i++)
-        for (int32_t p = 0; p < answer->plan->n_priors; p++) {
+        for (int32_t p = 0; p < answer->plan->n_priors && !given_up(answer, p); p++) {
             int32_t cell = value(answer->result->job, i, p);
             proto_buffer_add(out, &cell, sizeof cell);
         }
@@ -316,7 +321,7 @@ static void emit_target_objects(proto_buffer *out, const struct answer *answer) 
 
 static void emit_target_loc(proto_buffer *out, const struct answer *answer) {
     for (int32_t i = 0; i < answer->plan->n_images; i++)
-        for (int32_t p = 0; p < answer->plan->n_priors; p++) {
+        for (int32_t p = 0; p < answer->plan->n_priors && !given_up(answer, p); p++) {
             double target[4];
             bx_result_target(answer->result, i, p, target);
             float cell[4] = {(float)target[0], (float)target[1], (float)target[2], (float)target[3]};

@@ -135,6 +135,12 @@ bool lease_begin(lease *l, memory *m, size_t bytes) {
     return room;
 }
 
+bool lease_borrow(lease *l, size_t bytes) {
+    bool room = reserve_locked(l->memory, bytes);
+    l->held += room ? bytes : 0;
+    return room;
+}
+
 bool lease_promise(lease *l, size_t bytes) {
     size_t from_reserve = bytes < l->reserved ? bytes : l->reserved;
     bool room = reserve_locked(l->memory, bytes - from_reserve);
@@ -145,11 +151,20 @@ bool lease_promise(lease *l, size_t bytes) {
     return room;
 }
 
-void lease_unpromise(lease *l, size_t bytes) {
+void lease_return(lease *l, size_t bytes) {
     pthread_mutex_lock(&l->memory->lock);
     l->memory->used -= bytes;
-    l->held -= bytes;
     pthread_mutex_unlock(&l->memory->lock);
+    l->held -= bytes;
+}
+
+void lease_keep(lease *l, size_t bytes) {
+    size_t all = l->reserved + l->held;
+    if (bytes < all) {
+        l->reserved = 0;
+        l->held = all;
+        lease_return(l, all - bytes);
+    }
 }
 
 bx_status lease_take(lease *l, size_t bytes, buffer *out) {
@@ -170,7 +185,7 @@ bx_status lease_take(lease *l, size_t bytes, buffer *out) {
         found = (buffer){allocate(size), size};
     }
     if (!found.data) {
-        lease_unpromise(l, size);
+        lease_return(l, size);
         return BX_NOMEM;
     }
     *out = found;

@@ -27,7 +27,7 @@ struct peer {
     int64_t began_ns, deadline_ns;
     request *post;
     const char *id;
-    int hung_up; /* looks in a row that found the sending side closed in mid-body */
+    int hung_up; /* looks in a row that found the sending side closed */
 };
 
 struct peers {
@@ -108,11 +108,13 @@ static void write_late(const peer *p) {
     answer_free(&a);
 }
 
-/* libmicrohttpd keeps a connection whose client closed its sending side, although the rest of the body can never come.
- * A client that has sent all and then closed looks the same for as long as the last piece takes: hence two looks. */
+/* libmicrohttpd misses a client that closes its sending side in mid-body, or together with a request whose answer has
+ * been read since; both would be kept until their deadline. What has just been sent looks the same for as long as it
+ * takes to be read: hence two looks. */
 static bool has_hung_up(peer *p) {
     char byte;
-    bool closed = p->phase == PHASE_BODY && recv(p->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0;
+    bool reading = p->phase == PHASE_HEAD || p->phase == PHASE_BODY || p->phase == PHASE_IDLE;
+    bool closed = reading && recv(p->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0;
     p->hung_up = closed ? p->hung_up + 1 : 0;
     return p->hung_up >= 2;
 }

@@ -14,7 +14,7 @@
 #include "server.h"
 
 #define INLINE_US           200.0
-#define INLINE_US_PER_BYTE  0.01                /* of the answer */
+#define US_PER_ANSWER_BYTE  0.01                /* of the answer */
 #define EARLY_BYTES         ((size_t)256 << 10) /* smaller bodies are decoded when complete */
 #define DECODE_BYTES        ((size_t)1 << 20)   /* decoding more than this is a worker's job */
 #define JSON_DECODE_BYTES   ((size_t)32 << 10)  /* and more than this of JSON */
@@ -100,21 +100,26 @@ static void return_ticket(request *r) {
     }
 }
 
+static void return_memory(request *r) {
+    if (r->decoded) {
+        proto_request_free(&r->decoded_request);
+        r->decoded = false;
+    }
+    lease_give(&r->lease, &r->body);
+    lease_give(&r->lease, &r->work);
+}
+
 void request_unref(request *r) {
     if (atomic_fetch_sub(&r->refs, 1) != 1) {
         return;
     }
     return_ticket(r);
-    if (r->decoded) {
-        proto_request_free(&r->decoded_request);
-    }
+    return_memory(r);
     for (size_t i = 0; i < r->n_query; i++) {
         free((char *)r->query[i].name);
     }
     free(r->query);
     answer_free(&r->answer);
-    lease_give(&r->lease, &r->body);
-    lease_give(&r->lease, &r->work);
     lease_end(&r->lease);
     pthread_mutex_destroy(&r->lock);
     free(r);
@@ -144,8 +149,16 @@ static bool settle(request *r, answer given) {
     return wins;
 }
 
-static void settle_error(request *r, const bx_error *error) {
-    settle(r, answer_error(error, r->decoded ? &r->decoded_request : NULL, r->encoding, r->id));
+static answer error_answer(request *r, const bx_error *error) {
+    return answer_error(error, r->decoded ? &r->decoded_request : NULL, r->encoding, r->id);
+}
+
+/* For the last unit, and for what never had one. */
+static void settle_finished(request *r, answer given) {
+    pthread_mutex_lock(&r->lock);
+    r->finished = true;
+    pthread_mutex_unlock(&r->lock);
+    settle(r, given);
 }
 
 bool request_fail(request *r, int status, const char *code, const char *detail) {
@@ -191,7 +204,12 @@ bool request_answer(request *r, answer *out) {
         *out = r->answer;
         r->answer = (answer){0};
         r->state = REQUEST_ANSWERED;
-        return_ticket(r); /* before the client can read the answer and send its next request */
+        /* before the client can read the answer and send its next request */
+        return_ticket(r);
+        if (r->finished) {
+            return_memory(r);
+            lease_keep(&r->lease, out->body.bytes);
+        }
     }
     pthread_mutex_unlock(&r->lock);
     return ready;
@@ -214,28 +232,29 @@ static bx_status check_device(request *r) {
     return BX_OK;
 }
 
+/* No room for `bytes` more: for now, or (since this request alone would need more than there is) for ever. */
+static bx_status no_memory(request *r, bx_status status, size_t bytes) {
+    const size_t limit = memory_limit(r->server->memory);
+    if (status == BX_BUSY && bytes > limit - r->lease.held) {
+        return bx_fail(&r->error, BX_TOO_LARGE, "too_expensive",
+                       "the request needs %zu bytes besides the %zu it holds, more than --memory-limit (%zu)", bytes,
+                       r->lease.held, limit);
+    }
+    return bx_fail(&r->error, status, status == BX_BUSY ? "memory_full" : "out_of_memory",
+                   "no memory for this request at the moment (%zu bytes)", bytes);
+}
+
 /* What a batch is not allowed to ask for, whoever asks. */
 static bx_status check_cost(request *r) {
-    const size_t limit = memory_limit(r->server->memory);
-    const double seconds = r->plan.cost_us * 1e-6;
     r->answer_bytes = proto_answer_bytes(&r->decoded_request, &r->plan, r->accept);
+    const double seconds = (r->plan.cost_us + US_PER_ANSWER_BYTE * (double)r->answer_bytes) * 1e-6;
     if (seconds > (double)r->server->options.request_timeout) {
         return bx_fail(
             &r->error, BX_TOO_LARGE, "too_expensive",
             "the work is estimated at %.0f s on one core, more than --request-timeout (%ld s); send less at once",
             seconds, r->server->options.request_timeout);
     }
-    if (r->plan.work_bytes > limit || r->answer_bytes > limit - r->plan.work_bytes) {
-        return bx_fail(&r->error, BX_TOO_LARGE, "too_expensive",
-                       "the work needs %zu bytes and its answer up to %zu, more than --memory-limit (%zu)",
-                       r->plan.work_bytes, r->answer_bytes, limit);
-    }
     return BX_OK;
-}
-
-static bx_status no_memory(request *r, bx_status status, size_t bytes) {
-    return bx_fail(&r->error, status, status == BX_BUSY ? "memory_full" : "out_of_memory",
-                   "no memory for this request at the moment (%zu bytes)", bytes);
 }
 
 /* Memory for the work and the answer. The common case fits what admission reserved. */
@@ -275,18 +294,30 @@ static size_t decoded_bytes(const request *r) {
     return bytes;
 }
 
-/* A JSON tree is counted while it stands: it is gone when the batch is decoded. */
-static bx_status decode(request *r, size_t bytes) {
+/* A JSON tree is counted while it stands: it is gone when the batch is decoded. The most it could take is asked for
+ * first; when that is not free, what a document of ordinary numbers takes. */
+static bx_status borrow_tree(request *r, size_t *tree) {
+    static const size_t per_byte[] = {JSON_TREE, JSON_TREE / 4};
     const size_t most = memory_limit(r->server->memory) / 2;
-    size_t tree = r->encoding != PROTO_JSON        ? 0
-                  : r->received < most / JSON_TREE ? r->received * JSON_TREE + BASE_BYTES
-                                                   : most;
-    if (!lease_promise(&r->lease, tree)) {
-        return no_memory(r, BX_BUSY, tree);
+    for (size_t i = 0; i < sizeof per_byte / sizeof *per_byte; i++) {
+        size_t wanted = r->received * per_byte[i] + BASE_BYTES;
+        *tree = wanted < most ? wanted : most;
+        if (lease_borrow(&r->lease, *tree)) {
+            return BX_OK;
+        }
     }
-    bx_status status = proto_request_decode(&r->decoded_request, r->task, r->encoding, r->body.data, bytes, r->query,
-                                            r->n_query, &r->server->catalog, &(proto_limits){tree}, &r->error);
-    lease_unpromise(&r->lease, tree);
+    return no_memory(r, BX_BUSY, *tree);
+}
+
+static bx_status decode(request *r, size_t bytes) {
+    size_t tree = 0;
+    bx_status status = r->encoding == PROTO_JSON ? borrow_tree(r, &tree) : BX_OK;
+    if (status != BX_OK) {
+        return status;
+    }
+    status = proto_request_decode(&r->decoded_request, r->task, r->encoding, r->body.data, bytes, r->query, r->n_query,
+                                  &r->server->catalog, &(proto_limits){tree}, &r->error);
+    lease_return(&r->lease, tree);
     r->decoded = status == BX_OK;
     if (r->decoded && !lease_promise(&r->lease, decoded_bytes(r))) {
         status = no_memory(r, BX_BUSY, decoded_bytes(r));
@@ -316,7 +347,7 @@ static bx_status prepare(request *r, size_t bytes) {
 
 /* Small enough for the receiving thread. */
 static bool is_small(const request *r) {
-    return r->plan.cost_us + INLINE_US_PER_BYTE * (double)r->answer_bytes < INLINE_US;
+    return r->plan.cost_us + US_PER_ANSWER_BYTE * (double)r->answer_bytes < INLINE_US;
 }
 
 /* ---- progress: what of a planned request may run ----------------------------------------------------------------- */
@@ -389,9 +420,11 @@ static bx_status grow(request *r, size_t bytes) {
     }
     buffer larger;
     bx_status status = lease_take(&r->lease, 2 * wanted, &larger);
+    if (status == BX_BUSY) {
+        status = lease_take(&r->lease, wanted, &larger);
+    }
     if (status != BX_OK) {
-        return bx_fail(&r->error, status, status == BX_BUSY ? "memory_full" : "out_of_memory",
-                       "no memory for a body of more than %zu bytes at the moment", r->received);
+        return no_memory(r, status, wanted);
     }
     memcpy(larger.data, r->body.data, r->received);
     lease_give(&r->lease, &r->body);
@@ -463,7 +496,7 @@ bool request_complete(request *r) {
         ok = prepare(r, r->received) == BX_OK;
     }
     if (!ok) {
-        settle_error(r, &r->error);
+        settle_finished(r, error_answer(r, &r->error));
         return true;
     }
     if (is_small(r) && run_inline(r)) {
@@ -487,6 +520,9 @@ static proto_timing timing(const request *r) {
 }
 
 static void finish(request *r) {
+    if (atomic_load(&r->cancelled)) {
+        return; /* units that were cut short left nothing to reduce, and nobody waits */
+    }
     bx_result result;
     bx_error error = {0};
     answer done = {.status = 200, .type = r->accept == PROTO_JSON ? PROTO_TYPE_JSON : PROTO_TYPE_SAFETENSORS};
@@ -498,10 +534,9 @@ static void finish(request *r) {
     }
     if (status != BX_OK) {
         answer_free(&done);
-        settle_error(r, &error);
-        return;
+        done = error_answer(r, &error);
     }
-    settle(r, done);
+    settle_finished(r, done);
 }
 
 void request_run_image(request *r, bx_context *context, int32_t image) {
@@ -526,6 +561,6 @@ void request_run_decode(request *r) {
     if (prepare(r, r->received) == BX_OK) {
         progress(r);
     } else {
-        settle_error(r, &r->error);
+        settle_finished(r, error_answer(r, &r->error));
     }
 }

@@ -84,8 +84,11 @@ size_t memory_used(memory *memory);
 BX_MUST_USE bool lease_begin(lease *lease, memory *memory, size_t bytes);
 /* Count `bytes` of memory that is not a buffer: from the reservation first, then from the budget. */
 BX_MUST_USE bool lease_promise(lease *lease, size_t bytes);
-/* Take back a promise of that size. */
-void lease_unpromise(lease *lease, size_t bytes);
+/* Count `bytes` of memory for a while, leaving the reservation alone; and the end of it. */
+BX_MUST_USE bool lease_borrow(lease *lease, size_t bytes);
+void lease_return(lease *lease, size_t bytes);
+/* Return all but `bytes`; buffers must have been given back. */
+void lease_keep(lease *lease, size_t bytes);
 /* A pooled buffer of at least `bytes`, counted against the lease. BX_BUSY when the budget is full, BX_NOMEM when the
  * machine is. Contents are arbitrary. */
 BX_MUST_USE bx_status lease_take(lease *lease, size_t bytes, buffer *out);
@@ -182,9 +185,9 @@ struct request {
 
     lease lease;
     buffer body;
-    size_t received, expected; /* expected 0: not known (chunked) */
-    size_t prefix;             /* how much must be in before it can be decoded; 0: not known yet */
-    bool decoded, planned;
+    size_t received, expected;       /* expected 0: not known (chunked) */
+    size_t prefix;                   /* how much must be in before it can be decoded; 0: not known yet */
+    bool decoded, planned, finished; /* finished: every unit is done, `answer` is all that is needed */
     proto_request decoded_request;
     bx_plan plan;
     size_t answer_bytes; /* an upper bound */

@@ -351,5 +351,78 @@ class Connections(lossd.Case):
         self.assertTrue(lossd.until(lambda: self.daemon.get("/healthz").status == 200))
 
 
+class CutShort(lossd.Case):
+    """What a deadline or a stop leaves half done is never read: the memory it was done in had another client's bytes."""
+    FLAGS = ("--request-timeout", "1", "--workers", "1", "--cpu-level", "ref")
+    P, G = 4000, 225000
+
+    def heavy(self):
+        priors = b"".join(lossd.pack("F32", [.5, .5, .1 + i * 1e-4, .2]) for i in range(self.P))
+        return lossd.save([("counts", "I64", [1], lossd.pack("I64", [self.G])),
+                           ("boxes", "F32", [self.G, 4], lossd.pack("F32", [.1, .1, .5, .5]) * self.G),
+                           ("priors", "F32", [self.P, 4], priors), ("labels", "U8", [self.G], bytes(self.G))])
+
+    def fill_the_pool(self, value):
+        """Leave buffers full of one number behind, in the sizes that the heavy request's work may get."""
+        held = []
+        for size in (5000000, 5400000, 5700000, 6200000, 6700000):
+            for _ in range(2):
+                connection = self.daemon.connect()
+                connection.start("POST", "/v1/match", {"Content-Type": lossd.JSON, "Content-Length": size})
+                connection.send((lossd.pack("F32", [value]) * (size // 4 + 1))[:size - 1])
+                held.append(connection)
+        for connection in held:
+            connection.send(b" ")
+            self.problem(connection.answer(), 400, "json_not_object json_syntax")
+            connection.close()
+
+    def test_deadline(self):
+        body = self.heavy()
+        for value in (-5e7, -0.9, 3e38):
+            self.fill_the_pool(value)
+            self.problem(self.daemon.post("/v1/match?classes=20", body, lossd.SAFETENSORS), 504, "timeout")
+            self.healthy()
+        self.assertTrue(lossd.until(lambda: self.daemon.post("/v1/loss", TINY).status == 200))
+
+    def test_stop(self):
+        daemon = lossd.Daemon("--drain-timeout", "0", "--workers", "1", "--cpu-level", "ref")
+        with daemon:
+            with daemon.connect() as connection:
+                connection.start("POST", "/v1/match", {"Content-Type": lossd.SAFETENSORS,
+                                                       "Content-Length": len(self.heavy())})
+                connection.send(self.heavy())
+                time.sleep(0.3)
+                daemon.process.terminate()
+                self.assertEqual(daemon.process.wait(10), 0, daemon.log()[-2000:])
+
+
+class OneAfterAnother(lossd.Case):
+    """What a request held is free again when its client has the answer."""
+    FLAGS = ("--queue-limit", "1", "--memory-limit", "8M")
+
+    def test_sequence(self):
+        body = lossd.bccd_bytes()
+        with self.daemon.connect() as kept:
+            for i in range(40):
+                self.good(kept.request("POST", "/v1/loss", body, {"Content-Type": lossd.SAFETENSORS}))
+                self.good(self.daemon.post("/v1/loss", body, lossd.SAFETENSORS))
+
+
+class HalfClosed(lossd.Case):
+    """Clients that send, close their sending side, read and go must not keep their connections."""
+    FLAGS = ("--connection-limit", "16",)
+
+    def test_many(self):
+        before = self.daemon.descriptors()
+        for _ in range(60):
+            with self.daemon.connect() as connection:
+                connection.send(b"POST /v1/loss HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/vnd.safetensors"
+                                b"\r\nContent-Length: %d\r\n\r\n" % len(TINY) + TINY)
+                connection.socket.shutdown(socket.SHUT_WR)
+                self.good(connection.answer())
+        self.assertTrue(lossd.until(lambda: self.daemon.descriptors() <= before, 5), self.daemon.descriptors())
+        self.healthy()
+
+
 if __name__ == "__main__":
     unittest.main()
