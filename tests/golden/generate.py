@@ -240,7 +240,7 @@ def matching():
     b = batch(np.random.default_rng(202), 0, 5, [3, 4], priors=apart)
     b["boxes"] = np.array([[.35, .4, .65, .6], [.36, .42, .64, .62], [.7, .68, .88, .95],
                            [.1, .1, .3, .3], [.12, .1, .32, .3], [.1, .12, .3, .32], [.5, .5, .52, .53]])
-    both("shared-best-prior", b)
+    both("same-best-prior", b)
 
     b = batch(np.random.default_rng(203), 2, 4, [7, 3])
     both("more-objects-than-priors", b)
