@@ -96,12 +96,17 @@ static size_t row_index(const bx_job *job, int32_t image, int32_t prior) {
     return (size_t)image * (size_t)job->plan->n_priors + (size_t)prior;
 }
 
+/* Priors of a block; the last may be shorter. */
+static int32_t block_size(const bx_plan *plan, int32_t block) {
+    int32_t left = plan->n_priors - block * BX_BLOCK;
+    return left < BX_BLOCK ? left : BX_BLOCK;
+}
+
 /* ---- stages ------------------------------------------------------------------------------------------------------ */
 
 void bx_stage_begin(bx_job *job, int32_t image, int32_t block) {
     const bx_plan *plan = job->plan;
-    int32_t first = block * BX_BLOCK;
-    int32_t count = plan->n_priors - first < BX_BLOCK ? plan->n_priors - first : BX_BLOCK;
+    int32_t first = block * BX_BLOCK, count = block_size(plan, block);
     size_t at = row_index(job, image, first);
     memset(job->overlap + at, 0, (size_t)count * sizeof *job->overlap);
     memset(job->owner + at, 0xff, (size_t)count * sizeof *job->owner); /* -1 */
@@ -324,15 +329,12 @@ static void add_positive(bx_job *job, int32_t image, size_t at, int32_t prior, b
     double target[4];
     bx_tensor_to_f32(predicted, batch->loc, 4 * at, 4);
     bx_encode(batch->boxes + 4 * g, plan->priors->boxes + 4 * (size_t)prior, plan->criterion->coder.variances, target);
-    double loc = bx_localization_value(plan->criterion, predicted, target);
-    double conf = (double)job->score[at];
+    const bx_sums part = {.loc = bx_localization_value(plan->criterion, predicted, target),
+                          .conf_positive = (double)job->score[at]};
     class->correct += (job->state[at] & BX_CORRECT) != 0;
-    class->sums.loc += loc;
-    class->sums.conf_positive += conf;
-    level->sums.loc += loc;
-    level->sums.conf_positive += conf;
-    row->sums.loc += loc;
-    row->sums.conf_positive += conf;
+    bx_sums_add(&class->sums, part);
+    bx_sums_add(&level->sums, part);
+    bx_sums_add(&row->sums, part);
 }
 
 void bx_stage_reduce(bx_job *job, int32_t image, int32_t first, int32_t count) {
@@ -357,9 +359,10 @@ void bx_stage_reduce(bx_job *job, int32_t image, int32_t first, int32_t count) {
             if (job->state[at] & BX_POSITIVE) {
                 add_positive(job, image, at, (int32_t)(at - row_index(job, image, 0)), &levels[l]);
             } else {
+                const bx_sums part = {.conf_negative = (double)job->score[at]};
                 levels[l].hard_negatives++;
-                levels[l].sums.conf_negative += (double)job->score[at];
-                row->sums.conf_negative += (double)job->score[at];
+                bx_sums_add(&levels[l].sums, part);
+                bx_sums_add(&row->sums, part);
             }
         }
     }
@@ -368,8 +371,7 @@ void bx_stage_reduce(bx_job *job, int32_t image, int32_t first, int32_t count) {
 /* ---- units ------------------------------------------------------------------------------------------------------- */
 
 static void cpu_run_block(bx_context *context, bx_job *job, int32_t image, int32_t block) {
-    int32_t first = block * BX_BLOCK, left = job->plan->n_priors - first;
-    int32_t count = left < BX_BLOCK ? left : BX_BLOCK;
+    int32_t first = block * BX_BLOCK, count = block_size(job->plan, block);
     bx_stage_begin(job, image, block);
     bx_stage_match(context, job, image, first, count);
     if (job->plan->with_predictions) {
@@ -382,8 +384,7 @@ static bool image_is_finite(bx_context *context, bx_job *job, int32_t image) {
     const bx_bad *bad = job->bad + (size_t)image * (size_t)job->plan->n_blocks;
     bool finite = true;
     for (int32_t b = 0; b < job->plan->n_blocks; b++) {
-        int32_t first = b * BX_BLOCK, left = job->plan->n_priors - first;
-        bx_stage_check(context, job, image, first, left < BX_BLOCK ? left : BX_BLOCK);
+        bx_stage_check(context, job, image, b * BX_BLOCK, block_size(job->plan, b));
         finite &= bad[b].conf == 0 && bad[b].loc == 0;
     }
     return finite;

@@ -18,12 +18,6 @@ void bx_encode(const float box[4], const float prior[4], const double variances[
     }
 }
 
-static void add_sums(bx_sums *to, bx_sums part) {
-    to->loc += part.loc;
-    to->conf_positive += part.conf_positive;
-    to->conf_negative += part.conf_negative;
-}
-
 static bx_status check_finite(const bx_job *job, bx_error *error) {
     const bx_plan *plan = job->plan;
     for (int32_t i = 0; i < plan->n_images; i++) {
@@ -54,7 +48,7 @@ static void fold_images(bx_result *r) {
     const bx_job *job = r->job;
     for (int32_t i = 0; i < job->plan->n_images; i++) {
         const bx_image_row *row = &job->images[i];
-        add_sums(&r->sums, row->sums);
+        bx_sums_add(&r->sums, row->sums);
         r->positives += row->positives;
         r->negatives += row->negatives;
         r->hard_negatives += row->hard_negatives;
@@ -132,7 +126,7 @@ bx_class_row bx_result_class(const bx_result *result, int32_t k) {
     bx_class_row total = {0};
     for (int32_t i = 0; i < job->plan->n_images; i++) {
         const bx_class_row *row = &job->classes[(size_t)i * (size_t)job->plan->n_classes + (size_t)k];
-        add_sums(&total.sums, row->sums);
+        bx_sums_add(&total.sums, row->sums);
         total.objects += row->objects;
         total.positives += row->positives;
         total.correct += row->correct;
@@ -145,7 +139,7 @@ bx_level_row bx_result_level(const bx_result *result, int32_t level) {
     bx_level_row total = {0};
     for (int32_t i = 0; i < job->plan->n_images; i++) {
         const bx_level_row *row = &job->levels[(size_t)i * (size_t)job->plan->priors->n_levels + (size_t)level];
-        add_sums(&total.sums, row->sums);
+        bx_sums_add(&total.sums, row->sums);
         total.positives += row->positives;
         total.hard_negatives += row->hard_negatives;
     }

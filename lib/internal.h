@@ -25,6 +25,12 @@ static inline int32_t bx_tile_rows(int32_t n_columns) {
     return n_columns > 256 && rows > BX_MIN_LANES ? BX_MIN_LANES : rows;
 }
 
+static inline void bx_sums_add(bx_sums *to, bx_sums part) {
+    to->loc += part.loc;
+    to->conf_positive += part.conf_positive;
+    to->conf_negative += part.conf_negative;
+}
+
 /* The best prior of one object so far. */
 typedef struct bx_best {
     float iou;

@@ -19,15 +19,13 @@
 #include "server.h"
 
 #define READ_POOL ((size_t)256 << 10)
-#define DISCARD_LIMIT                                                                                                  \
-    ((int64_t)64 << 20) /* a refused body up to this size is read, so that the client sees the answer */
+/* A refused body up to this size is read, so that the client sees the answer. */
+#define DISCARD_LIMIT  ((int64_t)64 << 20)
 #define GET_BODY_LIMIT ((int64_t)64 << 10)
 #define SLOWEST        ((int64_t)256 << 10) /* bytes per second that a body or an answer must make */
 #define MAX_PIECES     65536                /* of tiny chunks */
 #define TINY           64
 #define MAX_QUERY      64
-
-typedef struct exchange exchange;
 
 typedef struct http {
     struct MHD_Daemon *daemon;
@@ -40,7 +38,7 @@ typedef struct http {
     atomic_ulong next_id;
 } http;
 
-struct exchange {
+typedef struct exchange {
     server *server;
     struct MHD_Connection *connection;
     peer *peer;
@@ -49,7 +47,6 @@ struct exchange {
     char target[192]; /* for the log */
     char method[16];
     char id[136];
-    const char *label;
     request *post;     /* a batch being received or computed */
     answer refusal;    /* without a batch: the answer once the body is read */
     int64_t body_left; /* of a body that is read only to be ignored */
@@ -58,7 +55,7 @@ struct exchange {
     size_t bytes_in, bytes_out;
     int status;
     proto_timing timing;
-};
+} exchange;
 
 /* ---- connections ------------------------------------------------------------------------------------------------- */
 
@@ -296,7 +293,6 @@ static enum MHD_Result begin(exchange *x, const char *url, const char *method, c
                  near ? "did you mean " : "/openapi.yaml lists what there is.", near ? near : "");
         return refuse(x, &h, answer_problem(404, "not_found", detail, "", x->id));
     }
-    x->label = route->label;
     proto_encoding accept = PROTO_JSON;
     if (route->negotiates && !head_accept(&h, &accept, &why)) {
         return refuse_why(x, &h, why);

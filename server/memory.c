@@ -106,29 +106,22 @@ static buffer take_idle(memory *m, int i) {
     return b;
 }
 
-/* With the lock held: count `bytes` as used, at the cost of the oldest idle buffers if need be. */
-static bool reserve(memory *m, size_t bytes, victims *v) {
-    if (bytes > m->limit - m->used) {
-        return false;
-    }
-    while (m->n_idle > 0 && m->used + bytes + m->idle_bytes > m->limit) {
-        v->buffers[v->n++] = take_idle(m, 0);
-    }
-    m->used += bytes;
-    return true;
-}
-
-static bool reserve_locked(memory *m, size_t bytes) {
+/* Count `bytes` as used, at the cost of the oldest idle buffers if need be. */
+static bool reserve(memory *m, size_t bytes) {
     victims v = {.n = 0};
     pthread_mutex_lock(&m->lock);
-    bool room = reserve(m, bytes, &v);
+    bool room = bytes <= m->limit - m->used;
+    while (room && m->n_idle > 0 && m->used + bytes + m->idle_bytes > m->limit) {
+        v.buffers[v.n++] = take_idle(m, 0);
+    }
+    m->used += room ? bytes : 0;
     pthread_mutex_unlock(&m->lock);
     release_victims(&v);
     return room;
 }
 
 bool lease_begin(lease *l, memory *m, size_t bytes) {
-    bool room = reserve_locked(m, bytes);
+    bool room = reserve(m, bytes);
     if (room) {
         *l = (lease){m, bytes, 0};
     }
@@ -136,14 +129,14 @@ bool lease_begin(lease *l, memory *m, size_t bytes) {
 }
 
 bool lease_borrow(lease *l, size_t bytes) {
-    bool room = reserve_locked(l->memory, bytes);
+    bool room = reserve(l->memory, bytes);
     l->held += room ? bytes : 0;
     return room;
 }
 
 bool lease_promise(lease *l, size_t bytes) {
     size_t from_reserve = bytes < l->reserved ? bytes : l->reserved;
-    bool room = reserve_locked(l->memory, bytes - from_reserve);
+    bool room = reserve(l->memory, bytes - from_reserve);
     if (room) {
         l->reserved -= from_reserve;
         l->held += bytes;

@@ -161,14 +161,12 @@ static void settle_finished(request *r, answer given) {
     settle(r, given);
 }
 
-bool request_fail(request *r, int status, const char *code, const char *detail) {
+void request_fail(request *r, int status, const char *code, const char *detail) {
     answer a = answer_problem(status, code, detail, "", r->id);
     a.retry_after = status == 503 ? 5 : 0;
-    bool wins = settle(r, a);
-    if (wins) {
+    if (settle(r, a)) {
         pool_cancel(r->server->pool, r);
     }
-    return wins;
 }
 
 bool request_expire(request *r) {

@@ -9,7 +9,7 @@
 
 /* ---- problems ---------------------------------------------------------------------------------------------------- */
 
-int http_status_of(bx_status status) {
+static int http_status_of(bx_status status) {
     static const int table[] = {
         [BX_OK] = 200,        [BX_MALFORMED] = 400, [BX_INVALID] = 422, [BX_SHAPE] = 422, [BX_NONFINITE] = 422,
         [BX_TOO_LARGE] = 413, [BX_NOMEM] = 503,     [BX_DEVICE] = 503,  [BX_BUSY] = 503,  [BX_INTERNAL] = 500,

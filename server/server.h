@@ -224,8 +224,8 @@ BX_MUST_USE bool request_complete(request *request);
 BX_MUST_USE bool request_wait(request *request, bool (*suspend)(void *connection, void *argument), void *argument);
 /* Move the settled answer out; false when the request expired or is not settled. */
 BX_MUST_USE bool request_answer(request *request, answer *out);
-/* Settle with a problem unless settled; resumes a waiting connection. Returns true when this call did it. */
-bool request_fail(request *request, int status, const char *code, const char *detail);
+/* Settle with a problem unless settled, resume a waiting connection, cancel the work. */
+void request_fail(request *request, int status, const char *code, const char *detail);
 /* The body came too late: true when the request was still receiving, and now nobody will answer it. */
 BX_MUST_USE bool request_expire(request *request);
 bool request_expired(request *request);
@@ -238,7 +238,6 @@ void request_run_decode(request *request);
 
 /* ---- answers ----------------------------------------------------------------------------------------------------- */
 
-int http_status_of(bx_status status);
 /* A problem document; never fails (a static one when memory is gone). */
 answer answer_problem(int status, const char *code, const char *detail, const char *pointer, const char *request_id);
 answer answer_error(const bx_error *error, const proto_request *request, proto_encoding encoding,
@@ -322,7 +321,7 @@ typedef struct route_call {
 
 struct route {
     const char *method, *path; /* a path that ends in "/" continues with one name */
-    const char *label;         /* as logged */
+    const char *label;         /* as people write it */
     bool posts;                /* takes a body of predictions */
     proto_task task;
     bool negotiates; /* JSON or safetensors by Accept */
