@@ -50,3 +50,7 @@ void bx_run_block(bx_context *context, bx_job *job, int32_t image, int32_t block
 void bx_run_image(bx_context *context, bx_job *job, int32_t image) {
     context->backend->run_image(context, job, image);
 }
+
+void bx_run_rows(bx_context *context, bx_job *job, int32_t image) {
+    context->backend->run_rows(context, job, image);
+}

@@ -6,6 +6,7 @@
  * may run at the same time; what crosses blocks (assign, mine, positives, reduce) runs once per image, afterwards.
  */
 #include <float.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -82,18 +83,13 @@ static void cpu_close(bx_context *context) {
 
 /* ---- reading predictions ----------------------------------------------------------------------------------------- */
 
-/* `n` elements from element `at` as float32: in place when they are aligned float32, else loaded into `scratch`. */
-static const float *floats(const bx_kernels *kernels, bx_tensor tensor, size_t at, size_t n, float *scratch) {
+const float *bx_floats(const bx_kernels *kernels, bx_tensor tensor, size_t at, size_t n, float *scratch) {
     const char *data = (const char *)tensor.data + at * bx_dtype_bytes(tensor.dtype);
     if (tensor.dtype == BX_F32 && (uintptr_t)data % _Alignof(float) == 0) {
         return (const float *)(const void *)data;
     }
     kernels->load(scratch, data, tensor.dtype, n);
     return scratch;
-}
-
-static size_t row_index(const bx_job *job, int32_t image, int32_t prior) {
-    return (size_t)image * (size_t)job->plan->n_priors + (size_t)prior;
 }
 
 /* Priors of a block; the last may be shorter. */
@@ -107,7 +103,7 @@ static int32_t block_size(const bx_plan *plan, int32_t block) {
 void bx_stage_begin(bx_job *job, int32_t image, int32_t block) {
     const bx_plan *plan = job->plan;
     int32_t first = block * BX_BLOCK, count = block_size(plan, block);
-    size_t at = row_index(job, image, first);
+    size_t at = bx_row_index(job, image, first);
     memset(job->overlap + at, 0, (size_t)count * sizeof *job->overlap);
     memset(job->owner + at, 0xff, (size_t)count * sizeof *job->owner); /* -1 */
     memset(job->state + at, 0, (size_t)count);
@@ -117,20 +113,41 @@ void bx_stage_begin(bx_job *job, int32_t image, int32_t block) {
         job->block_iou[slot + (size_t)g] = 0;
         job->block_prior[slot + (size_t)g] = 0;
     }
-    job->bad[(size_t)image * (size_t)plan->n_blocks + (size_t)block] = (bx_bad){0, 0, -1, -1};
+    job->bad[(size_t)image * (size_t)plan->n_blocks + (size_t)block] = (bx_bad){0, 0, 0, -1, -1, -1};
+}
+
+/* What an ignored object covers, for the assign stage: priors it overlaps enough that are not positive are ignored. */
+static void cover(bx_job *job, const bx_object *object, int32_t image, int32_t first, int32_t count) {
+    const bx_priors *priors = job->plan->priors;
+    const bx_matcher *matcher = &job->plan->criterion->matcher;
+    const bool sizes = matcher->iou == BX_IOU_SIZES, by_iof = matcher->ignore_iof > 0;
+    const float threshold = by_iof ? matcher->ignore_iof : matcher->positive_iou;
+    const float *areas = sizes ? priors->size : priors->area;
+    uint8_t *state = job->state + bx_row_index(job, image, first);
+    for (int32_t i = 0, p = first; i < count; i++, p++) {
+        float inter = bx_intersection(object, priors->x1[p], priors->y1[p], priors->x2[p], priors->y2[p]);
+        float share = by_iof ? inter / areas[p] : bx_iou_of(inter, object->area, areas[p], sizes);
+        state[i] |= share >= threshold ? BX_COVERED : 0;
+    }
 }
 
 void bx_stage_match(bx_context *context, bx_job *job, int32_t image, int32_t first, int32_t count) {
     const bx_plan *plan = job->plan;
+    const bx_iou iou = plan->criterion->matcher.iou;
     const int32_t *bounds = job->batch->first + image;
-    size_t at = row_index(job, image, first);
+    size_t at = bx_row_index(job, image, first);
     size_t slot = (size_t)(first / BX_BLOCK) * (size_t)plan->n_objects;
     for (int32_t g = bounds[0]; g < bounds[1] && !bx_job_cancelled(job); g++) {
-        bx_best best = {job->block_iou[slot + (size_t)g], job->block_prior[slot + (size_t)g]};
-        context->kernels->iou_row(plan->priors, first, count, job->batch->boxes + 4 * (size_t)g, g - bounds[0],
-                                  job->overlap + at, job->owner + at, &best);
-        job->block_iou[slot + (size_t)g] = best.iou;
-        job->block_prior[slot + (size_t)g] = best.prior;
+        const bx_object object = bx_object_of(job->batch->boxes + 4 * (size_t)g, iou == BX_IOU_SIZES);
+        if (bx_is_used(job->batch, g)) {
+            bx_best best = {job->block_iou[slot + (size_t)g], job->block_prior[slot + (size_t)g]};
+            context->kernels->iou_row(plan->priors, first, count, &object, iou, g - bounds[0], job->overlap + at,
+                                      job->owner + at, &best);
+            job->block_iou[slot + (size_t)g] = best.iou;
+            job->block_prior[slot + (size_t)g] = best.prior;
+        } else if (job->batch->use[g] == BX_OBJECT_IGNORED) {
+            cover(job, &object, image, first, count);
+        }
     }
 }
 
@@ -146,18 +163,43 @@ static void note_bad(const bx_kernels *kernels, const float *rows, int32_t n, in
     }
 }
 
+static void note_improbable(const float *rows, int32_t n, int32_t width, int32_t first, bx_bad *bad) {
+    for (int32_t i = 0; i < n * width; i++) {
+        if (!bx_is_probability(rows[i])) {
+            bad->first_range = bad->range == 0 ? first + i / width : bad->first_range;
+            bad->range++;
+        }
+    }
+}
+
+bx_scoring bx_scoring_of(const bx_job *job) {
+    const bx_classification *c = &job->plan->criterion->classification;
+    return (bx_scoring){
+        .kind = c->kind,
+        .n_columns = job->plan->n_columns,
+        .background = bx_background_column(job->plan->criterion, job->plan->n_columns),
+        .plain = !c->class_weights && c->label_smoothing == 0,
+        .gamma = (float)c->gamma,
+        .smoothing = (float)c->label_smoothing,
+        .hard = job->hard,
+        .soft = job->soft,
+    };
+}
+
 void bx_stage_score(bx_context *context, bx_job *job, int32_t image, int32_t first, int32_t count) {
     const bx_plan *plan = job->plan;
     const bx_kernels *kernels = context->kernels;
+    const bx_scoring scoring = bx_scoring_of(job);
     const int32_t n_columns = plan->n_columns, step = bx_tile_rows(n_columns);
     bx_bad *bad = &job->bad[(size_t)image * (size_t)plan->n_blocks + (size_t)(first / BX_BLOCK)];
     for (int32_t done = 0; done < count; done += step) {
         int32_t prior = first + done, n = count - done < step ? count - done : step;
-        size_t at = row_index(job, image, prior);
+        size_t at = bx_row_index(job, image, prior);
         size_t elements = (size_t)n * (size_t)n_columns;
-        const float *rows = floats(kernels, job->batch->conf, at * (size_t)n_columns, elements, context->rows);
-        if (!kernels->score_rows(rows, n, n_columns, NULL, job->score + at, context->tile)) {
+        const float *rows = bx_floats(kernels, job->batch->conf, at * (size_t)n_columns, elements, context->rows);
+        if (!kernels->score_rows(&scoring, rows, n, NULL, job->score + at, context->tile)) {
             note_bad(kernels, rows, n, n_columns, prior, &bad->conf, &bad->first_conf);
+            note_improbable(rows, n, n_columns, prior, bad);
         }
     }
 }
@@ -169,108 +211,82 @@ void bx_stage_check(bx_context *context, bx_job *job, int32_t image, int32_t fir
     for (int32_t done = 0; done < count; done += step) {
         int32_t prior = first + done, n = count - done < step ? count - done : step;
         size_t elements = (size_t)n * 4;
-        const float *loc = floats(kernels, job->batch->loc, row_index(job, image, prior) * 4, elements, context->rows);
+        const float *loc =
+            bx_floats(kernels, job->batch->loc, bx_row_index(job, image, prior) * 4, elements, context->rows);
         if (kernels->count_bad(loc, elements)) {
             note_bad(kernels, loc, n, 4, prior, &bad->loc, &bad->first_loc);
         }
     }
 }
 
-/* The first prior of [p, n) whose state is not 0; n when there is none. Most are 0: eight at a time. */
-static size_t next_state(const uint8_t *state, size_t p, size_t n) {
-    for (uint64_t eight; p + 8 <= n; p += 8) {
-        memcpy(&eight, state + p, 8);
-        if (eight) {
-            break;
-        }
-    }
-    while (p < n && !state[p]) {
-        p++;
-    }
-    return p;
+/* ---- mining ------------------------------------------------------------------------------------------------------ */
+
+/* Negatives to mine for so many positives: a real number, at most the negatives there are. */
+static double wanted_negatives(const bx_mining *mining, double positives, double negatives) {
+    double wanted = mining->ratio * positives, least = (double)mining->min_negatives;
+    wanted = wanted > least ? wanted : least;
+    return wanted < negatives ? wanted : negatives;
 }
 
-/* Each object's best prior over the whole image: blocks in order, so that the lowest prior wins a tie. */
-static void fold_best(bx_job *job, int32_t image) {
-    const bx_plan *plan = job->plan;
-    const int32_t *bounds = job->batch->first + image;
-    for (int32_t g = bounds[0]; g < bounds[1]; g++) {
-        bx_object_row row = {0};
-        for (int32_t b = 0; b < plan->n_blocks; b++) {
-            size_t slot = (size_t)b * (size_t)plan->n_objects + (size_t)g;
-            if (job->block_iou[slot] > row.best_iou) {
-                row.best_iou = job->block_iou[slot];
-                row.best_prior = job->block_prior[slot];
-            }
-        }
-        job->objects[g] = row;
+/* What is not background may not be chosen; a positive's own loss comes later. */
+static void exclude(float *score, const uint8_t *state, size_t n) {
+    for (size_t p = 0; (p = bx_next_state(state, p, n)) < n; p++) {
+        score[p] = -1.0f;
     }
-}
-
-/* force = last: in object order each object takes its best prior, whoever held it. */
-static void force_best(bx_job *job, int32_t image) {
-    const int32_t *bounds = job->batch->first + image;
-    for (int32_t g = bounds[0]; g < bounds[1]; g++) {
-        size_t at = row_index(job, image, job->objects[g].best_prior);
-        job->state[at] |= job->state[at] & BX_POSITIVE ? 0 : BX_POSITIVE | BX_FORCED;
-        job->owner[at] = g - bounds[0];
-    }
-}
-
-void bx_stage_assign(bx_job *job, int32_t image) {
-    const bx_plan *plan = job->plan;
-    const int32_t *bounds = job->batch->first + image;
-    const size_t base = row_index(job, image, 0);
-    const float threshold = plan->criterion->matcher.positive_iou;
-    fold_best(job, image);
-    for (size_t p = 0; p < (size_t)plan->n_priors; p++) {
-        job->state[base + p] = job->overlap[base + p] >= threshold ? BX_POSITIVE : 0;
-    }
-    force_best(job, image);
-
-    bx_image_row row = {.objects = bounds[1] - bounds[0]};
-    const uint8_t *state = job->state + base;
-    for (size_t p = 0, n = (size_t)plan->n_priors; (p = next_state(state, p, n)) < n; p++) {
-        row.positives++;
-        row.forced += (state[p] & BX_FORCED) != 0;
-        job->objects[bounds[0] + job->owner[base + p]].positives++;
-    }
-    row.negatives = plan->n_priors - row.positives;
-    for (int32_t g = bounds[0]; g < bounds[1]; g++) {
-        bx_object_row *object = &job->objects[g];
-        size_t at = base + (size_t)object->best_prior;
-        object->collided = job->owner[at] != g - bounds[0];
-        object->forced = !object->collided && job->state[at] & BX_FORCED;
-        row.collided += object->collided;
-        row.unmatched_objects += object->positives == 0;
-    }
-    job->images[image] = row;
 }
 
 void bx_stage_mine(bx_context *context, bx_job *job, int32_t image) {
     const bx_plan *plan = job->plan;
+    const bx_mining *mining = &plan->criterion->mining;
     bx_image_row *row = &job->images[image];
-    const size_t base = row_index(job, image, 0), n = (size_t)plan->n_priors;
-    float *score = job->score + base;
-    uint8_t *state = job->state + base;
-    /* rank < ratio x positives: a fraction takes one more */
-    double wanted = plan->criterion->mining.ratio * row->positives;
-    size_t k = wanted < row->negatives ? (size_t)wanted + ((double)(size_t)wanted < wanted) : (size_t)row->negatives;
-    row->hard_negatives = (int32_t)k;
-    if (k == 0) {
+    const size_t base = bx_row_index(job, image, 0), n = (size_t)plan->n_priors;
+    if (mining->kind == BX_MINING_NONE) {
         return;
     }
-    for (size_t p = 0; (p = next_state(state, p, n)) < n; p++) {
-        score[p] = -1.0f; /* a positive: not to be chosen; its own loss comes later */
+    exclude(job->score + base, job->state + base, n);
+    if (mining->scope == BX_SCOPE_BATCH) {
+        return; /* across the batch, later */
     }
-    context->kernels->mark_largest(score, state, n, k, BX_HARD_NEGATIVE);
+    row->mined = wanted_negatives(mining, row->positives, row->negatives);
+    row->hard_negatives = (int32_t)ceil(row->mined); /* rank < ratio x positives: a fraction takes one more */
+    if (row->hard_negatives > 0) {
+        context->kernels->mark_largest(job->score + base, job->state + base, n, (size_t)row->hard_negatives,
+                                       BX_HARD_NEGATIVE);
+    }
 }
+
+/* Mining across the batch, ties to the lowest image and prior; the origin truncates the number. */
+static void mine_batch(bx_context *context, bx_job *job) {
+    const bx_plan *plan = job->plan;
+    const size_t n = (size_t)plan->n_priors, rows = (size_t)plan->n_images * n;
+    double positives = 0, negatives = 0;
+    for (int32_t i = 0; i < plan->n_images; i++) {
+        positives += job->images[i].positives;
+        negatives += job->images[i].negatives;
+    }
+    double wanted = wanted_negatives(&plan->criterion->mining, positives, negatives);
+    if (wanted >= 1) {
+        context->kernels->mark_largest(job->score, job->state, rows, (size_t)wanted, BX_HARD_NEGATIVE);
+    }
+    for (int32_t i = 0; i < plan->n_images; i++) {
+        int32_t found = 0;
+        const uint8_t *state = job->state + (size_t)i * n;
+        for (size_t p = 0; (p = bx_next_state(state, p, n)) < n; p++) {
+            found += (state[p] & BX_HARD_NEGATIVE) != 0;
+        }
+        job->images[i].hard_negatives = found;
+        job->images[i].mined = 0;
+    }
+    job->images[0].mined = wanted;
+}
+
+/* ---- positives and sums ------------------------------------------------------------------------------------------ */
 
 /* The first `limit` positives of [*prior, end); their priors to `found`. Returns how many; *prior moves on. */
 static int32_t next_positives(const uint8_t *state, int32_t *prior, int32_t end, int32_t limit, int32_t *found) {
     int32_t n = 0;
     size_t p = (size_t)*prior;
-    for (; n < limit && (p = next_state(state, p, (size_t)end)) < (size_t)end; p++) {
+    for (; n < limit && (p = bx_next_state(state, p, (size_t)end)) < (size_t)end; p++) {
         if (state[p] & BX_POSITIVE) {
             found[n++] = (int32_t)p;
         }
@@ -290,23 +306,24 @@ static bool label_is_largest(const float *row, int32_t n_columns, int32_t label)
 void bx_stage_positives(bx_context *context, bx_job *job, int32_t image, int32_t first, int32_t count) {
     const bx_plan *plan = job->plan;
     const bx_kernels *kernels = context->kernels;
-    const int64_t *labels = job->batch->labels + job->batch->first[image];
-    const size_t base = row_index(job, image, 0), width = (size_t)plan->n_columns;
+    const bx_scoring scoring = bx_scoring_of(job);
+    const size_t base = bx_row_index(job, image, 0), width = (size_t)plan->n_columns;
     int32_t found[BX_LANES], prior = first, n;
     float score[BX_LANES];
     while ((n = next_positives(job->state + base, &prior, first + count, bx_tile_rows(plan->n_columns), found)) > 0) {
         for (int32_t i = 0; i < n; i++) {
+            size_t at = base + (size_t)found[i];
             float *to = context->rows + (size_t)i * width;
-            const float *row = floats(kernels, job->batch->conf, (base + (size_t)found[i]) * width, width, to);
+            const float *row = bx_floats(kernels, job->batch->conf, at * width, width, to);
             if (row != to) {
                 memcpy(to, row, width * sizeof *to);
             }
-            context->label[i] = 1 + (int32_t)labels[job->owner[base + (size_t)found[i]]];
+            context->label[i] = bx_class_column(plan->criterion, bx_positive_class(job, image, at));
             if (label_is_largest(to, plan->n_columns, context->label[i])) {
-                job->state[base + (size_t)found[i]] |= BX_CORRECT;
+                job->state[at] |= BX_CORRECT;
             }
         }
-        (void)kernels->score_rows(context->rows, n, plan->n_columns, context->label, score, context->tile);
+        (void)kernels->score_rows(&scoring, context->rows, n, context->label, score, context->tile);
         for (int32_t i = 0; i < n; i++) {
             job->score[base + (size_t)found[i]] = score[i];
         }
@@ -314,11 +331,11 @@ void bx_stage_positives(bx_context *context, bx_job *job, int32_t image, int32_t
 }
 
 /* Add a prior's part to its image, class and level; priors come in ascending order. */
-static void add_positive(bx_job *job, int32_t image, size_t at, int32_t prior, bx_level_row *level) {
+static void add_positive(bx_job *job, int32_t image, int32_t prior, bx_level_row *level) {
     const bx_plan *plan = job->plan;
-    const bx_batch *batch = job->batch;
-    size_t g = (size_t)batch->first[image] + (size_t)job->owner[at];
-    bx_class_row *class = &job->classes[(size_t)image * (size_t)plan->n_classes + (size_t)batch->labels[g]];
+    const size_t at = bx_row_index(job, image, prior);
+    bx_class_row *class =
+        &job->classes[(size_t)image * (size_t)plan->n_classes + (size_t)bx_positive_class(job, image, at)];
     bx_image_row *row = &job->images[image];
     level->positives++;
     class->positives++;
@@ -327,9 +344,10 @@ static void add_positive(bx_job *job, int32_t image, size_t at, int32_t prior, b
     }
     float predicted[4];
     double target[4];
-    bx_tensor_to_f32(predicted, batch->loc, 4 * at, 4);
-    bx_encode(batch->boxes + 4 * g, plan->priors->boxes + 4 * (size_t)prior, plan->criterion->coder.variances, target);
-    const bx_sums part = {.loc = bx_localization_value(plan->criterion, predicted, target),
+    bx_tensor_to_f32(predicted, job->batch->loc, 4 * at, 4);
+    bx_target(job, image, prior, target);
+    const float *box = plan->priors->boxes ? plan->priors->boxes + 4 * (size_t)prior : NULL;
+    const bx_sums part = {.loc = bx_localization_loss(plan->criterion, box, predicted, target, NULL),
                           .conf_positive = (double)job->score[at]};
     class->correct += (job->state[at] & BX_CORRECT) != 0;
     bx_sums_add(&class->sums, part);
@@ -337,32 +355,40 @@ static void add_positive(bx_job *job, int32_t image, size_t at, int32_t prior, b
     bx_sums_add(&row->sums, part);
 }
 
+static void add_background(bx_job *job, int32_t image, size_t at, bx_level_row *level) {
+    if (job->plan->with_predictions) {
+        const bx_sums part = {.conf_negative = (double)job->score[at]};
+        level->hard_negatives += (job->state[at] & BX_HARD_NEGATIVE) != 0;
+        bx_sums_add(&level->sums, part);
+        bx_sums_add(&job->images[image].sums, part);
+    }
+}
+
 void bx_stage_reduce(bx_job *job, int32_t image, int32_t first, int32_t count) {
     const bx_plan *plan = job->plan;
     const int32_t *bounds = job->batch->first + image, n_levels = plan->priors->n_levels;
+    const size_t base = bx_row_index(job, image, 0);
     bx_level_row *levels = job->levels + (size_t)image * (size_t)n_levels;
     bx_class_row *classes = job->classes + (size_t)image * (size_t)plan->n_classes;
     if (first == 0) {
         memset(levels, 0, (size_t)n_levels * sizeof *levels);
         memset(classes, 0, (size_t)plan->n_classes * sizeof *classes);
         for (int32_t g = bounds[0]; g < bounds[1]; g++) {
-            classes[job->batch->labels[g]].objects++;
+            if (bx_is_used(job->batch, g)) {
+                classes[job->batch->labels[g]].objects++;
+            }
         }
     }
-    bx_image_row *row = &job->images[image];
     for (int32_t l = 0; l < n_levels; l++) {
         const bx_level *level = &plan->priors->levels[l];
         int32_t from = level->first > first ? level->first : first;
         int32_t to = level->first + level->count < first + count ? level->first + level->count : first + count;
-        size_t end = row_index(job, image, to);
-        for (size_t at = row_index(job, image, from); (at = next_state(job->state, at, end)) < end; at++) {
+        size_t end = base + (size_t)(to > from ? to : from);
+        for (size_t at = base + (size_t)from; (at = bx_next_counted(job, job->state, at, end)) < end; at++) {
             if (job->state[at] & BX_POSITIVE) {
-                add_positive(job, image, at, (int32_t)(at - row_index(job, image, 0)), &levels[l]);
+                add_positive(job, image, (int32_t)(at - base), &levels[l]);
             } else {
-                const bx_sums part = {.conf_negative = (double)job->score[at]};
-                levels[l].hard_negatives++;
-                bx_sums_add(&levels[l].sums, part);
-                bx_sums_add(&row->sums, part);
+                add_background(job, image, at, &levels[l]);
             }
         }
     }
@@ -379,32 +405,65 @@ static void cpu_run_block(bx_context *context, bx_job *job, int32_t image, int32
     }
 }
 
+static bool mines_across(const bx_plan *plan) {
+    const bx_mining *mining = &plan->criterion->mining;
+    return plan->with_predictions && mining->kind != BX_MINING_NONE && mining->scope == BX_SCOPE_BATCH;
+}
+
+/* What follows the choice of negatives. */
+static void finish_image(bx_context *context, bx_job *job, int32_t image) {
+    if (job->plan->with_predictions) {
+        bx_stage_positives(context, job, image, 0, job->plan->n_priors);
+    }
+    bx_stage_reduce(job, image, 0, job->plan->n_priors);
+}
+
 /* Check the image's localization; true when none of its predictions is bad. */
-static bool image_is_finite(bx_context *context, bx_job *job, int32_t image) {
+static bool image_is_usable(bx_context *context, bx_job *job, int32_t image) {
     const bx_bad *bad = job->bad + (size_t)image * (size_t)job->plan->n_blocks;
-    bool finite = true;
+    bool usable = true;
     for (int32_t b = 0; b < job->plan->n_blocks; b++) {
         bx_stage_check(context, job, image, b * BX_BLOCK, block_size(job->plan, b));
-        finite &= bad[b].conf == 0 && bad[b].loc == 0;
+        usable &= bad[b].conf == 0 && bad[b].loc == 0 && bad[b].range == 0;
     }
-    return finite;
+    return usable;
 }
 
 static void cpu_run_image(bx_context *context, bx_job *job, int32_t image) {
-    int32_t n_priors = job->plan->n_priors;
-    bool predicted = job->plan->with_predictions;
+    const bx_plan *plan = job->plan;
+    bool predicted = plan->with_predictions;
     if (bx_job_cancelled(job)) {
         return;
     }
-    if (predicted && !image_is_finite(context, job, image)) {
-        return; /* bx_finish refuses the batch; ranking NaN would mean nothing */
+    if (predicted && !image_is_usable(context, job, image)) {
+        return; /* bx_run_batch refuses the batch; ranking NaN would mean nothing */
     }
-    bx_stage_assign(job, image);
+    bx_stage_assign(context, job, image);
     if (predicted) {
         bx_stage_mine(context, job, image);
-        bx_stage_positives(context, job, image, 0, n_priors);
     }
-    bx_stage_reduce(job, image, 0, n_priors);
+    if (!mines_across(plan)) {
+        finish_image(context, job, image);
+    }
 }
 
-const bx_backend bx_backend_cpu = {"cpu", cpu_open, cpu_close, cpu_run_block, cpu_run_image};
+static void cpu_run_batch(bx_context *context, bx_job *job) {
+    if (mines_across(job->plan)) {
+        mine_batch(context, job);
+    }
+}
+
+static void cpu_run_rows(bx_context *context, bx_job *job, int32_t image) {
+    if (bx_job_cancelled(job)) {
+        return;
+    }
+    if (mines_across(job->plan)) {
+        finish_image(context, job, image);
+    }
+    if (job->plan->gradients != BX_GRADIENTS_NONE) {
+        bx_stage_gradients(context, job, image);
+    }
+}
+
+const bx_backend bx_backend_cpu = {"cpu",         cpu_open,      cpu_close,   cpu_run_block,
+                                   cpu_run_image, cpu_run_batch, cpu_run_rows};

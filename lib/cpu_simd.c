@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "internal.h"
+#include "loss/sigmoid_focal.h"
 #include "loss/softmax_ce.h"
 
 #define PASTE_(a, b) a##b
@@ -95,36 +96,31 @@ static size_t count_bad(const float *x, size_t n) {
 
 /* ---- matching ---------------------------------------------------------------------------------------------------- */
 
-/* One culling run against one box; returns the greatest IoU's bits (IoU >= 0, so they order as integers). */
-static int32_t iou_run(const bx_priors *priors, int32_t first, int32_t count, const float box[4], float box_area,
-                       int32_t object, float *restrict overlap, int32_t *restrict owner, float *restrict iou) {
+/* One culling run against one object; returns the greatest IoU's bits (IoU >= 0, so they order as integers). Called
+ * with a constant `sizes`. */
+static inline __attribute__((always_inline)) int32_t iou_run(const bx_priors *priors, int32_t first, int32_t count,
+                                                             const bx_object *object, int sizes, int32_t index,
+                                                             float *restrict overlap, int32_t *restrict owner,
+                                                             float *restrict iou) {
     const float *restrict x1 = priors->x1 + first, *restrict y1 = priors->y1 + first;
     const float *restrict x2 = priors->x2 + first, *restrict y2 = priors->y2 + first;
-    const float *restrict area = priors->area + first;
-    const float bx1 = box[0], by1 = box[1], bx2 = box[2], by2 = box[3];
+    const float *restrict area = (sizes ? priors->size : priors->area) + first;
+    const bx_object o = *object;
     int32_t top = 0;
     for (int32_t i = 0; i < count; i++) {
-        float left = bx1 > x1[i] ? bx1 : x1[i];
-        float upper = by1 > y1[i] ? by1 : y1[i];
-        float right = bx2 < x2[i] ? bx2 : x2[i];
-        float lower = by2 < y2[i] ? by2 : y2[i];
-        float width = right - left, height = lower - upper;
-        width = width > 0 ? width : 0;
-        height = height > 0 ? height : 0;
-        float inter = width * height;
-        float v = inter / ((box_area + area[i]) - inter);
+        float v = bx_iou_of(bx_intersection(&o, x1[i], y1[i], x2[i], y2[i]), o.area, area[i], sizes);
         bool better = v > overlap[i];
         overlap[i] = better ? v : overlap[i];
-        owner[i] = better ? object : owner[i];
+        owner[i] = better ? index : owner[i];
         iou[i] = v;
         top = bx_bits(v) > top ? bx_bits(v) : top;
     }
     return top;
 }
 
-static void iou_row(const bx_priors *priors, int32_t first, int32_t count, const float box[4], int32_t object,
-                    float *overlap, int32_t *owner, bx_best *best) {
-    float box_area = (box[2] - box[0]) * (box[3] - box[1]);
+static void iou_row(const bx_priors *priors, int32_t first, int32_t count, const bx_object *object, bx_iou kind,
+                    int32_t index, float *overlap, int32_t *owner, bx_best *best) {
+    const float *box = object->box;
     int32_t end = first + count;
     for (int32_t at = first, stop; at < end; at = stop) {
         int32_t run = at / BX_CULL;
@@ -134,8 +130,10 @@ static void iou_row(const bx_priors *priors, int32_t first, int32_t count, const
             continue; /* every IoU of the run is 0, which changes nothing */
         }
         float iou[BX_CULL];
-        int32_t top =
-            iou_run(priors, at, stop - at, box, box_area, object, overlap + (at - first), owner + (at - first), iou);
+        float *o = overlap + (at - first);
+        int32_t *w = owner + (at - first);
+        int32_t top = kind == BX_IOU_SIZES ? iou_run(priors, at, stop - at, object, 1, index, o, w, iou)
+                                           : iou_run(priors, at, stop - at, object, 0, index, o, w, iou);
         if (top > bx_bits(best->iou)) {
             int32_t i = 0;
             while (bx_bits(iou[i]) != top) {
@@ -203,9 +201,9 @@ static inline void fill_tile(const float *rows, int32_t n, int32_t n_columns, fl
 
 /* Called with a constant `lanes`, so that the inner loops have no remainder. Fetches as many bytes at `ahead`, the next
  * rows, as it works on: reading memory then overlaps with the exponentials. */
-static inline __attribute__((always_inline)) bool score_tile(const float *restrict tile, int32_t lanes,
-                                                             int32_t n_columns, const float *restrict x_label,
-                                                             float *restrict out, uintptr_t ahead) {
+static inline __attribute__((always_inline)) bool softmax_tile(const float *restrict tile, int32_t lanes,
+                                                               int32_t n_columns, const float *restrict x_label,
+                                                               float *restrict out, uintptr_t ahead) {
     float max[BX_LANES], sum[BX_LANES];
     int32_t below[BX_LANES], largest[BX_LANES];
     for (int32_t i = 0; i < lanes; i++) {
@@ -242,35 +240,100 @@ static inline __attribute__((always_inline)) bool score_tile(const float *restri
     }
     int32_t worst = 0;
     for (int32_t i = 0; i < lanes; i++) {
-        out[i] = bx_softmax_ce(sum[i], below[i], n_columns, max[i], x_label[i]);
+        out[i] = bx_softmax_ce(bx_log1p(bx_softmax_rest(sum[i], below[i], n_columns)), max[i] - x_label[i]);
         worst = largest[i] > worst ? largest[i] : worst;
     }
     return worst < 0x7f800000;
 }
 
-static bool score_rows(const float *rows, int32_t n, int32_t n_columns, const int32_t *label, float *ce, float *tile) {
-    int32_t lanes = n > BX_MIN_LANES ? BX_LANES : BX_MIN_LANES;
-    fill_tile(rows, n, n_columns, tile, lanes);
-    float x_label[BX_LANES], out[BX_LANES];
+static bool softmax_rows(const bx_scoring *s, const float *rows, int32_t n, const int32_t *label, float *out,
+                         float *tile, int32_t lanes) {
+    float x_label[BX_LANES];
     for (int32_t i = 0; i < lanes; i++) {
-        int32_t column = label ? label[i < n ? i : n - 1] : 0;
+        int32_t column = label ? label[i < n ? i : n - 1] : s->background;
         x_label[i] = tile[(size_t)column * (size_t)lanes + (size_t)i];
     }
-    uintptr_t ahead = (uintptr_t)rows + (size_t)n * (size_t)n_columns * sizeof(float);
-    bool finite = lanes == BX_LANES ? score_tile(tile, BX_LANES, n_columns, x_label, out, ahead)
-                                    : score_tile(tile, BX_MIN_LANES, n_columns, x_label, out, ahead);
-    memcpy(ce, out, (size_t)n * sizeof *ce);
-    return finite;
+    uintptr_t ahead = (uintptr_t)rows + (size_t)n * (size_t)s->n_columns * sizeof(float);
+    return lanes == BX_LANES ? softmax_tile(tile, BX_LANES, s->n_columns, x_label, out, ahead)
+                             : softmax_tile(tile, BX_MIN_LANES, s->n_columns, x_label, out, ahead);
+}
+
+/* Called with constant lanes, gamma and smoothing where they are the usual ones, and labelled = 0 where no column is
+ * the row's class. */
+static inline __attribute__((always_inline)) bool sigmoid_tile(const bx_scoring *s, const float *restrict tile,
+                                                               int32_t lanes, float gamma, float smoothing,
+                                                               int labelled, const int32_t *restrict label,
+                                                               float *restrict out) {
+    float sum[BX_LANES];
+    int32_t largest[BX_LANES], worst = 0;
+    for (int32_t i = 0; i < lanes; i++) {
+        sum[i] = 0;
+        largest[i] = 0;
+    }
+    for (int32_t c = 0; c < s->n_columns; c++) {
+        const float *restrict x = tile + (size_t)c * (size_t)lanes;
+        const float hard_factor = s->hard[c], soft_factor = s->soft[c];
+        for (int32_t i = 0; i < lanes; i++) {
+            int32_t hard = labelled ? label[i] == c : 0, magnitude = bx_bits(x[i]) & 0x7fffffff;
+            float slope;
+            float value = bx_sigmoid_focal(x[i], hard, gamma, smoothing, &slope);
+            sum[i] += (hard ? hard_factor : soft_factor) * value;
+            largest[i] = magnitude > largest[i] ? magnitude : largest[i];
+        }
+    }
+    for (int32_t i = 0; i < lanes; i++) {
+        out[i] = bx_rank(sum[i]);
+        worst = largest[i] > worst ? largest[i] : worst;
+    }
+    return worst < 0x7f800000;
+}
+
+static bool sigmoid_rows(const bx_scoring *s, int32_t n, const int32_t *given, float *out, const float *tile,
+                         int32_t lanes) {
+    int32_t label[BX_LANES];
+    for (int32_t i = 0; i < lanes; i++) {
+        label[i] = given ? given[i < n ? i : n - 1] : s->background;
+    }
+    bool usual = s->gamma == 2 && s->smoothing == 0, labelled = given || s->background >= 0;
+    if (usual && !labelled && lanes == BX_LANES) {
+        return sigmoid_tile(s, tile, BX_LANES, 2, 0, 0, label, out);
+    }
+    if (usual) {
+        return sigmoid_tile(s, tile, lanes, 2, 0, 1, label, out);
+    }
+    return sigmoid_tile(s, tile, lanes, s->gamma, s->smoothing, 1, label, out);
+}
+
+/* The skeletons that have a form of their own here; the others, and the rarer options, are ref's. */
+static bool score_rows(const bx_scoring *s, const float *rows, int32_t n, const int32_t *label, float *out,
+                       float *tile) {
+    float lane[BX_LANES];
+    int32_t lanes = n > BX_MIN_LANES ? BX_LANES : BX_MIN_LANES;
+    bool softmax = s->kind == BX_CLASSIFICATION_SOFTMAX_CE && s->plain;
+    bool sigmoid = s->kind == BX_CLASSIFICATION_SIGMOID_FOCAL;
+    if (!softmax && !sigmoid) {
+        return bx_kernels_ref.score_rows(s, rows, n, label, out, tile);
+    }
+    fill_tile(rows, n, s->n_columns, tile, lanes);
+    bool usable =
+        softmax ? softmax_rows(s, rows, n, label, lane, tile, lanes) : sigmoid_rows(s, n, label, lane, tile, lanes);
+    memcpy(out, lane, (size_t)n * sizeof *out);
+    return usable;
 }
 
 /* ---- selection --------------------------------------------------------------------------------------------------- */
 
 static size_t count_reaching(const float *x, size_t n, int32_t cut) {
-    int32_t reach = 0; /* n is at most BX_MAX_PRIORS */
-    for (size_t i = 0; i < n; i++) {
-        reach += bx_bits(x[i]) >= cut;
+    size_t reach = 0;
+    for (size_t first = 0; first < n; first += BX_MAX_PRIORS) { /* in runs short enough for 32-bit lanes */
+        size_t end = n - first < BX_MAX_PRIORS ? n : first + BX_MAX_PRIORS;
+        int32_t in_run = 0;
+        for (size_t i = first; i < end; i++) {
+            in_run += bx_bits(x[i]) >= cut;
+        }
+        reach += (size_t)in_run;
     }
-    return (size_t)reach;
+    return reach;
 }
 
 /* Bisects the bit patterns between 0 and the maximum; done as soon as a cut leaves exactly k. */
@@ -296,13 +359,11 @@ static int32_t kth_largest_bits(const float *x, size_t n, size_t k) {
 
 static void mark_largest(const float *restrict x, uint8_t *restrict state, size_t n, size_t k, uint8_t mark) {
     int32_t cut = kth_largest_bits(x, n, k);
-    int32_t above = 0;
+    size_t above = cut == INT32_MAX ? 0 : count_reaching(x, n, cut + 1);
     for (size_t i = 0; i < n; i++) {
-        int32_t over = bx_bits(x[i]) > cut;
-        state[i] |= over ? mark : 0;
-        above += over;
+        state[i] |= bx_bits(x[i]) > cut ? mark : 0;
     }
-    for (size_t i = 0; (size_t)above < k; i++) { /* ties at the cut: the lowest */
+    for (size_t i = 0; above < k && i < n; i++) { /* ties at the cut: the lowest */
         if (bx_bits(x[i]) == cut) {
             state[i] |= mark;
             above++;

@@ -8,27 +8,23 @@
 
 #include "internal.h"
 
-/* Encoded offsets (SSD's box coder): ((c_box - c_prior) / wh_prior) / v_xy and log(wh_box / wh_prior) / v_wh. */
-void bx_encode(const float box[4], const float prior[4], const double variances[4], double target[4]) {
-    for (int i = 0; i < 2; i++) {
-        double low = (double)box[i], high = (double)box[i + 2];
-        double centre = (double)prior[i], size = (double)prior[i + 2];
-        target[i] = ((low + high) / 2 - centre) / size / variances[i];
-        target[i + 2] = log((high - low) / size) / variances[i + 2];
-    }
-}
+/* ---- the batch, between its images and its rows -------------------------------------------------------------------
+ */
 
-static bx_status check_finite(const bx_job *job, bx_error *error) {
+/* Refuse predictions that cannot be used: the first image that has any, and the first prior of its first kind. */
+static bx_status check_predictions(const bx_job *job, bx_error *error) {
     const bx_plan *plan = job->plan;
     for (int32_t i = 0; i < plan->n_images; i++) {
-        int64_t conf = 0, loc = 0;
-        int32_t first_conf = -1, first_loc = -1;
+        int64_t conf = 0, loc = 0, range = 0;
+        int32_t first_conf = -1, first_loc = -1, first_range = -1;
         for (int32_t b = plan->n_blocks - 1; b >= 0; b--) {
             const bx_bad *bad = &job->bad[(size_t)i * (size_t)plan->n_blocks + (size_t)b];
             first_conf = bad->conf ? bad->first_conf : first_conf;
             first_loc = bad->loc ? bad->first_loc : first_loc;
+            first_range = bad->range ? bad->first_range : first_range;
             conf += bad->conf;
             loc += bad->loc;
+            range += bad->range;
         }
         if (conf + loc > 0) {
             const char *tensor = conf ? "conf" : "loc";
@@ -40,9 +36,83 @@ static bx_status check_finite(const bx_job *job, bx_error *error) {
             bx_at(error, "predictions.%s[%d][%d]", tensor, (int)i, prior);
             return BX_NONFINITE;
         }
+        if (range > 0) {
+            bx_fail(error, BX_INVALID, "not_probability",
+                    "image %d has %lld values of conf outside [0, 1], the first at prior %d; this criterion takes "
+                    "probabilities, are these logits?",
+                    (int)i, (long long)range, (int)first_range);
+            bx_at(error, "predictions.conf[%d][%d]", (int)i, (int)first_range);
+            return BX_INVALID;
+        }
     }
     return BX_OK;
 }
+
+/* What the sums of each image are divided by. */
+static void set_normalizers(bx_job *job) {
+    const bx_plan *plan = job->plan;
+    const bx_criterion *criterion = plan->criterion;
+    const double coordinates = criterion->localization.reduction == BX_REDUCTION_MEAN ? 4 : 1;
+    double positives = 0, mined = 0;
+    for (int32_t i = 0; i < plan->n_images; i++) {
+        positives += job->images[i].positives;
+        mined += job->images[i].mined;
+    }
+    for (int32_t i = 0; i < plan->n_images; i++) {
+        double own = job->images[i].positives, by = 1, negatives = 1;
+        switch (criterion->normalizer.kind) {
+        case BX_NORMALIZER_POSITIVES:
+            by = negatives = positives > 1 ? positives : 1;
+            break;
+        case BX_NORMALIZER_POSITIVES_AND_MINED: /* Keras' epsilon */
+            by = positives + 1e-7;
+            negatives = mined + 1e-7;
+            break;
+        case BX_NORMALIZER_IMAGE_POSITIVES: /* the mean over images of each image's loss */
+            by = negatives = plan->n_images * (own > 1 ? own : 1);
+            break;
+        case BX_NORMALIZER_VALUE:
+            by = negatives = criterion->normalizer.value;
+            break;
+        }
+        job->normalizers[i] = (bx_sums){.loc = coordinates * by, .conf_positive = by, .conf_negative = negatives};
+    }
+}
+
+static void list_rows(bx_job *job) {
+    const bx_plan *plan = job->plan;
+    bool all = plan->criterion->mining.kind == BX_MINING_NONE;
+    job->listed[0] = 0;
+    for (int32_t i = 0; i < plan->n_images; i++) {
+        const bx_image_row *row = &job->images[i];
+        job->listed[i + 1] = job->listed[i] + row->positives + (all ? row->negatives : row->hard_negatives);
+    }
+}
+
+bx_status bx_run_batch(bx_context *context, bx_job *job, bx_error *error) {
+    bx_status status = job->plan->with_predictions ? check_predictions(job, error) : BX_OK;
+    if (status == BX_OK) {
+        context->backend->run_batch(context, job);
+        set_normalizers(job);
+        list_rows(job);
+    }
+    return status;
+}
+
+int64_t bx_job_gradient_rows(const bx_job *job) {
+    const bx_plan *plan = job->plan;
+    switch (plan->gradients) {
+    case BX_GRADIENTS_SPARSE:
+        return job->listed[plan->n_images];
+    case BX_GRADIENTS_DENSE:
+        return (int64_t)plan->n_images * plan->n_priors;
+    case BX_GRADIENTS_NONE:
+        break;
+    }
+    return 0;
+}
+
+/* ---- the result -------------------------------------------------------------------------------------------------- */
 
 static void fold_images(bx_result *r) {
     const bx_job *job = r->job;
@@ -51,66 +121,95 @@ static void fold_images(bx_result *r) {
         bx_sums_add(&r->sums, row->sums);
         r->positives += row->positives;
         r->negatives += row->negatives;
+        r->ignored += row->ignored;
         r->hard_negatives += row->hard_negatives;
         r->forced += row->forced;
         r->collided += row->collided;
         r->unmatched_objects += row->unmatched_objects;
+        r->objects += row->objects;
     }
 }
 
 static void fold_objects(bx_result *r) {
     const bx_job *job = r->job;
-    const int32_t n = job->plan->n_objects;
     double iou_sum = 0;
-    int64_t positives = 0;
-    for (int32_t g = 0; g < n; g++) {
+    int64_t positives = 0, n = 0;
+    for (int32_t g = 0; g < job->plan->n_objects; g++) {
         const bx_object_row *row = &job->objects[g];
+        if (!bx_is_used(job->batch, g)) {
+            r->ignored_objects += job->batch->use[g] == BX_OBJECT_IGNORED;
+            r->dropped_boxes += job->batch->use[g] == BX_OBJECT_DROPPED;
+            continue;
+        }
         double iou = (double)row->best_iou;
         int bin = (int)(10 * iou); /* exact: a float32 times ten fits a double */
         r->best_iou_histogram[bin < 0 ? 0 : bin > 9 ? 9 : bin]++;
         r->objects_without_overlap += iou == 0;
-        r->best_iou_min = g == 0 || iou < r->best_iou_min ? iou : r->best_iou_min;
-        r->best_iou_max = g == 0 || iou > r->best_iou_max ? iou : r->best_iou_max;
+        r->best_iou_min = n == 0 || iou < r->best_iou_min ? iou : r->best_iou_min;
+        r->best_iou_max = n == 0 || iou > r->best_iou_max ? iou : r->best_iou_max;
         iou_sum += iou;
-        bool least = g == 0 || row->positives < r->positives_per_object_min;
-        bool most = g == 0 || row->positives > r->positives_per_object_max;
+        bool least = n == 0 || row->positives < r->positives_per_object_min;
+        bool most = n == 0 || row->positives > r->positives_per_object_max;
         r->positives_per_object_min = least ? row->positives : r->positives_per_object_min;
         r->positives_per_object_max = most ? row->positives : r->positives_per_object_max;
         positives += row->positives;
+        n++;
     }
     if (n > 0) {
-        r->best_iou_mean = iou_sum / n;
-        r->positives_per_object_mean = (double)positives / n;
+        r->best_iou_mean = iou_sum / (double)n;
+        r->positives_per_object_mean = (double)positives / (double)n;
     }
 }
 
-bx_loss bx_result_share(const bx_result *result, bx_sums sums) {
-    const bx_criterion *criterion = result->job->plan->criterion;
-    bx_loss loss = {
-        .loc = criterion->weights.loc * sums.loc / result->normalizer.loc,
-        .conf_positive = criterion->weights.conf * sums.conf_positive / result->normalizer.conf_positive,
-        .conf_negative = criterion->weights.conf * sums.conf_negative / result->normalizer.conf_negative,
+/* ---- shares ------------------------------------------------------------------------------------------------------ */
+
+static bx_loss share_of(const bx_result *result, const bx_sums *normalizer, bx_sums sums) {
+    const bx_weights *weights = &result->job->plan->criterion->weights;
+    return (bx_loss){
+        .loc = weights->loc * sums.loc / normalizer->loc,
+        .conf_positive = weights->conf * sums.conf_positive / normalizer->conf_positive,
+        .conf_negative = weights->conf * sums.conf_negative / normalizer->conf_negative,
     };
+}
+
+static bx_loss with_totals(bx_loss loss) {
     loss.conf = loss.conf_positive + loss.conf_negative;
     loss.total = loss.loc + loss.conf;
     return loss;
 }
 
-bx_status bx_finish(bx_result *result, const bx_job *job, bx_error *error) {
-    bx_status status = job->plan->with_predictions ? check_finite(job, error) : BX_OK;
-    if (status != BX_OK) {
-        return status;
+bx_loss bx_result_share(const bx_result *result, int32_t image, bx_sums sums) {
+    return with_totals(share_of(result, &result->job->normalizers[image], sums));
+}
+
+/* A group of priors over all images is folded image by image; where all have the same normaliser its share is that of
+ * the whole sum. */
+static void add_share(const bx_result *result, bx_loss *share, int32_t image, bx_sums sums) {
+    if (result->own_normalizers) {
+        bx_loss part = share_of(result, &result->job->normalizers[image], sums);
+        share->loc += part.loc;
+        share->conf_positive += part.conf_positive;
+        share->conf_negative += part.conf_negative;
     }
+}
+
+static bx_loss end_share(const bx_result *result, bx_loss share, bx_sums sums) {
+    return with_totals(result->own_normalizers ? share : share_of(result, &result->job->normalizers[0], sums));
+}
+
+bx_status bx_finish(bx_result *result, const bx_job *job, bx_error *error) {
     bx_result made = {.job = job};
     bx_result *r = &made;
+    bx_loss share = {0};
+    r->own_normalizers = job->plan->criterion->normalizer.kind == BX_NORMALIZER_IMAGE_POSITIVES;
+    r->normalizer = job->normalizers[0];
     fold_images(r);
     fold_objects(r);
     r->no_positives = r->positives == 0;
-    double positives = r->positives > 0 ? (double)r->positives : 1;
-    bool mean = job->plan->criterion->localization.reduction == BX_REDUCTION_MEAN;
-    r->normalizer =
-        (bx_sums){.loc = mean ? 4 * positives : positives, .conf_positive = positives, .conf_negative = positives};
-    r->loss = bx_result_share(r, r->sums);
+    for (int32_t i = 0; i < job->plan->n_images; i++) {
+        add_share(r, &share, i, job->images[i].sums);
+    }
+    r->loss = end_share(r, share, r->sums);
     if (!isfinite(r->loss.total)) {
         bx_fail(error, BX_NONFINITE, "loss_overflow",
                 "predictions are finite, but so far apart that a loss is beyond float32 (3.4e38)");
@@ -121,39 +220,65 @@ bx_status bx_finish(bx_result *result, const bx_job *job, bx_error *error) {
     return BX_OK;
 }
 
-bx_class_row bx_result_class(const bx_result *result, int32_t k) {
+bx_class_row bx_result_class(const bx_result *result, int32_t k, bx_loss *share) {
     const bx_job *job = result->job;
     bx_class_row total = {0};
+    bx_loss parts = {0};
     for (int32_t i = 0; i < job->plan->n_images; i++) {
         const bx_class_row *row = &job->classes[(size_t)i * (size_t)job->plan->n_classes + (size_t)k];
         bx_sums_add(&total.sums, row->sums);
+        add_share(result, &parts, i, row->sums);
         total.objects += row->objects;
         total.positives += row->positives;
         total.correct += row->correct;
     }
+    *share = end_share(result, parts, total.sums);
     return total;
 }
 
-bx_level_row bx_result_level(const bx_result *result, int32_t level) {
+bx_level_row bx_result_level(const bx_result *result, int32_t level, bx_loss *share) {
     const bx_job *job = result->job;
     bx_level_row total = {0};
+    bx_loss parts = {0};
     for (int32_t i = 0; i < job->plan->n_images; i++) {
         const bx_level_row *row = &job->levels[(size_t)i * (size_t)job->plan->priors->n_levels + (size_t)level];
         bx_sums_add(&total.sums, row->sums);
+        add_share(result, &parts, i, row->sums);
         total.positives += row->positives;
         total.hard_negatives += row->hard_negatives;
     }
+    *share = end_share(result, parts, total.sums);
     return total;
 }
 
-void bx_result_target(const bx_result *result, int32_t image, int32_t prior, double target[4]) {
+bx_sums bx_result_background(const bx_result *result, bx_loss *share) {
     const bx_job *job = result->job;
-    const bx_plan *plan = job->plan;
-    size_t at = (size_t)image * (size_t)plan->n_priors + (size_t)prior;
+    const bx_sums total = {.conf_negative = result->sums.conf_negative};
+    bx_loss parts = {0};
+    for (int32_t i = 0; i < job->plan->n_images; i++) {
+        add_share(result, &parts, i, (bx_sums){.conf_negative = job->images[i].sums.conf_negative});
+    }
+    *share = end_share(result, parts, total);
+    return total;
+}
+
+/* ---- priors ------------------------------------------------------------------------------------------------------ */
+
+int32_t bx_result_prior_class(const bx_result *result, int32_t image, int32_t prior) {
+    size_t at = bx_row_index(result->job, image, prior);
+    uint8_t state = result->job->state[at];
+    return state & BX_POSITIVE ? bx_positive_class(result->job, image, at) : state & BX_IGNORED ? -2 : -1;
+}
+
+int32_t bx_result_prior_object(const bx_result *result, int32_t image, int32_t prior) {
+    const bx_job *job = result->job;
+    size_t at = bx_row_index(job, image, prior);
+    return job->state[at] & BX_POSITIVE && !job->plan->with_targets ? job->owner[at] : -1;
+}
+
+void bx_result_target(const bx_result *result, int32_t image, int32_t prior, double target[4]) {
     memset(target, 0, 4 * sizeof *target);
-    if (job->state[at] & BX_POSITIVE) {
-        size_t g = (size_t)job->batch->first[image] + (size_t)job->owner[at];
-        bx_encode(job->batch->boxes + 4 * g, plan->priors->boxes + 4 * (size_t)prior, plan->criterion->coder.variances,
-                  target);
+    if (result->job->state[bx_row_index(result->job, image, prior)] & BX_POSITIVE) {
+        bx_target(result->job, image, prior, target);
     }
 }

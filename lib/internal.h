@@ -5,7 +5,10 @@
 #ifndef BX_INTERNAL_H
 #define BX_INTERNAL_H
 
+#include <string.h>
+
 #include "boxloss.h"
+#include "match.h"
 
 #define BX_ALIGN 64
 /* Rows scored at a time: their transposed tile stays in the first-level cache for C up to about a hundred. */
@@ -37,6 +40,15 @@ typedef struct bx_best {
     int32_t prior;
 } bx_best;
 
+/* How rows of conf are scored. */
+typedef struct bx_scoring {
+    bx_classification_kind kind;
+    int32_t n_columns, background; /* -1: no background column */
+    bool plain;                    /* no class weights, no smoothing */
+    float gamma, smoothing;
+    const float *hard, *soft; /* (C) as in bx_job */
+} bx_scoring;
+
 /*
  * Row kernels, where instructions differ. Every level computes the same bits. ref.c is the specification; the levels
  * in cpu_simd.c are plain loops compiled once per instruction set.
@@ -48,15 +60,17 @@ typedef struct bx_kernels {
     void (*load)(float *out, const void *in, bx_dtype dtype, size_t n);
     /* How many of n floats are not finite. */
     size_t (*count_bad)(const float *x, size_t n);
-    /* Priors [first, first + count) against one box (x1 y1 x2 y2): where the IoU exceeds overlap[p] (indexed from the
-     * range's start), take it and set owner[p] = object. Raises *best to the first prior with the greatest IoU, when it
-     * exceeds best->iou. */
-    void (*iou_row)(const bx_priors *priors, int32_t first, int32_t count, const float box[4], int32_t object,
-                    float *overlap, int32_t *owner, bx_best *best);
-    /* Cross-entropy of n rows (n,C) against label[i], or against column 0 when label is NULL, to ce (n). Rows with an
-     * element that is not finite give any value. tile: BX_TILE_FLOATS floats, 64-byte aligned. n <= bx_tile_rows(C).
-     * Returns false when some element of the rows is not finite. */
-    bool (*score_rows)(const float *rows, int32_t n, int32_t n_columns, const int32_t *label, float *ce, float *tile);
+    /* Priors [first, first + count) against one object: where the IoU exceeds overlap[p] (indexed from the range's
+     * start), take it and set owner[p] = index. Raises *best to the first prior with the greatest IoU, when it exceeds
+     * best->iou. */
+    void (*iou_row)(const bx_priors *priors, int32_t first, int32_t count, const bx_object *object, bx_iou iou,
+                    int32_t index, float *overlap, int32_t *owner, bx_best *best);
+    /* Classification loss of n rows (n,C) as class column label[i], or as background when label is NULL, to out (n):
+     * >= 0, or infinity where it overflows. Rows with an element that cannot be used give any value. tile:
+     * BX_TILE_FLOATS floats, 64-byte aligned. n <= bx_tile_rows(C). Returns false when some element of the rows cannot
+     * be used: is not finite, or no probability (prob_ce). */
+    bool (*score_rows)(const bx_scoring *scoring, const float *rows, int32_t n, const int32_t *label, float *out,
+                       float *tile);
     /* state[i] |= mark for the k largest of n values, the lowest index first among equals. Values are >= 0 or exactly
      * -1, which marks what may not be chosen; 1 <= k <= number of values >= 0. */
     void (*mark_largest)(const float *x, uint8_t *state, size_t n, size_t k, uint8_t mark);
@@ -79,6 +93,16 @@ struct bx_context {
     int32_t *label; /* (BX_LANES) */
 };
 
+/* A loss as a rank: what is not a number (0 x infinity) counts as infinite. */
+static inline float bx_rank(float loss) {
+    return loss >= 0 ? loss : bx_float(0x7f800000);
+}
+
+/* Values this far outside [0,1] are no probabilities. */
+static inline bool bx_is_probability(float p) {
+    return p >= -1e-3f && p <= 1.001f;
+}
+
 /* Where memory lives. A row of the list in backend.c. */
 typedef struct bx_backend {
     const char *name;
@@ -86,13 +110,72 @@ typedef struct bx_backend {
     void (*close)(bx_context *context);
     void (*run_block)(bx_context *context, bx_job *job, int32_t image, int32_t block);
     void (*run_image)(bx_context *context, bx_job *job, int32_t image);
+    void (*run_batch)(bx_context *context, bx_job *job);
+    void (*run_rows)(bx_context *context, bx_job *job, int32_t image);
 } bx_backend;
 
 extern const bx_backend bx_backend_cpu;
 
-/* Encoded offsets of a box (x1 y1 x2 y2) against a prior (cx cy w h), in double. */
-void bx_encode(const float box[4], const float prior[4], const double variances[4], double target[4]);
-/* Localization loss of one positive prior: predicted offsets against the target. */
-double bx_localization_value(const bx_criterion *criterion, const float predicted[4], const double target[4]);
+/* ---- one prior of a job ------------------------------------------------------------------------------------------ */
 
+static inline size_t bx_row_index(const bx_job *job, int32_t image, int32_t prior) {
+    return (size_t)image * (size_t)job->plan->n_priors + (size_t)prior;
+}
+
+/* Class of a positive prior. */
+static inline int32_t bx_positive_class(const bx_job *job, int32_t image, size_t at) {
+    return job->plan->with_targets ? job->owner[at]
+                                   : (int32_t)job->batch->labels[job->batch->first[image] + job->owner[at]];
+}
+
+static inline bool bx_is_used(const bx_batch *batch, int32_t object) {
+    return !batch->use || batch->use[object] == BX_OBJECT_USED;
+}
+
+/* The first of [p, n) whose state is not 0; n when there is none. Most are 0: eight at a time. */
+static inline size_t bx_next_state(const uint8_t *state, size_t p, size_t n) {
+    for (uint64_t eight; p + 8 <= n; p += 8) {
+        memcpy(&eight, state + p, 8);
+        if (eight) {
+            break;
+        }
+    }
+    while (p < n && !state[p]) {
+        p++;
+    }
+    return p;
+}
+
+/* The next of [p, n) whose loss counts: positives and mined negatives, or without mining whatever is not ignored. */
+static inline size_t bx_next_counted(const bx_job *job, const uint8_t *state, size_t p, size_t n) {
+    if (job->plan->criterion->mining.kind == BX_MINING_NONE) {
+        while (p < n && state[p] & BX_IGNORED) {
+            p++;
+        }
+        return p;
+    }
+    while ((p = bx_next_state(state, p, n)) < n && !(state[p] & (BX_POSITIVE | BX_HARD_NEGATIVE))) {
+        p++;
+    }
+    return p;
+}
+
+bx_scoring bx_scoring_of(const bx_job *job);
+/* Column of class k, and of the background (-1: none), among n_columns. */
+int32_t bx_class_column(const bx_criterion *criterion, int32_t k);
+int32_t bx_background_column(const bx_criterion *criterion, int32_t n_columns);
+
+/* Elements [at, at + n) of a tensor as float32: in place when they are aligned float32, else loaded into `scratch`. */
+const float *bx_floats(const bx_kernels *kernels, bx_tensor tensor, size_t at, size_t n, float *scratch);
+
+/* ---- localization ------------------------------------------------------------------------------------------------ */
+
+/* Encoded offsets of an object (native form of iou) against a prior (cx cy w h), in double. */
+void bx_encode(const float box[4], bx_iou iou, const float prior[4], const double variances[4], double target[4]);
+/* The regression target of the positive prior at row `at`. */
+void bx_target(const bx_job *job, int32_t image, int32_t prior, double target[4]);
+/* Localization loss of one positive prior: predicted offsets against the target; slope (4) by the offsets, or NULL.
+ * prior: cx cy w h, read by the IoU losses only. */
+double bx_localization_loss(const bx_criterion *criterion, const float *prior, const float predicted[4],
+                            const double target[4], double *slope);
 #endif

@@ -55,19 +55,8 @@ BX_INLINE float bx_exp_minus(float d) {
     return bx_float((int32_t)((uint32_t)bx_bits(p) + ((uint32_t)bx_bits(shifted) << 23)));
 }
 
-/* log(1 + x) for x in [0, 2^60]; accurate to its own ulp for tiny x, log1p(0) = 0.
- *
- * u = 1 + x rounded, c = what the rounding lost; u = 2^k m with m in [sqrt(1/2), sqrt 2), then Cephes logf's
- * polynomial on m - 1, and c/u put back (Kahan; fdlibm does the same). */
-BX_INLINE float bx_log1p(float x) {
-    float u = 1.0f + x;
-    float c_small = x - (u - 1.0f);
-    float c_large = 1.0f - (u - x);
-    float c = x < 1.0f ? c_small : c_large;
-    int32_t i = bx_bits(u);
-    int32_t k = (i - 0x3f3504f3) >> 23; /* 0x3f3504f3 is sqrt(1/2) */
-    float f = bx_float((int32_t)((uint32_t)i - ((uint32_t)k << 23))) - 1.0f;
-    float n = (float)k;
+/* log(1 + f) + n ln 2 + rest for f in [sqrt(1/2) - 1, sqrt 2 - 1) and a rest far below it: Cephes logf's polynomial. */
+BX_INLINE float bx_log_of(float f, float n, float rest) {
     float z = f * f;
     float p = 7.0376836292e-2f;
     p = p * f + -1.1514610310e-1f;
@@ -81,8 +70,32 @@ BX_INLINE float bx_log1p(float x) {
     float y = (p * f) * z;
     y = y + n * -2.12194440e-4f;
     y = y - 0.5f * z;
-    y = y + c / u;
+    y = y + rest;
     return (f + y) + n * 0.693359375f;
+}
+
+/* log(1 + x) for x in [0, 2^60]; accurate to its own ulp for tiny x, log1p(0) = 0.
+ *
+ * u = 1 + x rounded, c = what the rounding lost; u = 2^k m with m in [sqrt(1/2), sqrt 2), and c/u put back (Kahan;
+ * fdlibm does the same). */
+BX_INLINE float bx_log1p(float x) {
+    float u = 1.0f + x;
+    float c_small = x - (u - 1.0f);
+    float c_large = 1.0f - (u - x);
+    float c = x < 1.0f ? c_small : c_large;
+    int32_t i = bx_bits(u);
+    int32_t k = (i - 0x3f3504f3) >> 23; /* 0x3f3504f3 is sqrt(1/2) */
+    float f = bx_float((int32_t)((uint32_t)i - ((uint32_t)k << 23))) - 1.0f;
+    return bx_log_of(f, (float)k, c / u);
+}
+
+/* log(x) for normal x > 0: bx_log1p's method where nothing was rounded off. log(1) = 0, and near 1 the result keeps its
+ * own relative precision. */
+BX_INLINE float bx_log(float x) {
+    int32_t i = bx_bits(x);
+    int32_t k = (i - 0x3f3504f3) >> 23;
+    float f = bx_float((int32_t)((uint32_t)i - ((uint32_t)k << 23))) - 1.0f;
+    return bx_log_of(f, (float)k, 0.0f);
 }
 
 #endif

@@ -7,6 +7,8 @@
 #include <string.h>
 
 #include "internal.h"
+#include "loss/prob_ce.h"
+#include "loss/sigmoid_focal.h"
 #include "loss/softmax_ce.h"
 
 static bool always(void) {
@@ -64,51 +66,119 @@ static size_t count_bad(const float *x, size_t n) {
     return bad;
 }
 
-static void iou_row(const bx_priors *priors, int32_t first, int32_t count, const float box[4], int32_t object,
-                    float *overlap, int32_t *owner, bx_best *best) {
-    float box_area = (box[2] - box[0]) * (box[3] - box[1]);
+static void iou_row(const bx_priors *priors, int32_t first, int32_t count, const bx_object *object, bx_iou iou,
+                    int32_t index, float *overlap, int32_t *owner, bx_best *best) {
+    const float *areas = iou == BX_IOU_SIZES ? priors->size : priors->area;
     for (int32_t i = 0; i < count; i++) {
         int32_t p = first + i;
-        float left = box[0] > priors->x1[p] ? box[0] : priors->x1[p];
-        float top = box[1] > priors->y1[p] ? box[1] : priors->y1[p];
-        float right = box[2] < priors->x2[p] ? box[2] : priors->x2[p];
-        float bottom = box[3] < priors->y2[p] ? box[3] : priors->y2[p];
-        float width = right - left > 0 ? right - left : 0;
-        float height = bottom - top > 0 ? bottom - top : 0;
-        float inter = width * height;
-        float iou = inter / ((box_area + priors->area[p]) - inter);
-        if (iou > overlap[i]) {
-            overlap[i] = iou;
-            owner[i] = object;
+        float inter = bx_intersection(object, priors->x1[p], priors->y1[p], priors->x2[p], priors->y2[p]);
+        float v = bx_iou_of(inter, object->area, areas[p], iou == BX_IOU_SIZES);
+        if (v > overlap[i]) {
+            overlap[i] = v;
+            owner[i] = index;
         }
-        if (iou > best->iou) {
-            *best = (bx_best){iou, p};
+        if (v > best->iou) {
+            *best = (bx_best){v, p};
         }
     }
 }
 
-static bool score_rows(const float *rows, int32_t n, int32_t n_columns, const int32_t *label, float *ce, float *tile) {
-    (void)tile;
+/* ---- skeletons of the classification losses: inlined, so that each knows its formula ------------------------------
+ */
+
+/* -log of each column's softmax is log_rest + (max - x_c). */
+BX_INLINE float softmax_row(const bx_scoring *s, const float *x, int32_t y,
+                            float (*formula)(float log_rest, float gap)) {
+    float max = x[0], sum = 0;
+    int32_t below = 0;
+    for (int32_t c = 1; c < s->n_columns; c++) {
+        max = x[c] > max ? x[c] : max;
+    }
+    for (int32_t c = 0; c < s->n_columns; c++) {
+        sum += bx_softmax_term(x[c], max, &below);
+    }
+    float log_rest = bx_log1p(bx_softmax_rest(sum, below, s->n_columns));
+    float own = formula(log_rest, max - x[y]);
+    if (s->plain) {
+        return own;
+    }
+    float all = 0;
+    for (int32_t c = 0; s->smoothing > 0 && c < s->n_columns; c++) {
+        all += s->hard[c] * formula(log_rest, max - x[c]);
+    }
+    return (1 - s->smoothing) * (s->hard[y] * own) + s->smoothing / (float)s->n_columns * all;
+}
+
+BX_INLINE float probability_row(const bx_scoring *s, const float *p, int32_t y,
+                                float (*formula)(float p, float *slope)) {
+    float slope, all = 0, own = formula(p[y], &slope);
+    if (s->plain) {
+        return own;
+    }
+    for (int32_t c = 0; s->smoothing > 0 && c < s->n_columns; c++) {
+        all += s->hard[c] * formula(p[c], &slope);
+    }
+    return (1 - s->smoothing) * (s->hard[y] * own) + s->smoothing / (float)s->n_columns * all;
+}
+
+BX_INLINE float sigmoid_row(const bx_scoring *s, const float *x, int32_t y,
+                            float (*formula)(float x, int32_t hard, float gamma, float smoothing, float *slope)) {
+    float sum = 0, slope;
+    for (int32_t c = 0; c < s->n_columns; c++) {
+        float value = formula(x[c], c == y, s->gamma, s->smoothing, &slope);
+        sum += (c == y ? s->hard[c] : s->soft[c]) * value;
+    }
+    return sum;
+}
+
+static bool finite_row(const float *x, int32_t n) {
     bool finite = true;
-    for (int32_t i = 0; i < n; i++) {
-        const float *x = rows + (size_t)i * (size_t)n_columns;
-        float max = x[0];
-        for (int32_t c = 0; c < n_columns; c++) {
-            finite &= isfinite(x[c]) != 0;
-            max = x[c] > max ? x[c] : max;
-        }
-        float sum = 0;
-        int32_t below = 0;
-        for (int32_t c = 0; c < n_columns; c++) {
-            sum += bx_softmax_term(x[c], max, &below);
-        }
-        ce[i] = bx_softmax_ce(sum, below, n_columns, max, x[label ? label[i] : 0]);
+    for (int32_t c = 0; c < n; c++) {
+        finite &= isfinite(x[c]) != 0;
     }
     return finite;
 }
 
+static bool probable_row(const float *p, int32_t n) {
+    bool probable = true;
+    for (int32_t c = 0; c < n; c++) {
+        probable &= bx_is_probability(p[c]);
+    }
+    return probable;
+}
+
+#define SOFTMAX(formula)                                                                                               \
+    usable &= finite_row(x, s->n_columns);                                                                             \
+    loss = softmax_row(s, x, y, formula)
+#define PROBABILITY(formula)                                                                                           \
+    usable &= probable_row(x, s->n_columns);                                                                           \
+    loss = probability_row(s, x, y, formula)
+#define SIGMOID(formula)                                                                                               \
+    usable &= finite_row(x, s->n_columns);                                                                             \
+    loss = sigmoid_row(s, x, y, formula)
+
+static bool score_rows(const bx_scoring *s, const float *rows, int32_t n, const int32_t *label, float *out,
+                       float *tile) {
+    (void)tile;
+    bool usable = true;
+    for (int32_t i = 0; i < n; i++) {
+        const float *x = rows + (size_t)i * (size_t)s->n_columns;
+        int32_t y = label ? label[i] : s->background;
+        float loss = 0;
+        switch (s->kind) {
+#define BX_CLASSIFICATION(id, name, background, skeleton, formula)                                                     \
+    case BX_CLASSIFICATION_##id:                                                                                       \
+        skeleton(formula);                                                                                             \
+        break;
+#include "loss.def"
+        }
+        out[i] = bx_rank(loss);
+    }
+    return usable;
+}
+
 /* Builds the k-th largest value's bits from the top: a bit stays when at least k values are as large as that. */
-static float kth_largest(const float *x, size_t n, size_t k) {
+static int32_t kth_largest(const float *x, size_t n, size_t k) {
     int32_t cut = 0;
     for (int bit = 30; bit >= 0; bit--) {
         int32_t candidate = cut | (int32_t)(1u << bit);
@@ -118,20 +188,20 @@ static float kth_largest(const float *x, size_t n, size_t k) {
         }
         cut = reach >= k ? candidate : cut;
     }
-    return bx_float(cut);
+    return cut;
 }
 
 static void mark_largest(const float *x, uint8_t *state, size_t n, size_t k, uint8_t mark) {
-    float cut = kth_largest(x, n, k);
+    int32_t cut = kth_largest(x, n, k);
     size_t marked = 0;
     for (size_t i = 0; i < n; i++) {
-        if (x[i] > cut) {
+        if (bx_bits(x[i]) > cut) {
             state[i] |= mark;
             marked++;
         }
     }
-    for (size_t i = 0; marked < k; i++) {
-        if (x[i] == cut) {
+    for (size_t i = 0; marked < k && i < n; i++) {
+        if (bx_bits(x[i]) == cut) {
             state[i] |= mark;
             marked++;
         }

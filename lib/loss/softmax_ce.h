@@ -6,7 +6,8 @@
  *
  * where `rest` is the sum of exp(x_j - max), columns in order, over the columns below the maximum, plus one for each
  * further column that equals it. Leaving the maximum's own 1 out of the sum keeps the full precision of a confident
- * row, whose loss is far smaller than one ulp of 1. Both terms are >= 0, hence so is the loss.
+ * row, whose loss is far smaller than one ulp of 1. Both terms are >= 0, hence so is the loss. Its derivative with
+ * respect to x_j is softmax_j - [j = t].
  *
  * Source: the cross-entropy of Liu et al., SSD (2016), equation 3, in the max-shifted form of PyTorch's log_softmax.
  */
@@ -23,10 +24,14 @@ BX_INLINE float bx_softmax_term(float x, float max, int32_t *below) {
     return is_below ? bx_exp_minus(d) : 0.0f;
 }
 
-/* sum: the terms' sum; below: how many of the C columns are below the maximum. */
-BX_INLINE float bx_softmax_ce(float sum, int32_t below, int32_t n_columns, float max, float x_label) {
-    float rest = sum + (float)(n_columns - 1 - below);
-    return bx_log1p(rest) + (max - x_label);
+/* The rest of a row: sum of the terms, and how many of the C columns are below the maximum. */
+BX_INLINE float bx_softmax_rest(float sum, int32_t below, int32_t n_columns) {
+    return sum + (float)(n_columns - 1 - below);
+}
+
+/* log_rest: log1p(rest); gap: max - x_t. */
+BX_INLINE float bx_softmax_ce(float log_rest, float gap) {
+    return log_rest + gap;
 }
 
 #endif
