@@ -323,7 +323,7 @@ typedef struct bx_mining {
 typedef struct bx_localization {
     bx_localization_kind kind;
     double beta;  /* smooth_l1: where the quadratic part ends; 0: none */
-    double delta; /* jump_l1: the same */
+    double delta; /* huber, jump_l1: the same */
     bx_reduction reduction;
 } bx_localization;
 

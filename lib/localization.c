@@ -8,6 +8,7 @@
 #include "loss/ciou.h"
 #include "loss/diou.h"
 #include "loss/giou.h"
+#include "loss/huber.h"
 #include "loss/jump_l1.h"
 #include "loss/l1.h"
 #include "loss/smooth_l1.h"
