@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A safetensors body to a draft: which tensors a request has, what dtypes and shapes they take. Predictions stay where
- * they are; annotations, which are few, are converted.
+ * A safetensors body to a draft: which tensors a request has, what dtypes and shapes they take. Predictions, targets
+ * and boxes stay where they are; the rest of the annotations, which are few, is copied.
  */
 #include "internal.h"
 
@@ -14,17 +14,25 @@
 #define LOSS_ONLY (1u << PROTO_LOSS)
 #define ALWAYS    (1u << PROTO_LOSS | 1u << PROTO_MATCH)
 
-/* id, name, dtypes it may have, rank, size of its last dimension (0: any), tasks that know it, tasks that need it */
+/* What a tensor is part of. Annotations and targets exclude each other; whole parts are needed but for what may be left
+ * out. */
+enum part { PREDICTIONS, ANNOTATIONS, TARGETS, OPTIONS };
+
+/* id, name, dtypes it may have, rank, size of its last dimension (0: any), tasks that know it, part, may be left out */
 #define TENSOR_ROWS(X)                                                                                                 \
-    X(COUNTS, "counts", BIT(I64) | BIT(I32), 1, 0, ALWAYS, ALWAYS)                                                     \
-    X(LABELS, "labels", BIT(I64) | BIT(I32) | BIT(I16) | BIT(I8) | BIT(U8), 1, 0, ALWAYS, ALWAYS)                      \
-    X(BOXES, "boxes", FLOATS, 2, 4, ALWAYS, ALWAYS)                                                                    \
-    X(LOC, "loc", FLOATS, 3, 4, LOSS_ONLY, LOSS_ONLY)                                                                  \
-    X(CONF, "conf", FLOATS, 3, 0, LOSS_ONLY, LOSS_ONLY)                                                                \
-    X(PRIORS, "priors", BIT(F32) | BIT(F64), 2, 4, ALWAYS, 0)
+    X(COUNTS, "counts", BIT(I64) | BIT(I32), 1, 0, ALWAYS, ANNOTATIONS, false)                                         \
+    X(LABELS, "labels", BIT(I64) | BIT(I32) | BIT(I16) | BIT(I8) | BIT(U8), 1, 0, ALWAYS, ANNOTATIONS, false)          \
+    X(BOXES, "boxes", FLOATS, 2, 4, ALWAYS, ANNOTATIONS, false)                                                        \
+    X(IGNORE, "ignore", BIT(BOOL) | BIT(U8), 1, 0, ALWAYS, ANNOTATIONS, true)                                          \
+    X(LOC, "loc", FLOATS, 3, 4, LOSS_ONLY, PREDICTIONS, false)                                                         \
+    X(CONF, "conf", FLOATS, 3, 0, LOSS_ONLY, PREDICTIONS, false)                                                       \
+    X(TARGET_CLASSES, "target_classes", BIT(I64) | BIT(I32), 2, 0, LOSS_ONLY, TARGETS, false)                          \
+    X(TARGET_LOC, "target_loc", BIT(F32), 3, 4, LOSS_ONLY, TARGETS, false)                                             \
+    X(PRIORS, "priors", BIT(F32) | BIT(F64), 2, 4, ALWAYS, OPTIONS, true)                                              \
+    X(IMAGE_SIZES, "image_sizes", BIT(F32), 2, 2, ALWAYS, OPTIONS, true)
 
 enum {
-#define ROW(id, name, dtypes, rank, last, tasks, needed) TENSOR_##id,
+#define ROW(id, name, dtypes, rank, last, tasks, part, optional) TENSOR_##id,
     TENSOR_ROWS(ROW)
 #undef ROW
         N_TENSORS
@@ -34,9 +42,11 @@ static const struct tensor_row {
     const char *name;
     unsigned dtypes;
     int rank, last;
-    unsigned tasks, needed;
+    unsigned tasks;
+    enum part part;
+    bool optional;
 } rows[N_TENSORS] = {
-#define ROW(id, name, dtypes, rank, last, tasks, needed) {name, dtypes, rank, last, tasks, needed},
+#define ROW(id, name, dtypes, rank, last, tasks, part, optional) {name, dtypes, rank, last, tasks, part, optional},
     TENSOR_ROWS(ROW)
 #undef ROW
 };
@@ -109,11 +119,32 @@ static bx_status bind(const proto_draft *draft, const proto_tensor *found[N_TENS
             return status;
         found[row] = tensor;
     }
+    return BX_OK;
+}
+
+/* Whether there is some tensor of the part. */
+static bool has_part(const proto_tensor *const found[N_TENSORS], enum part part) {
+    bool has = false;
     for (int row = 0; row < N_TENSORS; row++)
-        if (rows[row].needed & task && !found[row]) {
+        has |= rows[row].part == part && found[row];
+    return has;
+}
+
+static bx_status check_parts(const proto_draft *draft, const proto_tensor *const found[N_TENSORS], bx_error *error) {
+    const bool targets = has_part(found, TARGETS);
+    if (targets && has_part(found, ANNOTATIONS)) {
+        bx_fail(error, BX_INVALID, "targets_twice",
+                "boxes, labels, counts and ignore are there to be matched, "
+                "target_classes and target_loc are matched already: send one of them");
+        return bx_at(error, "%s", found[TENSOR_TARGET_CLASSES] ? "target_classes" : "target_loc");
+    }
+    for (int row = 0; row < N_TENSORS; row++) {
+        bool other = rows[row].part == (targets ? ANNOTATIONS : TARGETS);
+        if (rows[row].tasks & 1u << draft->task && !other && !rows[row].optional && !found[row]) {
             bx_fail(error, BX_INVALID, "missing_member", "the tensor \"%s\" is missing", rows[row].name);
             return bx_at(error, "%s", rows[row].name);
         }
+    }
     return BX_OK;
 }
 
@@ -131,7 +162,7 @@ static bx_status read_metadata(proto_draft *draft, bx_error *error) {
             proto_refuse(error, "unknown_member", "option", name, proto_options(draft->task));
             return proto_at_member(error, "__metadata__", name);
         }
-        draft->options[option] = proto_json_string(value);
+        draft->options[option].text = proto_json_string(value);
     }
     return BX_OK;
 }
@@ -160,31 +191,53 @@ static bx_status read_counts(proto_draft *draft, const proto_tensor *counts, siz
     return BX_OK;
 }
 
-static bx_status read_annotations(proto_draft *draft, const proto_tensor *const found[N_TENSORS], bx_error *error) {
-    const proto_tensor *counts = found[TENSOR_COUNTS], *boxes = found[TENSOR_BOXES], *labels = found[TENSOR_LABELS];
-    size_t n_images = (size_t)counts->shape[0], n_objects = (size_t)boxes->shape[0];
-    if (boxes->shape[0] != labels->shape[0]) {
-        bx_fail(error, BX_SHAPE, "shape", "there are %zu boxes but %lld labels", n_objects,
-                (long long)labels->shape[0]);
-        return bx_at(error, "labels");
+/* Flags are 0 or 1. */
+static bx_status read_ignore(proto_draft *draft, const proto_tensor *ignore, size_t n_objects, bx_error *error) {
+    for (size_t i = 0; ignore && i < n_objects; i++) {
+        int64_t flag = bx_tensor_int(ignore->view, i);
+        if (flag > 1) {
+            bx_fail(error, BX_INVALID, "type_mismatch", "expected 0 or 1, got %lld", (long long)flag);
+            return bx_at(error, "ignore[%zu]", i);
+        }
+        draft->use[i] = flag ? BX_OBJECT_IGNORED : BX_OBJECT_USED;
     }
-    bx_status status = proto_draft_allocate(draft, n_images, n_objects, 0, error);
-    if (!status)
-        status = read_counts(draft, counts, n_objects, error);
-    if (status)
-        return status;
-    bx_tensor_to_f32(draft->boxes, boxes->view, 0, n_objects * 4);
-    for (size_t i = 0; i < n_objects; i++)
-        draft->labels[i] = bx_tensor_int(labels->view, i);
     return BX_OK;
 }
 
-static bx_status read_priors(proto_draft *draft, const proto_tensor *priors, bx_error *error) {
-    if (!priors)
-        return BX_OK;
-    bx_status status = proto_draft_allocate_priors(draft, (size_t)priors->shape[0], error);
+static bx_status read_annotations(proto_draft *draft, const proto_tensor *const found[N_TENSORS], bx_error *error) {
+    const proto_tensor *counts = found[TENSOR_COUNTS], *boxes = found[TENSOR_BOXES], *labels = found[TENSOR_LABELS];
+    const proto_tensor *loc = found[TENSOR_LOC], *conf = found[TENSOR_CONF], *ignore = found[TENSOR_IGNORE];
+    size_t n_images = (size_t)counts->shape[0], n_objects = (size_t)boxes->shape[0];
+    for (int i = 0; i < 2; i++) {
+        const proto_tensor *each = i == 0 ? labels : ignore;
+        if (each && each->shape[0] != boxes->shape[0]) {
+            bx_fail(error, BX_SHAPE, "shape", "there are %zu boxes but %lld %s", n_objects, (long long)each->shape[0],
+                    i == 0 ? "labels" : "values of ignore");
+            return bx_at(error, "%s", each->name);
+        }
+    }
+    bx_status status = proto_draft_allocate(draft, n_images, n_objects, 0, 0, error);
     if (!status)
-        bx_tensor_to_f32(draft->prior_boxes, priors->view, 0, draft->n_prior_boxes * 4);
+        status = read_counts(draft, counts, n_objects, error);
+    if (!status)
+        status = read_ignore(draft, ignore, n_objects, error);
+    if (status)
+        return status;
+    draft->boxes_sent = boxes->view;
+    for (size_t i = 0; i < n_objects; i++)
+        draft->labels[i] = bx_tensor_int(labels->view, i);
+    return proto_draft_set_dims(draft, loc ? loc->shape : NULL, conf ? conf->shape : NULL, n_images, error);
+}
+
+static bx_status read_targets(proto_draft *draft, const proto_tensor *const found[N_TENSORS], bx_error *error) {
+    const proto_tensor *classes = found[TENSOR_TARGET_CLASSES], *loc = found[TENSOR_TARGET_LOC];
+    bx_status status = proto_draft_set_target_dims(draft, found[TENSOR_LOC]->shape, found[TENSOR_CONF]->shape,
+                                                   classes->shape, loc->shape, error);
+    if (!status)
+        status = proto_draft_allocate(draft, (size_t)draft->batch.n_images, 0, 0, 0, error);
+    draft->with_targets = true;
+    draft->batch.target_classes = classes->view;
+    draft->batch.target_loc = loc->view;
     return status;
 }
 
@@ -194,18 +247,39 @@ bx_status proto_draft_tensors(proto_draft *draft, const void *body, size_t bytes
     if (!status)
         status = bind(draft, found, error);
     if (!status)
+        status = check_parts(draft, found, error);
+    if (!status)
         status = read_metadata(draft, error);
-    if (!status)
-        status = read_annotations(draft, found, error);
-    if (!status)
-        status = read_priors(draft, found[TENSOR_PRIORS], error);
-    if (!status)
-        status = proto_draft_set_dims(draft, found[TENSOR_LOC] ? found[TENSOR_LOC]->shape : NULL,
-                                      found[TENSOR_CONF] ? found[TENSOR_CONF]->shape : NULL,
-                                      (size_t)found[TENSOR_COUNTS]->shape[0], error);
-    if (status || draft->task == PROTO_MATCH)
+    if (status)
         return status;
-    draft->batch.loc = found[TENSOR_LOC]->view;
-    draft->batch.conf = found[TENSOR_CONF]->view;
-    return BX_OK;
+    draft->priors = found[TENSOR_PRIORS];
+    draft->image_sizes = found[TENSOR_IMAGE_SIZES];
+    if (draft->task == PROTO_LOSS) {
+        draft->batch.loc = found[TENSOR_LOC]->view;
+        draft->batch.conf = found[TENSOR_CONF]->view;
+    }
+    return found[TENSOR_TARGET_CLASSES] ? read_targets(draft, found, error) : read_annotations(draft, found, error);
+}
+
+bx_status proto_find_priors(const proto_tensor **priors, const proto_container *container, bx_error *error) {
+    const struct tensor_row *row = &rows[TENSOR_PRIORS];
+    const proto_tensor *found = NULL;
+    for (int i = 0; i < container->n_tensors; i++) {
+        if (strcmp(container->tensors[i].name, row->name) != 0) {
+            bx_fail(error, BX_INVALID, "unknown_member", "a set of priors is one tensor, \"priors\", without \"%.64s\"",
+                    container->tensors[i].name);
+            return proto_at_member(error, "", container->tensors[i].name);
+        }
+        found = &container->tensors[i];
+    }
+    if (!found) {
+        bx_fail(error, BX_INVALID, "missing_member", "the tensor \"%s\" is missing", row->name);
+        return bx_at(error, "%s", row->name);
+    }
+    bx_status status = check_dtype(row, found, error);
+    if (!status)
+        status = check_shape(row, found, error);
+    if (!status)
+        *priors = found;
+    return status;
 }

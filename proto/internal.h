@@ -35,6 +35,8 @@ typedef struct json_t proto_node;
  * BX_TOO_LARGE json_too_complex, BX_NOMEM. The caller frees the root in the same thread. */
 BX_MUST_USE bx_status proto_json_parse(proto_node **root, const char *text, size_t bytes, size_t memory,
                                        bx_error *error);
+/* The same of a text within a document, which may also be an array. */
+BX_MUST_USE bx_status proto_json_parse_text(proto_node **root, const char *text, size_t memory, bx_error *error);
 void proto_json_free(proto_node *root);
 
 proto_kind proto_json_kind(const proto_node *node);
@@ -48,8 +50,14 @@ const proto_node *proto_json_get(const proto_node *object, const char *name);
 /* NUL-terminated and free of inner NULs. */
 const char *proto_json_string(const proto_node *string);
 int64_t proto_json_int(const proto_node *integer);
+/* Of an integer or a real. */
+double proto_json_number(const proto_node *number);
+bool proto_json_bool(const proto_node *boolean);
 /* Read an array of numbers; stops at the first element that is not one. Returns how many were read. */
 size_t proto_json_floats(const proto_node *array, float *out);
+size_t proto_json_doubles(const proto_node *array, double *out);
+/* The same of integers of 32 bits. */
+size_t proto_json_ints(const proto_node *array, int32_t *out);
 
 /* Iterate an object: start from *iterator == NULL; false at the end. */
 bool proto_json_next(const proto_node *object, void **iterator, const char **name, const proto_node **value);
@@ -93,29 +101,98 @@ size_t proto_slot_bytes(const proto_slot *slot);
 void proto_container_write_header(proto_buffer *out, const proto_slot *slots, int n_slots, const char *key,
                                   const char *value);
 
+/* ---- generators (generator.c) ------------------------------------------------------------------------------------ */
+
+/* Read a generator object such as {"generator": "ssd", "image_size": 512, ...}; what is left out is the kind's default.
+ * Types and lengths are checked here, values by bx_priors_generate. Errors: BX_INVALID "unknown_generator",
+ * "unknown_member", "missing_member", "type_mismatch", "priors_conflict" (lists disagree about the number of levels),
+ * BX_SHAPE; path "priors.<member>...". On failure *out is untouched. */
+BX_MUST_USE bx_status proto_generator_read(bx_generator *out, const proto_node *object, bx_error *error);
+/* The whole object; it reads back as the same recipe. */
+void proto_generator_write(proto_writer *writer, const char *key, const bx_generator *generator);
+
+/* ---- answers (answer.c, answer_tensors.c) ------------------------------------------------------------------------ */
+
+/* What is being answered. */
+typedef struct proto_answer {
+    const proto_request *request;
+    const bx_result *result; /* NULL while only sizes are wanted */
+    const bx_plan *plan;
+    int64_t n_rows; /* of the gradients */
+    bool loss;      /* there were predictions */
+    bool objects;   /* there were annotations: statistics of objects mean something */
+} proto_answer;
+
+static inline bool proto_answer_wants(const proto_answer *answer, unsigned include) {
+    return (answer->request->include & include) != 0;
+}
+
+/* A number of each prior: its class or its object. */
+typedef int32_t (*proto_prior_value)(const bx_result *result, int32_t image, int32_t prior);
+
+/* Bytes of the tensors' data. */
+size_t proto_answer_tensor_bytes(const proto_answer *answer);
+/* Append a whole safetensors file whose metadata string `result` is `text`. */
+void proto_answer_tensors(proto_buffer *out, const proto_answer *answer, const char *text);
+
+/* ---- dense arrays in JSON (dense.c) ------------------------------------------------------------------------------ */
+
+#define PROTO_MAX_AXES 3
+
+/* A numeric array of `axes` dimensions that is being read: nested arrays, or {"shape": [...], "data": [numbers]}. */
+typedef struct proto_dense {
+    const char *path;
+    bx_dtype dtype; /* to be read as: F32, F64, or I32, which is for classes */
+    int axes;
+    int64_t shape[PROTO_MAX_AXES]; /* set by proto_dense_measure */
+    const proto_node *node;        /* the nested arrays, or the flat one */
+    bool flat;
+    size_t at[PROTO_MAX_AXES]; /* where we are, outermost first */
+} proto_dense;
+
+/* Find the shape. Errors: BX_INVALID "type_mismatch", "missing_member", "unknown_member"; BX_SHAPE "ragged_array",
+ * "shape". */
+BX_MUST_USE bx_status proto_dense_measure(proto_dense *dense, const proto_node *node, bx_error *error);
+size_t proto_dense_count(const proto_dense *dense);
+/* Read all elements of a measured array. Errors: BX_INVALID "type_mismatch", "label_range". */
+BX_MUST_USE bx_status proto_dense_read(proto_dense *dense, void *out, bx_error *error);
+
 /* ---- drafts (request.c, decode_json.c, decode_tensors.c) --------------------------------------------------------- */
 
 enum {
-#define PROTO_OPTION(id, name, text) PROTO_OPTION_##id,
+#define PROTO_OPTION(id, name, kinds, text) PROTO_OPTION_##id,
 #include "request.def"
     PROTO_N_OPTIONS
 };
 
-/* A request while it is being read: shapes are checked, names are not resolved yet. */
+/* What an option was given as: text, or a JSON value; neither: not given. Borrowed. */
+typedef struct proto_value {
+    const char *text;
+    const proto_node *node;
+} proto_value;
+
+/* A request while it is being read: shapes are checked, options are not resolved yet. */
 typedef struct proto_draft {
     proto_task task;
     proto_encoding encoding;
-    const char *options[PROTO_N_OPTIONS]; /* borrowed; NULL: not given */
-    char digits[PROTO_N_OPTIONS][24];     /* the text of options given as JSON integers */
-    float *prior_boxes;                   /* (n_prior_boxes,4) malloc's; NULL: not given */
-    size_t n_prior_boxes;
+    proto_value options[PROTO_N_OPTIONS];
+    char digits[PROTO_N_OPTIONS][24];       /* the text of options given as JSON integers */
+    proto_node *documents[PROTO_N_OPTIONS]; /* of options given as JSON text */
+    const proto_tensor *priors;             /* (P,4); NULL: not given */
+    const proto_tensor *image_sizes;        /* (N,2); NULL: not given */
+    bool with_targets;                      /* instead of annotations */
+    const proto_node *annotations;          /* where the boxes are: checked JSON */
+    bx_tensor boxes_sent;                   /* or a tensor (G,4) */
     bx_batch batch;
     void *memory; /* malloc's; what the batch views besides the body */
+    size_t memory_bytes;
     /* the writable parts of `memory` */
-    int32_t *first;  /* (N+1) */
-    int64_t *labels; /* (G) */
-    float *boxes;    /* (G,4) */
-    float *dense;    /* n_dense values */
+    int32_t *first;   /* (N+1) */
+    int64_t *labels;  /* (G) as sent until proto_draft_place_objects */
+    float *boxes;     /* (G,4) set by it */
+    uint8_t *use;     /* (G) BX_OBJECT_USED, BX_OBJECT_IGNORED */
+    float *dense;     /* n_dense values */
+    int32_t *classes; /* n_classes values */
     proto_node *tree;
     proto_container container;
 } proto_draft;
@@ -127,13 +204,48 @@ BX_MUST_USE bx_status proto_draft_tensors(proto_draft *draft, const void *body, 
 
 /* Allocate the draft's arrays and let the batch see them. */
 BX_MUST_USE bx_status proto_draft_allocate(proto_draft *draft, size_t n_images, size_t n_objects, size_t n_dense,
-                                           bx_error *error);
-/* Allocate prior_boxes for n boxes. */
-BX_MUST_USE bx_status proto_draft_allocate_priors(proto_draft *draft, size_t n, bx_error *error);
-/* Check what loc (N,P,4), conf (N,P,C) and the n_images of the annotations must have in common; sets the batch's dims.
- */
+                                           size_t n_classes, bx_error *error);
+/* Check what loc (N,P,4) and conf (N,P,C), NULL in /v1/match, and the n_images of the annotations must have in common;
+ * sets the batch's dims. */
 BX_MUST_USE bx_status proto_draft_set_dims(proto_draft *draft, const int64_t loc[3], const int64_t conf[3],
                                            size_t n_images, bx_error *error);
+/* The same without annotations: targets are classes (N,P) and loc (N,P,4). */
+BX_MUST_USE bx_status proto_draft_set_target_dims(proto_draft *draft, const int64_t loc[3], const int64_t conf[3],
+                                                  const int64_t target_classes[2], const int64_t target_loc[3],
+                                                  bx_error *error);
+
+/* ---- options (options.c, annotations.c) -------------------------------------------------------------------------- */
+
+/* How boxes are written: two corners; a corner, width and height; centre, width and height. */
+#define PROTO_BOX_FORMAT_ROWS(X)                                                                                       \
+    X(XYXY, "xyxy")                                                                                                    \
+    X(XYWH, "xywh")                                                                                                    \
+    X(CXCYWH, "cxcywh")
+
+typedef enum proto_box_format {
+#define ROW(id, name) PROTO_BOX_FORMAT_##id,
+    PROTO_BOX_FORMAT_ROWS(ROW)
+#undef ROW
+} proto_box_format;
+
+/* How the annotations of a request are written. */
+typedef struct proto_notation {
+    proto_box_format format;
+    bool drop;           /* boxes that are inverted or degenerate; otherwise they are refused later on */
+    int32_t label_base;  /* the number of the first class */
+    const double *sizes; /* (n_sizes,2) width and height that coordinates are shares of; NULL: of nothing */
+    size_t n_sizes;      /* 1: of all images; or N */
+} proto_notation;
+
+/* Take the options of the query into the draft; they override those of the body. */
+BX_MUST_USE bx_status proto_draft_query(proto_draft *draft, const proto_option *query, size_t n_query, bx_error *error);
+/* Resolve what the draft's options say, and place its annotations. What was made stays in the request, also on failure,
+ * for proto_request_free. */
+BX_MUST_USE bx_status proto_draft_resolve(proto_draft *draft, proto_request *request, const proto_catalog *catalog,
+                                          bx_error *error);
+/* Turn the annotations as sent into objects of the batch: boxes in the native form of `iou`, zero-based labels, and
+ * what becomes of each. */
+void proto_draft_place_objects(proto_draft *draft, const proto_notation *notation, bx_iou iou);
 
 /* The option of that name for this task, or -1. */
 int proto_option_find(proto_task task, const char *name);
@@ -146,7 +258,21 @@ proto_names proto_members(proto_task task);
 /* Refuse a name that `place` does not have: "unsupported_option" when this version merely lacks it, otherwise `code`
  * with the nearest of `known` (NULL: no suggestion). */
 bx_status proto_refuse(bx_error *error, const char *code, const char *place, const char *name, proto_names known);
+/* Refuse a JSON value of another type: "type_mismatch". */
+bx_status proto_mismatch(bx_error *error, const char *expected, const proto_node *got);
 /* `name` as the last part of a path after `parent`; left out when it is not a plain word. */
 bx_status proto_at_member(bx_error *error, const char *parent, const char *name);
+
+/* ---- definitions (definitions.c, criterion.c) -------------------------------------------------------------------- */
+
+/* A criterion object; the caller frees it with bx_criterion_free. Paths begin with "criterion". */
+BX_MUST_USE bx_status proto_criterion_object(bx_criterion **criterion, const char *name, const proto_node *object,
+                                             const proto_catalog *catalog, bx_error *error);
+/* A generator object, or boxes [[cx,cy,w,h],...]. The caller drops the reference. Paths begin with "priors". */
+BX_MUST_USE bx_status proto_priors_from_node(bx_priors **priors, const proto_node *node, bx_error *error);
+/* The tensor `priors` of a file that holds nothing else. */
+BX_MUST_USE bx_status proto_find_priors(const proto_tensor **priors, const proto_container *container, bx_error *error);
+/* The tensor (P,4). */
+BX_MUST_USE bx_status proto_priors_from_tensor(bx_priors **priors, const proto_tensor *tensor, bx_error *error);
 
 #endif

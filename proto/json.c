@@ -146,6 +146,22 @@ static bx_status parse_failure(const json_error_t *cause, size_t not_a_number, s
                    cause->text);
 }
 
+static bx_status load(proto_node **root, const char *text, size_t bytes, size_t not_a_number, size_t memory,
+                      bx_error *error) {
+    budget.left = memory;
+    budget.exceeded = budget.failed = false;
+    json_error_t cause = {0};
+    json_t *tree = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &cause);
+    if (tree && (budget.failed || budget.exceeded)) {
+        json_decref(tree); /* jansson goes on without the characters that it found no room for */
+        tree = NULL;
+    }
+    if (!tree)
+        return parse_failure(&cause, not_a_number, memory, error);
+    *root = tree;
+    return BX_OK;
+}
+
 bx_status proto_json_parse(proto_node **root, const char *text, size_t bytes, size_t memory, bx_error *error) {
     size_t not_a_number, too_deep;
     if (bytes > 8 && text[8] == '{' && memchr(text, '\0', 8))
@@ -158,14 +174,15 @@ bx_status proto_json_parse(proto_node **root, const char *text, size_t bytes, si
     if (status)
         return status;
 
-    budget.left = memory;
-    budget.exceeded = budget.failed = false;
-    json_error_t cause = {0};
-    json_t *tree = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &cause);
-    if (!tree)
-        return parse_failure(&cause, not_a_number, memory, error);
-    *root = tree;
-    return BX_OK;
+    return load(root, text, bytes, not_a_number, memory, error);
+}
+
+bx_status proto_json_parse_text(proto_node **root, const char *text, size_t memory, bx_error *error) {
+    size_t not_a_number, too_deep, bytes = strlen(text);
+    if (!scan(text, bytes, &not_a_number, &too_deep))
+        return bx_fail(error, BX_MALFORMED, "json_depth", "nested deeper than %d at byte %zu", PROTO_JSON_DEPTH,
+                       too_deep);
+    return load(root, text, bytes, not_a_number, memory, error);
 }
 
 void proto_json_free(proto_node *root) {
@@ -228,6 +245,14 @@ int64_t proto_json_int(const proto_node *integer) {
     return json_integer_value(integer);
 }
 
+double proto_json_number(const proto_node *number) {
+    return json_number_value(number);
+}
+
+bool proto_json_bool(const proto_node *boolean) {
+    return json_is_true(boolean);
+}
+
 size_t proto_json_floats(const proto_node *array, float *out) {
     size_t n = json_array_size(array);
     for (size_t i = 0; i < n; i++) {
@@ -235,6 +260,28 @@ size_t proto_json_floats(const proto_node *array, float *out) {
         if (!json_is_number(value))
             return i;
         out[i] = (float)json_number_value(value);
+    }
+    return n;
+}
+
+size_t proto_json_doubles(const proto_node *array, double *out) {
+    size_t n = json_array_size(array);
+    for (size_t i = 0; i < n; i++) {
+        const json_t *value = json_array_get(array, i);
+        if (!json_is_number(value))
+            return i;
+        out[i] = json_number_value(value);
+    }
+    return n;
+}
+
+size_t proto_json_ints(const proto_node *array, int32_t *out) {
+    size_t n = json_array_size(array);
+    for (size_t i = 0; i < n; i++) {
+        const json_t *value = json_array_get(array, i);
+        if (!json_is_integer(value) || json_integer_value(value) < INT32_MIN || json_integer_value(value) > INT32_MAX)
+            return i;
+        out[i] = (int32_t)json_integer_value(value);
     }
     return n;
 }

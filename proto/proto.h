@@ -34,7 +34,7 @@ void proto_buffer_free(proto_buffer *buffer);
 
 /* ---- options: one name everywhere -------------------------------------------------------------------------------- */
 
-/* Rows are in request.def: PROTO_OPTION(id, name, text), PROTO_INCLUDE(id, name) and PROTO_LATER(place, name, text). */
+/* Rows are in request.def: PROTO_OPTION, PROTO_INCLUDE and PROTO_LATER. */
 enum {
 #define PROTO_INCLUDE(id, name) PROTO_INCLUDE_BIT_##id,
 #include "request.def"
@@ -53,11 +53,18 @@ typedef struct proto_option {
 
 typedef enum proto_task { PROTO_LOSS, PROTO_MATCH } proto_task;
 
-/* Prior sets that requests may name. The sets must outlive every request decoded with it. */
+/* What requests may name: the built-in sets and presets, and whatever else the caller knows. */
 typedef struct proto_catalog {
-    const bx_priors *const *priors;
-    size_t n_priors;
+    void *context;
+    /* A new reference to the set of that name. Errors: BX_INVALID "unknown_priors" with the nearest known name, and
+     * whatever making it may say. */
+    bx_status (*priors)(void *context, const char *name, const bx_priors **out, bx_error *error);
+    /* A copy of the criterion of that name, the caller's. Errors: BX_INVALID "unknown_criterion", BX_NOMEM. */
+    bx_status (*criterion)(void *context, const char *name, bx_criterion **out, bx_error *error);
 } proto_catalog;
+
+/* The built-in sets (made anew each time) and the presets. */
+extern const proto_catalog proto_catalog_builtin;
 
 /* What a body may cost to decode. */
 typedef struct proto_limits {
@@ -69,13 +76,15 @@ typedef struct proto_limits {
 typedef struct proto_request {
     proto_task task;
     proto_encoding encoding;
-    const bx_criterion *criterion;
-    const bx_priors *priors;
-    char device[16];  /* "auto", "cpu", "cuda", "cuda:N" */
-    unsigned include; /* PROTO_INCLUDE_... */
+    bx_criterion *criterion;
+    const bx_priors *priors; /* a reference */
+    char device[16];         /* "auto", "cpu", "cuda", "cuda:N" */
+    unsigned include;        /* PROTO_INCLUDE_... */
+    bx_gradients gradients;  /* what `include` asks for */
+    int32_t label_base;      /* of the annotations and of the answer; labels in `batch` are zero-based */
     bx_batch batch;
-    bx_priors *own_priors; /* the caller's own boxes, when `priors` is not a named set */
     void *memory;
+    size_t memory_bytes; /* heap bytes of this request, besides a prior set it shares */
 } proto_request;
 
 /* Decode a body; `query` options override those in the body. On success the caller frees with proto_request_free; on
@@ -94,41 +103,6 @@ size_t proto_request_prefix(const void *body, size_t received, size_t bytes);
  * ("boxes[19]"). `request` is NULL when decoding failed, else it turns an image's object into the batch's. Empty when
  * there is no path. */
 void proto_pointer(char out[160], const proto_request *request, proto_encoding encoding, const bx_error *error);
-
-/* ---- answers ----------------------------------------------------------------------------------------------------- */
-
-typedef struct proto_timing {
-    double receive_ms, queue_ms, compute_ms;
-} proto_timing;
-
-/* Encode the result of a request (API answer of /v1/loss or /v1/match) as JSON or as a safetensors file. Appends to
- * `out`, or leaves its bytes as they were. request->device is answered as it is, "auto" as "cpu".
- * Errors: BX_NOMEM, and BX_TOO_LARGE when proto_answer_bytes exceeds max_bytes. */
-BX_MUST_USE bx_status proto_answer_encode(proto_buffer *out, proto_encoding accept, const proto_request *request,
-                                          const bx_result *result, const proto_timing *timing, const char *request_id,
-                                          size_t max_bytes, bx_error *error);
-/* An upper bound of its size, known before any work is done; for a request_id of at most 256 bytes. */
-size_t proto_answer_bytes(const proto_request *request, const bx_plan *plan, proto_encoding accept);
-
-typedef struct proto_problem {
-    int http_status;
-    const char *title;   /* the HTTP reason phrase */
-    const char *code;    /* stable machine-readable word */
-    const char *detail;  /* a sentence */
-    const char *pointer; /* may be empty */
-    const char *request_id;
-} proto_problem;
-
-/* RFC 9457 problem document. Appends to `out`; check out->failed. */
-void proto_problem_encode(proto_buffer *out, const proto_problem *problem);
-
-/* GET /v1/priors, GET /v1/priors/{name} in JSON, and its tensor file. */
-void proto_priors_list(proto_buffer *out, const proto_catalog *catalog);
-void proto_priors_describe(proto_buffer *out, const bx_priors *priors);
-void proto_priors_tensor(proto_buffer *out, const bx_priors *priors);
-/* GET /v1/criteria, GET /v1/criteria/{name}. */
-void proto_criteria_list(proto_buffer *out);
-void proto_criterion_describe(proto_buffer *out, const bx_criterion *criterion);
 
 /* ---- JSON text --------------------------------------------------------------------------------------------------- */
 
@@ -149,6 +123,55 @@ void proto_write_real(proto_writer *writer, const char *key, double value);
 void proto_write_float(proto_writer *writer, const char *key, float value);
 void proto_write_bool(proto_writer *writer, const char *key, bool value);
 void proto_write_null(proto_writer *writer, const char *key);
+
+/* ---- answers ----------------------------------------------------------------------------------------------------- */
+
+typedef struct proto_timing {
+    double receive_ms, queue_ms, compute_ms;
+} proto_timing;
+
+/* Encode the result of a request (API answer of /v1/loss or /v1/match) as JSON or as a safetensors file. Appends to
+ * `out`, or leaves its bytes as they were. request->device is answered as it is, "auto" as "cpu".
+ * Errors: BX_NOMEM, and BX_TOO_LARGE when proto_answer_bytes exceeds max_bytes. */
+BX_MUST_USE bx_status proto_answer_encode(proto_buffer *out, proto_encoding accept, const proto_request *request,
+                                          const bx_result *result, const proto_timing *timing, const char *request_id,
+                                          size_t max_bytes, bx_error *error);
+/* An upper bound of its size with gradients of n_rows rows (bx_job_gradient_rows; 0 is known before any work is done);
+ * for a request_id of at most 256 bytes. */
+size_t proto_answer_bytes(const proto_request *request, const bx_plan *plan, int64_t n_rows, proto_encoding accept);
+
+typedef struct proto_problem {
+    int http_status;
+    const char *title;   /* the HTTP reason phrase */
+    const char *code;    /* stable machine-readable word */
+    const char *detail;  /* a sentence */
+    const char *pointer; /* may be empty */
+    const char *request_id;
+} proto_problem;
+
+/* RFC 9457 problem document. Appends to `out`; check out->failed. */
+void proto_problem_encode(proto_buffer *out, const proto_problem *problem);
+
+/* One row of the lists of GET /v1/priors and GET /v1/criteria, and what GET .../{name} answers. */
+void proto_priors_row(proto_writer *writer, const bx_priors *priors);
+void proto_priors_describe(proto_buffer *out, const bx_priors *priors);
+void proto_priors_tensor(proto_buffer *out, const bx_priors *priors);
+void proto_criterion_row(proto_writer *writer, const bx_criterion *criterion);
+/* The whole object; proto_criterion_read takes it back. */
+void proto_criterion_describe(proto_buffer *out, const bx_criterion *criterion);
+
+/* ---- definitions ------------------------------------------------------------------------------------------------- */
+
+/* [A-Za-z0-9._-]{1,63}. Errors: BX_INVALID "invalid_name". */
+BX_MUST_USE bx_status proto_name_check(const char *name, bx_error *error);
+/* The body of PUT /v1/criteria/{name}: a criterion object, its base taken from the catalog. The caller frees it with
+ * bx_criterion_free. Errors: BX_MALFORMED json_*, BX_INVALID, BX_TOO_LARGE, BX_NOMEM. */
+BX_MUST_USE bx_status proto_criterion_read(bx_criterion **criterion, const char *name, const void *body, size_t bytes,
+                                           const proto_catalog *catalog, const proto_limits *limits, bx_error *error);
+/* The body of PUT /v1/priors/{name}: a generator object or {"priors": [[cx,cy,w,h],...]} as JSON, or a safetensors file
+ * with the tensor `priors`. The caller drops the reference with bx_priors_free. */
+BX_MUST_USE bx_status proto_priors_read(const bx_priors **priors, const char *name, proto_encoding encoding,
+                                        const void *body, size_t bytes, const proto_limits *limits, bx_error *error);
 
 /* Process-wide set-up: JSON allocation budget and hash seed. Call once, before any thread starts and any decoding;
  * without it json_memory bounds nothing. */

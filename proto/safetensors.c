@@ -208,8 +208,9 @@ size_t proto_request_prefix(const void *body, size_t received, size_t bytes) {
     if (received < head)
         return 0;
     proto_container container;
-    if (proto_container_read(&container, body, bytes, NULL))
-        return head;
+    bx_status status = proto_container_read(&container, body, bytes, NULL);
+    if (status)
+        return status == BX_NOMEM ? bytes : head; /* it is read again, and may be well-formed */
     for (int i = 0; i < container.n_tensors; i++) {
         const proto_tensor *tensor = &container.tensors[i];
         bool predictions = !strcmp(tensor->name, "loc") || !strcmp(tensor->name, "conf");

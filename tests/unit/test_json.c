@@ -10,14 +10,12 @@
 #include "proto.h"
 #include "../support/suite.h"
 
-static const bx_priors *sets[1];
-static const proto_catalog catalog = {sets, 1};
-
 static bx_status decode(proto_request *request, proto_task task, const char *body, size_t bytes, size_t memory,
                         bx_error *error) {
     const proto_limits limits = {memory};
     *error = (bx_error){0};
-    return proto_request_decode(request, task, PROTO_JSON, body, bytes, NULL, 0, &catalog, &limits, error);
+    return proto_request_decode(request, task, PROTO_JSON, body, bytes, NULL, 0, &proto_catalog_builtin, &limits,
+                                error);
 }
 
 static void refused(proto_task task, const char *body, bx_status status, const char *code, const char *pointer) {
@@ -68,7 +66,7 @@ START_TEST(a_batch) {
         ck_assert(r.batch.labels[0] == 1 && r.batch.labels[1] == 0);
         ck_assert(r.batch.first[0] == 0 && r.batch.first[1] == 2 && r.batch.first[2] == 2);
         ck_assert_str_eq(r.criterion->name, "ssd-multibox");
-        ck_assert_ptr_eq(r.priors, sets[0]);
+        ck_assert_str_eq(r.priors->name, "ssd300");
         ck_assert_str_eq(r.device, b == 2 ? "cuda:1" : "auto");
         proto_request_free(&r);
     }
@@ -231,7 +229,7 @@ START_TEST(arrays) {
         {BODY("", LOC, CONF, "[]"), BX_SHAPE, "shape", "/annotations"},
         {BODY("", LOC, CONF, "[{\"boxes\":[],\"labels\":[]}]"), BX_SHAPE, "shape", "/annotations"},
         {BODY("", "[]", "[]", "[]"), BX_SHAPE, "shape", "/annotations"},
-        {BODY("", LOC, "[[[1],[1]],[[1],[1]]]", NOTES), BX_SHAPE, "shape", "/predictions/conf"},
+        {BODY("", LOC, "[[[],[]],[[],[]]]", NOTES), BX_SHAPE, "shape", "/predictions/conf"},
         {BODY("", "{\"shape\":[2,0,4],\"data\":[]}", "{\"shape\":[2,0,3],\"data\":[]}", NOTES), BX_SHAPE, "shape",
          "/predictions/conf"},
         /* annotations */
@@ -250,7 +248,9 @@ START_TEST(arrays) {
          "/annotations/1/labels"},
         {BODY("", LOC, CONF, "[{\"boxes\":[],\"lables\":[]},{}]"), BX_INVALID, "unknown_member",
          "/annotations/0/lables"},
-        {BODY("", LOC, CONF, "[{\"boxes\":[],\"labels\":[],\"ignore\":[]},{}]"), BX_INVALID, "unsupported_option",
+        {BODY("", LOC, CONF, "[{\"boxes\":[],\"labels\":[],\"ignore\":7},{}]"), BX_INVALID, "type_mismatch",
+         "/annotations/0/ignore"},
+        {BODY("", LOC, CONF, "[{\"boxes\":[],\"labels\":[],\"ignore\":[0]},{}]"), BX_SHAPE, "shape",
          "/annotations/0/ignore"},
         /* priors */
         {BODY("\"priors\":[[0,0,1]],", LOC, CONF, NOTES), BX_SHAPE, "shape", "/priors"},
@@ -289,18 +289,14 @@ START_TEST(members) {
         {WITH("\"box_format\":\"yxyx\""), "invalid_option", "/box_format"},
         {WITH("\"label_base\":2"), "invalid_option", "/label_base"},
         {WITH("\"invalid_boxes\":\"keep\""), "invalid_option", "/invalid_boxes"},
-        {WITH("\"image_size\":[1,1]"), "unsupported_option", "/image_size"},
         {WITH("\"run\":\"a\""), "unsupported_option", "/run"},
         {WITH("\"step\":1"), "unsupported_option", "/step"},
-        {WITH("\"targets\":{}"), "unsupported_option", "/targets"},
-        {WITH("\"include\":\"images,gradients\""), "unsupported_option", "/include"},
-        {WITH("\"include\":\"dense_gradients\""), "unsupported_option", "/include"},
-        {WITH("\"criterion\":{}"), "unsupported_option", "/criterion"},
-        {WITH("\"priors\":{}"), "unsupported_option", "/priors"},
-        {WITH("\"box_format\":\"xywh\""), "unsupported_option", "/box_format"},
-        {WITH("\"box_format\":\"cxcywh\""), "unsupported_option", "/box_format"},
-        {WITH("\"label_base\":1"), "unsupported_option", "/label_base"},
-        {WITH("\"invalid_boxes\":\"drop\""), "unsupported_option", "/invalid_boxes"},
+        {WITH("\"targets\":{}"), "targets_twice", "/targets"},
+        {WITH("\"include\":\"images,gradients,dense_gradients\""), "invalid_option", "/include"},
+        {WITH("\"criterion\":[]"), "type_mismatch", "/criterion"},
+        {WITH("\"priors\":{}"), "missing_member", "/priors/generator"},
+        {WITH("\"image_size\":\"[1,1]\""), "type_mismatch", "/image_size"},
+        {WITH("\"box_format\":[]"), "type_mismatch", "/box_format"},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
         refused(PROTO_LOSS, rows[i].body, BX_INVALID, rows[i].code, rows[i].pointer);
@@ -349,19 +345,17 @@ START_TEST(query) {
     proto_request r;
     bx_error error = {0};
     const proto_option good[] = {{"include", "objects,,targets,"}, {"priors", "ssd300"}, {"device", "cpu"}};
-    ck_assert_int_eq(
-        proto_request_decode(&r, PROTO_LOSS, PROTO_JSON, body, strlen(body), NULL, 0, &catalog, &limits, &error),
-        BX_OK);
+    ck_assert_int_eq(proto_request_decode(&r, PROTO_LOSS, PROTO_JSON, body, strlen(body), NULL, 0,
+                                          &proto_catalog_builtin, &limits, &error),
+                     BX_OK);
     ck_assert_uint_eq(r.include, PROTO_INCLUDE_IMAGES);
-    ck_assert_ptr_eq(r.priors, r.own_priors);
     ck_assert_str_eq(r.priors->name, "inline");
     proto_request_free(&r);
-    ck_assert_int_eq(
-        proto_request_decode(&r, PROTO_LOSS, PROTO_JSON, body, strlen(body), good, 3, &catalog, &limits, &error),
-        BX_OK);
+    ck_assert_int_eq(proto_request_decode(&r, PROTO_LOSS, PROTO_JSON, body, strlen(body), good, 3,
+                                          &proto_catalog_builtin, &limits, &error),
+                     BX_OK);
     ck_assert_uint_eq(r.include, PROTO_INCLUDE_OBJECTS | PROTO_INCLUDE_TARGETS);
-    ck_assert_ptr_eq(r.priors, sets[0]);
-    ck_assert_ptr_null(r.own_priors);
+    ck_assert_str_eq(r.priors->name, "ssd300");
     ck_assert_str_eq(r.device, "cpu");
     proto_request_free(&r);
 
@@ -372,32 +366,28 @@ START_TEST(query) {
         {{{"device", "cpu"}, {"device", "cpu"}}, "duplicate_option", "device"},
         {{{"device", "cpu"}, {"predictions", "x"}}, "unknown_member", "predictions"},
         {{{"device", "cpu"}, {"run", "x"}}, "unsupported_option", "run"},
-        {{{"device", "cpu"}, {"criterion", "{}"}}, "unsupported_option", "criterion"},
-        {{{"device", "cpu"}, {"priors", "{\"kind\":1}"}}, "unsupported_option", "priors"},
+        {{{"device", "cpu"}, {"criterion", "{\"bas\":1}"}}, "unknown_member", "criterion.bas"},
+        {{{"device", "cpu"}, {"criterion", "{"}}, "invalid_option", "criterion"},
+        {{{"device", "cpu"}, {"priors", "{\"kind\":1}"}}, "missing_member", "priors.generator"},
         {{{"device", "cpu"}, {"priors", ""}}, "unknown_priors", "priors"},
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         error = (bx_error){0};
         ck_assert_int_eq(proto_request_decode(&r, PROTO_LOSS, PROTO_JSON, body, strlen(body), bad[i].options, 2,
-                                              &catalog, &limits, &error),
+                                              &proto_catalog_builtin, &limits, &error),
                          BX_INVALID);
         ck_assert_str_eq(error.code, bad[i].code);
         ck_assert_str_eq(error.path, bad[i].path);
     }
     /* nobody need want the error */
-    ck_assert_int_eq(proto_request_decode(&r, PROTO_LOSS, PROTO_JSON, body, strlen(body), bad[0].options, 2, &catalog,
-                                          &limits, NULL),
+    ck_assert_int_eq(proto_request_decode(&r, PROTO_LOSS, PROTO_JSON, body, strlen(body), bad[0].options, 2,
+                                          &proto_catalog_builtin, &limits, NULL),
                      BX_INVALID);
 }
 END_TEST
 
 int main(void) {
-    bx_priors *ssd300;
     proto_init();
-    if (bx_priors_builtin(&ssd300, "ssd300", NULL))
-        return 1;
-    sets[0] = ssd300;
-
     TCase *cases = tcase_create("json");
     tcase_add_test(cases, a_batch);
     tcase_add_test(cases, numbers);
@@ -411,7 +401,5 @@ int main(void) {
     tcase_add_test(cases, query);
     Suite *suite = suite_create("json");
     suite_add_tcase(suite, cases);
-    int failed = suite_run(suite);
-    bx_priors_free(ssd300);
-    return failed != 0;
+    return suite_run(suite);
 }

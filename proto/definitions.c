@@ -1,0 +1,163 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What requests name and callers define: the built-in catalog, names, and prior sets given as generators, boxes or
+ * tensors.
+ */
+#include "internal.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- the built-in catalog ---------------------------------------------------------------------------------------- */
+
+static bx_status builtin_priors(void *context, const char *name, const bx_priors **out, bx_error *error) {
+    (void)context;
+    bx_priors *made;
+    bx_status status = bx_priors_builtin(&made, name, error);
+    if (!status)
+        *out = made;
+    return status;
+}
+
+static const char *criterion_name_at(size_t i) {
+    const bx_criterion *criterion = bx_criterion_at(i);
+    return criterion ? criterion->name : NULL;
+}
+
+static bx_status builtin_criterion(void *context, const char *name, bx_criterion **out, bx_error *error) {
+    (void)context;
+    const bx_criterion *preset = bx_criterion_preset(name);
+    if (!preset)
+        return proto_refuse(error, "unknown_criterion", "criterion", name, criterion_name_at);
+    bx_criterion *copy = bx_criterion_copy(preset);
+    if (!copy)
+        return bx_fail(error, BX_NOMEM, "out_of_memory", "no memory for the criterion");
+    *out = copy;
+    return BX_OK;
+}
+
+const proto_catalog proto_catalog_builtin = {.priors = builtin_priors, .criterion = builtin_criterion};
+
+/* ---- names ------------------------------------------------------------------------------------------------------- */
+
+bx_status proto_name_check(const char *name, bx_error *error) {
+    size_t plain = strspn(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-");
+    if (plain >= 1 && plain <= 63 && name[plain] == '\0')
+        return BX_OK;
+    return bx_fail(error, BX_INVALID, "invalid_name",
+                   "a name is 1 to 63 of the letters A-Z and a-z, digits, '.', '_' and '-', not \"%.64s\"", name);
+}
+
+/* ---- prior sets -------------------------------------------------------------------------------------------------- */
+
+static bx_status check_count(int64_t n, bx_error *error) {
+    if (n >= 1 && n <= BX_MAX_PRIORS)
+        return BX_OK;
+    bx_fail(error, BX_SHAPE, "shape", "%lld priors; there must be 1 to %d", (long long)n, BX_MAX_PRIORS);
+    return bx_at(error, "priors");
+}
+
+static bx_status no_memory(bx_error *error) {
+    return bx_fail(error, BX_NOMEM, "out_of_memory", "no memory for the priors");
+}
+
+static bx_status read_generator(bx_priors **priors, const proto_node *object, bx_error *error) {
+    bx_generator *generator = malloc(sizeof *generator);
+    if (!generator)
+        return no_memory(error);
+    bx_status status = proto_generator_read(generator, object, error);
+    if (!status)
+        status = bx_priors_generate(priors, generator, error);
+    free(generator);
+    return status;
+}
+
+static bx_status read_boxes(bx_priors **priors, const proto_node *array, bx_error *error) {
+    proto_dense rows = {.path = "priors", .dtype = BX_F32, .axes = 2};
+    bx_status status = proto_dense_measure(&rows, array, error);
+    if (!status)
+        status = check_count(rows.shape[0], error);
+    if (status)
+        return status;
+    if (rows.shape[1] != 4) {
+        bx_fail(error, BX_SHAPE, "shape", "a prior is cx, cy, w, h; these have %lld numbers", (long long)rows.shape[1]);
+        return bx_at(error, "priors");
+    }
+    float *boxes = malloc(proto_dense_count(&rows) * sizeof *boxes);
+    if (!boxes)
+        return no_memory(error);
+    status = proto_dense_read(&rows, boxes, error);
+    if (!status)
+        status = bx_priors_new(priors, boxes, (int32_t)rows.shape[0], error);
+    free(boxes);
+    return status;
+}
+
+bx_status proto_priors_from_node(bx_priors **priors, const proto_node *node, bx_error *error) {
+    return proto_json_kind(node) == PROTO_OBJECT ? read_generator(priors, node, error)
+                                                 : read_boxes(priors, node, error);
+}
+
+bx_status proto_priors_from_tensor(bx_priors **priors, const proto_tensor *tensor, bx_error *error) {
+    bx_status status = check_count(tensor->shape[0], error);
+    if (status)
+        return status;
+    size_t n = (size_t)tensor->shape[0];
+    float *boxes = malloc(n * 4 * sizeof *boxes);
+    if (!boxes)
+        return no_memory(error);
+    bx_tensor_to_f32(boxes, tensor->view, 0, n * 4);
+    status = bx_priors_new(priors, boxes, (int32_t)n, error);
+    free(boxes);
+    return status;
+}
+
+/* A generator object, or {"priors": [[cx,cy,w,h],...]}. */
+static bx_status read_json(bx_priors **priors, const void *body, size_t bytes, size_t memory, bx_error *error) {
+    proto_node *root;
+    bx_status status = proto_json_parse(&root, body, bytes, memory, error);
+    if (status)
+        return status;
+    const proto_node *boxes = proto_json_get(root, "priors");
+    if (!boxes) {
+        status = read_generator(priors, root, error);
+    } else if (proto_json_size(root) > 1) {
+        bx_fail(error, BX_INVALID, "unknown_member", "\"priors\" stands alone: boxes have no other members");
+        status = bx_at(error, "priors");
+    } else {
+        status = read_boxes(priors, boxes, error);
+    }
+    proto_json_free(root);
+    return status;
+}
+
+static bx_status read_tensors(bx_priors **priors, const void *body, size_t bytes, bx_error *error) {
+    proto_container container;
+    const proto_tensor *tensor;
+    bx_status status = proto_container_read(&container, body, bytes, error);
+    if (status)
+        return status;
+    status = proto_find_priors(&tensor, &container, error);
+    if (!status)
+        status = proto_priors_from_tensor(priors, tensor, error);
+    proto_container_fini(&container);
+    return status;
+}
+
+bx_status proto_priors_read(const bx_priors **priors, const char *name, proto_encoding encoding, const void *body,
+                            size_t bytes, const proto_limits *limits, bx_error *error) {
+    bx_error unwanted = {0};
+    error = error ? error : &unwanted;
+    bx_priors *made = NULL;
+    bx_status status = proto_name_check(name, error);
+    if (!status)
+        status = encoding == PROTO_JSON ? read_json(&made, body, bytes, limits->json_memory, error)
+                                        : read_tensors(&made, body, bytes, error);
+    if (!status)
+        status = bx_priors_rename(made, name, error);
+    if (status)
+        bx_priors_free(made);
+    else
+        *priors = made;
+    return status;
+}

@@ -1,0 +1,319 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Requests without HTTP: bytes go in, and at any moment the deadline passes, the daemon drains or the client has gone.
+ *
+ * Whatever the order, there is at most one answer, the connection is resumed exactly when it waits, and in the end no
+ * ticket and no byte stays taken. The sanitizers see the rest.
+ */
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "server.h"
+#include "../support/batch.h"
+#include "../support/suite.h"
+
+static server s;
+static size_t memory_at_rest;
+static char directory[64], data[80]; /* the options view them */
+
+static void setup(void) {
+    char message[256];
+    bx_error error = {0};
+    strcpy(directory, "/tmp/lossd-request-XXXXXX");
+    ck_assert_ptr_nonnull(mkdtemp(directory));
+    snprintf(data, sizeof data, "--data-dir=%s", directory);
+    char *arguments[] = {(char[]){"lossd"}, data, (char[]){"--memory-limit=64M"}, (char[]){"--max-body=16M"}, NULL};
+    log_setup(LOG_ERROR, false);
+    proto_init();
+    ck_assert_msg(options_parse(&s.options, 4, arguments, message), "%s", message);
+    s.memory = memory_new((size_t)s.options.memory_limit);
+    ck_assert_int_eq(registry_open(&s.registry, s.memory, s.options.data_dir, &error), BX_OK);
+    ck_assert_int_eq(pool_start(&s.pool, 3, 1, "auto", &error), BX_OK);
+    ck_assert_int_eq(pool_start(&s.clerk, 1, 0, NULL, &error), BX_OK);
+    memory_at_rest = memory_used(s.memory);
+}
+
+static void teardown(void) {
+    pool_stop(s.clerk);
+    pool_stop(s.pool);
+    registry_close(s.registry);
+    ck_assert_uint_eq(memory_used(s.memory), 0);
+    memory_free(s.memory);
+    char command[96];
+    snprintf(command, sizeof command, "rm -rf '%s'", directory);
+    ck_assert_int_eq(system(command), 0);
+}
+
+/* ---- a connection ------------------------------------------------------------------------------------------------ */
+
+typedef struct connection {
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    bool waits;
+    int resumed;
+} connection;
+
+static bool suspend(void *given, void *argument) {
+    (void)argument;
+    ((connection *)given)->waits = true; /* under the request's lock */
+    return true;
+}
+
+static void resume(void *given, void *argument) {
+    connection *c = given;
+    (void)argument;
+    pthread_mutex_lock(&c->lock);
+    c->resumed++;
+    pthread_cond_signal(&c->changed);
+    pthread_mutex_unlock(&c->lock);
+}
+
+static void wait_resumed(connection *c) {
+    pthread_mutex_lock(&c->lock);
+    while (!c->resumed) {
+        pthread_cond_wait(&c->changed, &c->lock);
+    }
+    pthread_mutex_unlock(&c->lock);
+}
+
+static request *admit(connection *c, const char *method, const char *path, const char *option, const char *value,
+                      proto_encoding encoding, size_t bytes) {
+    answer refused;
+    const char *name;
+    char allow[40];
+    admission a = {.route = route_find(method, path, &name, allow), .encoding = encoding, .expected = bytes, .id = "x"};
+    a.name = name;
+    request *r = request_admit(&s, &a, &refused);
+    ck_assert_ptr_nonnull(r);
+    *c = (connection){.waits = false};
+    pthread_mutex_init(&c->lock, NULL);
+    pthread_cond_init(&c->changed, NULL);
+    r->connection = c;
+    r->resume = resume;
+    r->query = calloc(1, sizeof *r->query);
+    if (option) {
+        char *text = malloc(strlen(option) + strlen(value) + 2);
+        strcpy(text, option);
+        strcpy(text + strlen(option) + 1, value);
+        r->query[r->n_query++] = (proto_option){text, text + strlen(option) + 1};
+    }
+    return r;
+}
+
+static void end(request *r, connection *c) {
+    request_abandon(r);
+    pthread_mutex_destroy(&c->lock);
+    pthread_cond_destroy(&c->changed);
+}
+
+static bool at_rest(void) {
+    for (int i = 0; i < 5000; i++) {
+        if (atomic_load(&s.tickets) == 0 && memory_used(s.memory) == memory_at_rest) {
+            return true;
+        }
+        usleep(1000);
+    }
+    return false;
+}
+
+static void receive_in_pieces(request *r, const char *body, size_t from, size_t to, size_t piece) {
+    for (size_t at = from; at < to; at += piece) {
+        request_receive(r, body + at, to - at < piece ? to - at : piece);
+    }
+}
+
+/* ---- what is asked ----------------------------------------------------------------------------------------------- */
+
+static const char *const asked[][2] = {
+    {NULL, NULL},
+    {"include", "gradients"},
+    {"include", "dense_gradients"},
+    {"criterion", "{\"mining\":{\"scope\":\"batch\"}}"},
+    {"criterion", "retinanet-focal"},
+};
+enum { N_ASKED = sizeof asked / sizeof *asked };
+
+static char *body;
+static size_t body_bytes;
+
+/* One batch to its answer. */
+static answer compute(const char *option, const char *value) {
+    connection c;
+    request *r = admit(&c, "POST", "/v1/loss", option, value, PROTO_SAFETENSORS, body_bytes);
+    answer a = {0};
+    receive_in_pieces(r, body, 0, body_bytes, 1 << 17);
+    if (!request_complete(r) && request_wait(r, suspend, NULL)) {
+        wait_resumed(&c);
+    }
+    ck_assert(request_answer(r, &a));
+    ck_assert_int_le(c.resumed, 1);
+    end(r, &c);
+    return a;
+}
+
+/* What does not change from run to run. */
+static void copy_numbers(char out[512], const answer *a) {
+    const char *from = strstr(a->body.data, "\"loss\"");
+    snprintf(out, 512, "%.500s", from ? from : a->body.data);
+}
+
+START_TEST(test_answers) {
+    body = batch_tensors(4, &body_bytes);
+    for (int i = 0; i < N_ASKED; i++) {
+        char first[512], again[512];
+        for (int turn = 0; turn < 5; turn++) {
+            answer a = compute(asked[i][0], asked[i][1]);
+            HOLDS(a.status == 200, "%d: %d %.300s", i, a.status, a.body.data);
+            copy_numbers(turn ? again : first, &a);
+            answer_free(&a);
+            HOLDS(turn == 0 || !strcmp(first, again), "%d: %s\n%s", i, first, again);
+        }
+    }
+    ck_assert(at_rest());
+    free(body);
+}
+END_TEST
+
+/* ---- what may happen at any moment ------------------------------------------------------------------------------- */
+
+typedef struct fate {
+    request *r;
+    unsigned delay_us;
+    int status;
+} fate;
+
+/* A deadline or a drain, from a thread of its own. */
+static void *strike(void *argument) {
+    fate *f = argument;
+    usleep(f->delay_us);
+    request_fail(f->r, f->status, f->status == 504 ? "timeout" : "draining", "by the test");
+    request_unref(f->r);
+    return NULL;
+}
+
+START_TEST(test_cut_short_at_any_moment) {
+    enum { TURNS = 400 };
+    unsigned seed = 1, statuses[3] = {0};
+    body = batch_tensors(3, &body_bytes);
+    for (int turn = 0; turn < TURNS; turn++) {
+        connection c;
+        const char *const *option = asked[turn % N_ASKED];
+        request *r = admit(&c, "POST", "/v1/loss", option[0], option[1], PROTO_SAFETENSORS, body_bytes);
+        seed = seed * 1664525u + 1013904223u;
+        const bool vanishes = turn % 7 == 0;
+        fate f = {r, (seed >> 16) % 12000, turn % 2 ? 504 : 503};
+        pthread_t thread;
+        request_ref(r);
+        ck_assert_int_eq(pthread_create(&thread, NULL, strike, &f), 0);
+        receive_in_pieces(r, body, 0, vanishes ? (seed >> 8) % body_bytes : body_bytes, 1 << 17);
+        if (!vanishes) {
+            answer a = {0};
+            bool waited = !request_complete(r) && request_wait(r, suspend, NULL);
+            if (waited) {
+                wait_resumed(&c);
+            }
+            HOLDS(request_answer(r, &a), "turn %d: not settled", turn);
+            HOLDS(c.resumed == waited, "turn %d: resumed %d times", turn, c.resumed);
+            HOLDS(a.status == 200 || a.status == f.status, "turn %d: %d %.200s", turn, a.status, a.body.data);
+            statuses[a.status == 200 ? 0 : a.status - 502]++;
+            answer_free(&a);
+        }
+        end(r, &c);
+        pthread_join(thread, NULL);
+    }
+    HOLDS(at_rest(), "%ld tickets, %zu bytes stay taken", atomic_load(&s.tickets), memory_used(s.memory));
+    HOLDS(statuses[0] > 0 && statuses[1] > 0 && statuses[2] > 0, "%u ended well, %u were drained, %u too late",
+          statuses[0], statuses[1], statuses[2]);
+    free(body);
+}
+END_TEST
+
+/* Registrations that are cut short were stored or not, and say so to at most one. */
+START_TEST(test_registrations_cut_short) {
+    static const char text[] = "{\"weights\":{\"loc\":2}}";
+    for (int turn = 0; turn < 100; turn++) {
+        connection c;
+        request *r = admit(&c, turn % 4 == 3 ? "DELETE" : "PUT", "/v1/criteria/c", NULL, NULL, PROTO_JSON,
+                           turn % 4 == 3 ? 0 : sizeof text - 1);
+        fate f = {r, (unsigned)(turn * 37 % 1500), 504};
+        pthread_t thread;
+        answer a = {0};
+        request_ref(r);
+        ck_assert_int_eq(pthread_create(&thread, NULL, strike, &f), 0);
+        request_receive(r, text, sizeof text - 1);
+        if (!request_complete(r) && request_wait(r, suspend, NULL)) {
+            wait_resumed(&c);
+        }
+        HOLDS(request_answer(r, &a), "turn %d: not settled", turn);
+        HOLDS(a.status / 100 == 2 || a.status == 404 || a.status == 504, "turn %d: %d %.200s", turn, a.status,
+              a.body.data);
+        answer_free(&a);
+        end(r, &c);
+        pthread_join(thread, NULL);
+    }
+    for (int i = 0; i < 5000 && atomic_load(&s.tickets) > 0; i++) {
+        usleep(1000);
+    }
+    bx_error error = {0};
+    bx_status status = registry_delete(s.registry, DEFINITION_CRITERION, "c", &error);
+    HOLDS(status == BX_OK || !strcmp(error.code, "unknown_criterion"), "%s", error.text);
+    HOLDS(at_rest(), "%ld tickets, %zu bytes stay taken", atomic_load(&s.tickets), memory_used(s.memory));
+}
+END_TEST
+
+/* The gradients' memory is asked for between the rounds. */
+START_TEST(test_no_memory_for_gradients) {
+    body = batch_tensors(4, &body_bytes);
+    unsigned refused = 0, answered = 0;
+    for (size_t left = 1 << 20; left < 24 << 20; left += 1 << 20) {
+        lease others;
+        connection c;
+        ck_assert(lease_begin(&others, s.memory, memory_limit(s.memory) - left));
+        answer a = {0}, refusal;
+        const char *name;
+        char allow[40];
+        admission wanted = {.route = route_find("POST", "/v1/loss", &name, allow),
+                            .encoding = PROTO_SAFETENSORS,
+                            .expected = body_bytes,
+                            .id = "x"};
+        request *r = request_admit(&s, &wanted, &refusal);
+        if (!r) {
+            answer_free(&refusal);
+        } else {
+            request_abandon(r);
+            r = admit(&c, "POST", "/v1/loss", "include", "dense_gradients", PROTO_SAFETENSORS, body_bytes);
+            receive_in_pieces(r, body, 0, body_bytes, 1 << 17);
+            if (!request_complete(r) && request_wait(r, suspend, NULL)) {
+                wait_resumed(&c);
+            }
+            ck_assert(request_answer(r, &a));
+            HOLDS(a.status == 200 || (a.status == 503 && strstr(a.body.data, "memory_full")), "%zu left: %d %.300s",
+                  left, a.status, a.body.data);
+            refused += a.status == 503;
+            answered += a.status == 200;
+            answer_free(&a);
+            end(r, &c);
+        }
+        lease_end(&others);
+        HOLDS(at_rest(), "%zu left: %ld tickets, %zu bytes stay taken", left, atomic_load(&s.tickets),
+              memory_used(s.memory));
+    }
+    ck_assert_uint_gt(refused, 0);
+    ck_assert_uint_gt(answered, 0);
+    free(body);
+}
+END_TEST
+
+int main(void) {
+    Suite *suite = suite_create("request");
+    TCase *c = tcase_create("request");
+    tcase_set_timeout(c, 240);
+    tcase_add_checked_fixture(c, setup, teardown);
+    tcase_add_test(c, test_answers);
+    tcase_add_test(c, test_cut_short_at_any_moment);
+    tcase_add_test(c, test_registrations_cut_short);
+    tcase_add_test(c, test_no_memory_for_gradients);
+    suite_add_tcase(suite, c);
+    return suite_run(suite);
+}
