@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes the golden cases: <case>/request.* (or request.link), options.json where there are any, expect.json.
 
-Purpose: one list of small, seeded batches at the edges of the contract; the answers come from reference.py.
-Invariant: requests are made of integers of numpy's PCG64 and of basic operations only, so every machine writes the same
-bytes. A case is refused here if its answer would hang on less than float32 can tell: two different rows within 1e-5 of
-each other at the mining cut, or an IoU at a histogram edge that rounding could move.
+Purpose: small, seeded batches at the edges of the contract (cases.py, criterion_cases.py), answered by reference.py;
+and the checks that keep reference.py itself honest: published numbers, checksums of the prior sets, and its derivatives
+against central differences.
+Invariant: a case is refused here if its answer would hang on less than float32 can tell: two different rows within 1e-5
+of each other at the mining cut, an IoU at a histogram edge that rounding could move, an offset beside a kink.
 
 Usage: generate.py            write all cases (bccd-ssd300/request.safetensors is data, not generated)
        generate.py --check    generate in memory, compare with the files, exit 1 on a difference
@@ -17,353 +18,185 @@ import sys
 import numpy as np
 
 sys.dont_write_bytecode = True
+import cases
+import criteria
+import criterion_cases
+import formulas
+import priors as prior_sets
 import reference
+from batches import json_text
+from cases import CASES
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 BCCD_SHA256 = "6515049e69e4f54f1a8fe928f00ff09c90bb49b1e67755e516ebdb8a89e28a72"
-ALL = "images,classes,levels,objects,assignment,targets"
-STATISTICS = "images,classes,levels,objects"
-ORDER = ("I64", "F64", "F32", "I32", "BF16", "F16", "I16", "I8", "U8")  # how the usual writers sort, then by name
 
 
-# ---------------------------------------------------------------- writers
+# ---------------------------------------------------------------- no answer that depends on rounding
 
-def safetensors(tensors, metadata=None):
-    """tensors: name -> (dtype, array)"""
-    header, data = ({"__metadata__": metadata} if metadata else {}), b""
-    for name, (dtype, a) in sorted(tensors.items(), key=lambda t: (ORDER.index(t[1][0]), t[0])):
-        if dtype == "BF16":  # round to nearest even
-            u = np.asarray(a, np.float32).view(np.uint32)
-            a = (u + 0x7FFF + ((u >> 16) & 1)) >> 16
-        raw = np.asarray(a).astype(reference.DTYPES[dtype]).tobytes()
-        header[name] = {"dtype": dtype, "shape": list(np.shape(a)), "data_offsets": [len(data), len(data) + len(raw)]}
-        data += raw
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + data
+def refuse(name, what):
+    raise SystemExit(f"{name}: {what}")
 
 
-def plain(a):
-    """numpy -> JSON numbers; whole ones without a point"""
-    if isinstance(a, np.ndarray):
-        a = a.tolist()
-    return [plain(x) for x in a] if isinstance(a, list) else int(a) if a == int(a) else a
+def fragile_cut(r, group, rows):
+    """Of one mining group and its rows of conf: are two different rows beside the cut?"""
+    ce, mined, negative = (np.concatenate([i[k] for i in group]) for k in ("ce", "mined", "negative"))
+    rest = negative & ~mined
+    if not mined.any() or not rest.any():
+        return False
+    cut = ce[mined].min()
+    near = negative & ((np.abs(ce - cut) <= 1e-5 * cut) | (ce < 1e-36) & (cut < 1e-36))
+    if r["criterion"]["classification"]["kind"] == "softmax_ce":
+        rows = rows - rows.max(1, keepdims=True)
+    return (near & rest).any() and len(np.unique(rows[near], axis=0)) > 1
 
 
-def json_text(members):
-    """One top-level member a line."""
-    rows = (f" {json.dumps(k)}: {json.dumps(v, separators=(',', ':'))}" for k, v in members.items())
-    return ("{\n" + ",\n".join(rows) + "\n}\n").encode()
+def beside(x, edge, jump=False):
+    """Nearly at an edge but not on it; where the value jumps, on it is no better."""
+    off = np.abs(x - edge)
+    return bool(((off < 1e-6 * np.maximum(1, np.abs(edge))) & (jump | (off > 0))).any())
 
 
-# ---------------------------------------------------------------- random batches
-
-def uniform(rng, shape, low, high, grid):
-    """Multiples of 1/grid in low..high: exact in float32 when grid is a power of two."""
-    return rng.integers(round(low * grid), round(high * grid) + 1, shape) / grid
-
-
-def random_priors(rng, p):
-    return np.concatenate([uniform(rng, (p, 2), .15, .85, 1000), uniform(rng, (p, 2), .08, .45, 1000)], 1)
-
-
-def objects_on(rng, priors, counts):
-    """Objects that are priors moved a little, so that some IoU reach 0.5 and some do not. -> boxes [G,4] xyxy"""
-    boxes = []
-    for p in rng.integers(0, len(priors), sum(counts)):
-        c, wh = priors[p, :2], priors[p, 2:]
-        box = np.concatenate([c - wh / 2, c + wh / 2]) + uniform(rng, 4, -.06, .06, 1000)
-        box = np.clip(np.round(box, 3), 0, 1)
-        if box[2] - box[0] < .02 or box[3] - box[1] < .02:
-            box = np.round(np.array([.3, .3, .5, .6]), 3)
-        boxes.append(box)
-    return np.array(boxes, float).reshape(-1, 4)
+def fragile_offsets(r, image):
+    """Is a difference of a positive beside a kink of its formula, or an edge of its box beside one of its target's?"""
+    m, v, at = r["criterion"]["localization"], np.array(r["criterion"]["coder"]["variances"]), image["positive"]
+    predicted, target = image["loc_in"][at].astype(float), image["target"][at]
+    if not formulas.needs_priors(m):
+        a = np.abs(predicted - target)
+        kink = m.get("beta", m.get("delta", 0))
+        return beside(a, 0) or beside(a, kink, m["kind"] == "jump_l1" and kink != 1)
+    prior = r["priors"][at].astype(float)
+    scaled = np.stack([predicted * v, target * v])
+    if beside(scaled[0, :, 2:], formulas.LARGEST):
+        return True
+    scaled[0, :, 2:] = np.minimum(scaled[0, :, 2:], formulas.LARGEST)
+    c, half = prior[:, :2] + scaled[..., :2] * prior[:, 2:], np.exp(scaled[..., 2:]) * prior[:, 2:] / 2
+    edges = np.concatenate([c - half, c + half], 2) / np.tile(prior[:, 2:], 2)
+    meet = np.minimum(edges[0, :, 2:], edges[1, :, 2:]) - np.maximum(edges[0, :, :2], edges[1, :, :2])
+    return beside(edges[0], edges[1]) or beside(meet, 0)
 
 
-def decisions(box, priors):
-    """IoU of one object with priors in float32, as the service owes it, and in float64 of the same inputs."""
-    box, priors = np.array([box], np.float32), np.array(priors, np.float32)
-    a, b = box.astype(float), priors.astype(float)
-    low, high = b[:, :2] - b[:, 2:] / 2, b[:, :2] + b[:, 2:] / 2
-    side = np.maximum(np.minimum(a[:, 2:], high) - np.maximum(a[:, :2], low), 0)
-    inter = side[:, 0] * side[:, 1]
-    area = (a[:, 2] - a[:, 0]) * (a[:, 3] - a[:, 1]) + (high[:, 0] - low[:, 0]) * (high[:, 1] - low[:, 1])
-    return reference.overlaps(box, priors)[0], inter / (area - inter)
+def refuse_fragile(name, r, images):
+    group = [images] if r["criterion"]["mining"].get("scope") == "batch" else [[i] for i in images]
+    rows = [np.concatenate(r["conf"])] if len(group) == 1 else list(r["conf"])
+    for each, conf in zip(group, rows):
+        if fragile_cut(r, each, conf):
+            refuse(name, "different rows within 1e-5 at the mining cut")
+    for i, image in enumerate(images):
+        image["loc_in"] = r["loc"][i]
+        if fragile_offsets(r, image):
+            refuse(name, f"image {i}: beside a kink of the localization loss")
+        for row in image["rows"] or ():
+            if int(row["best_iou"] * 10) != int(np.float32(row["best_iou"]) * np.float32(10)):
+                refuse(name, f"image {i}: IoU {row['best_iou']} at a histogram edge")
 
 
-def batch(rng, p, c, counts, grid=1000, priors=None, low=-4, high=4):
-    n = len(counts)
-    priors = random_priors(rng, p) if priors is None else np.asarray(priors, float)
-    conf = uniform(rng, (n, len(priors), c), low, high, grid)
-    conf[..., 0] += 2
-    return {"priors": priors, "counts": list(counts), "boxes": objects_on(rng, priors, counts),
-            "labels": rng.integers(0, c - 1, sum(counts)), "conf": conf,
-            "loc": uniform(rng, (n, len(priors), 4), -2, 2, grid)}
+# ---------------------------------------------------------------- derivatives against central differences
+
+def total_rows(r, images, loc, conf):
+    """What each prior adds to loss.total [N,P], with what is constant (assignment, mined set, alpha) as in images."""
+    rows = []
+    for i, image in enumerate(images):
+        s = reference.score(r, image, loc[i], conf[i], image["alpha"])
+        of_conf, of_loc = reference.factors(r, image)
+        rows.append(of_conf * s["ce"] + of_loc * s["loc"])
+    return np.array(rows)
 
 
-def tensors(b, dtype="F32", boxes="F32", labels="I64", counts="I64", priors="F32"):
-    t = {"loc": (dtype, b["loc"]), "conf": (dtype, b["conf"]), "boxes": (boxes, b["boxes"]),
-         "labels": (labels, b["labels"]), "counts": (counts, b["counts"])}
-    if priors:
-        t["priors"] = (priors, b["priors"])
-    return t
+def moved(r, images, part, loc, conf):
+    """The analytic gradient by loc or conf at other predictions. -> [N,P,4 or C]"""
+    at = [{**i, **reference.score(r, i, *each)} for i, *each in zip(images, loc, conf)]
+    return reference.gradients(r, at)[part == "conf"]
 
 
-def body(b, flat=False, **options):
-    """The JSON form of a batch."""
-    shaped = lambda a: {"shape": list(a.shape), "data": plain(a.reshape(-1))} if flat else plain(a)
-    cuts = np.cumsum(b["counts"])[:-1]
-    rows = zip(np.split(b["boxes"], cuts), np.split(np.asarray(b["labels"]), cuts))
-    return json_text({"priors": plain(b["priors"]), **options,
-                      "predictions": {"loc": shaped(b["loc"]), "conf": shaped(b["conf"])},
-                      "annotations": [{"boxes": plain(x), "labels": plain(y)} for x, y in rows]})
+def check_gradients(name, r, images):
+    """The analytic gradient of loss.total against central differences: each number, and the total along a direction.
+    Left out: where the slope does not change evenly within the step, so that the difference is not the derivative."""
+    given = {"loc": r["loc"].astype(float), "conf": r["conf"].astype(float)}
+    worst, checked, numbers = 0.0, 0, 0
+    for part, x in given.items():
+        slope = moved(r, images, part, **given)
+        step = np.full(x.shape, 2.0 ** -14)
+        if part == "conf" and r["criterion"]["classification"]["kind"] == "prob_ce":
+            step = np.maximum(np.abs(x), 1e-8) * 1e-4
+        scale, even, sharp = np.abs(slope).max(2) + 1e-9, np.zeros(x.shape, bool), np.zeros(x.shape[:2], bool)
+        for j in range(x.shape[2]):
+            h = np.where(np.arange(x.shape[2]) == j, step, 0)
+            up, down = ({**given, part: x + s} for s in (h, -h))
+            rise = total_rows(r, images, **up) - total_rows(r, images, **down)
+            above, below = (moved(r, images, part, **to)[..., j] for to in (up, down))
+            even[..., j] = np.abs(above + below - 2 * slope[..., j]) <= 2e-6 * scale
+            sharp |= ~even[..., j] | (np.abs(above - below) > 1e-2 * scale)
+            off = np.abs(rise / (2 * step[..., j]) - slope[..., j]) / scale
+            worst = max(worst, off[even[..., j]].max(initial=0))
+        way = np.where(sharp[..., None], 0, np.random.default_rng(1).integers(-4, 5, x.shape) / 4) * step
+        up, down = (total_rows(r, images, **{**given, part: x + s}) for s in (way, -way))
+        rise = (up - down).sum()
+        if abs(rise / 2 - (slope * way).sum()) > 1e-5 * np.abs(slope * way).sum() + 1e-15:
+            refuse(name, f"the total moves by {rise / 2}, its gradient says {(slope * way).sum()}")
+        checked, numbers = checked + int(even.sum()), numbers + even.size
+    if worst > 1e-6 or checked < .9 * numbers:
+        refuse(name, f"{checked} of {numbers} derivatives are up to {worst:.1e} off the central difference")
+    return worst, checked
 
 
-# ---------------------------------------------------------------- the cases
-
-CASES = {}  # name -> (files but expect.json)
-
-
-def case(name, request=None, link=None, options=None):
-    files = {}
-    if link:
-        files["request.link"] = (f"../{link}\n").encode()
-    elif request is not None:
-        files["request.json" if request[:1] == b"{" else "request.safetensors"] = request
-    if options:
-        files["options.json"] = json_text(options)
-    assert name not in CASES
-    CASES[name] = files
+def check_all_gradients(read):
+    """Every small case; and every kind of every stage must be among them. read: name -> (request, images)"""
+    missing = {("preset", p) for p in criteria.PRESETS} | {(s, k) for s, kinds in criteria.KINDS.items() for k in kinds}
+    worst, checked, n = 0.0, 0, 0
+    for name, (r, images) in read.items():
+        if r["loc"].size + r["conf"].size <= 20000:
+            w, c = check_gradients(name, r, images)
+            worst, checked, n = max(worst, w), checked + c, n + 1
+            missing -= {("preset", r["criterion"]["name"])} | {(s, r["criterion"][s]["kind"]) for s in criteria.KINDS}
+    if missing:
+        refuse("central differences", f"no case for {sorted(missing)}")
+    print(f"central differences: {n} cases, {checked} derivatives, at most {worst:.1e} of the row's largest")
 
 
-def binary(name, b, metadata=None, options=None, **dtypes):
-    case(name, safetensors(tensors(b, **dtypes), {"include": ALL, **(metadata or {})}), options=options)
+# ---------------------------------------------------------------- published numbers
+
+CHECKSUMS = {   # P, sums of cx cy w h, sums of i times each
+    "ssd300": (8732, 4443.146675, 4443.146675, 1510.147981, 1510.147981, 19574203.059, 22719618.049, 8310284.780,
+               8310620.189),
+    "ssd300-coco": (8732, 4443.146675, 4443.146675, 1171.967678, 1171.967678, 19574203.059, 22719618.049, 6706153.981,
+                    6706416.226),
+    "ssd300-unit": (8732, 4365.999995, 4365.999995, 1516.328621, 1516.471257, 19161132.968, 22263870.950, 8361053.653,
+                    8362686.813),
+    "ssd300-efficientnet": (3106, 1552.999993, 1552.999993, 849.983512, 850.128083, 2434739.484, 2767317.483,
+                            1551469.719, 1552195.715),
+    "retinanet-640x640": (76725, 24552000, 24552000, 4765061.933, 4765061.933, 944415446400, 1130595048000,
+                          231052288978.066, 231045812089.021),
+    "grid-128x128": (4032, 258048, 258048, 49984, 69440, 521548032, 556093440, 130918816, 165134240),
+}
 
 
-def text(name, b, flat=False, **members):
-    case(name, body(b, flat, **{"include": ALL, **members}))
+def check_priors():
+    for name, (n, *owed) in CHECKSUMS.items():
+        boxes, levels = prior_sets.named(name)
+        boxes = boxes.astype(float)
+        got = [*boxes.sum(0), *(boxes * np.arange(1, n + 1)[:, None]).sum(0)]
+        if len(boxes) != n or sum(x for _, x in levels) != n or any(abs(a - b) > 1e-3 for a, b in zip(got, owed)):
+            refuse(name, f"{len(boxes)} priors with sums {got}")
 
 
-def both(name, b):
-    """The same batch under both presets."""
-    text(name, b)
-    case(name + "-l1", link=f"{name}/request.json", options={"criterion": "ssd-multibox-l1"})
-
-
-def trained():
-    """Real predictions: the request is data, see bccd-ssd300/README.md."""
-    case("bccd-ssd300", options={"include": STATISTICS})
-    case("bccd-ssd300-l1", link="bccd-ssd300/request.safetensors",
-         options={"criterion": "ssd-multibox-l1", "priors": "ssd300", "include": STATISTICS})
-
-
-def ties():
-    """Equal IoU, equal losses, objects that want the same prior."""
-    corners = np.array([[0, 0, .4, .4], [.5, .5, .9, .9], [.05, .05, .45, .45], [.6, .1, .9, .4], [.5, 0, .7, .2],
-                        [.8, .8, 1, 1], [.1, .6, .3, .8], [.3, .7, .5, .9], [.7, .5, 1, .7], [0, .8, .2, 1]])
-    priors = np.round(np.concatenate([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], 1), 4)
-    loc = np.full((1, 10, 4), .2)
-    loc[0, :3] = [[.1, -.2, .3, 0], [0, 0, 0, 0], [-1, 2, .5, -.5]]
-    conf = np.array([[[0, 1, 2], [2, 0, -1], [.5, .5, .5], [1, -1, 0], [0, 3, 0], [4, 0, 0], [-1, 0, 1], [0, 0, 0],
-                      [3, 1, 2], [.2, .1, -.3]]])
-    both("last-object-wins", {"priors": priors, "counts": [2], "labels": [0, 1], "loc": loc, "conf": conf,
-                              "boxes": np.array([[0, 0, .4, .38], [.02, 0, .42, .36]])})
-
-    # Priors that mirror each other about an object, in exact and in decimal numbers, and priors given twice.
-    rng = np.random.default_rng(101)
-    priors = [[.625, .5, .25, .25], [.375, .5, .25, .25], [.5, .625, .25, .25], [.5, .375, .25, .25],
-              [.6, .2, .3, .3], [.4, .2, .3, .3], [.6, .2, .3, .3], [.4, .2, .3, .3],
-              [.2, .8, .2, .2], [.2, .8, .2, .2], [.2, .8, .2, .2]]
-    b = batch(rng, 0, 4, [4, 3], priors=priors)
-    b["boxes"] = np.array([[.375, .375, .625, .625], [.35, .05, .65, .35], [.1, .7, .3, .9], [.12, .7, .3, .9],
-                           [.375, .375, .625, .625], [.375, .375, .625, .625], [.1, .7, .3, .9]])
-    b["labels"] = np.array([0, 1, 2, 0, 1, 2, 0])
-    both("mirror-and-duplicate-priors", b)
-    # The same in decimal numbers, kept where the first best prior in float32 is another one than in float64.
-    rng, priors, boxes = np.random.default_rng(102), [], []
-    while len(boxes) < 5:
-        y = round(.1 + .2 * len(boxes), 1)
-        x, apart, w, h, ow, oh = uniform(rng, 6, .01, .16, 100)
-        x = round(.5 + x, 2)
-        pair = np.round([[x - apart, y, .1 + w, .16], [x + apart, y, .1 + w, .16]], 2)
-        box = np.round([x - .1 - ow / 2, y - oh / 2, x + .1 + ow / 2, y + oh / 2], 3)
-        narrow, wide = decisions(box, pair)
-        if wide.max() > .3 and narrow.argmax() != wide.argmax():
-            priors += pair.tolist()
-            boxes.append(box)
-    b = batch(np.random.default_rng(106), 0, 3, [5], priors=priors + [[.1, .1, .1, .1]] * 20)
-    binary("mirror-priors-decimal", {**b, "boxes": np.array(boxes)})
-
-    # IoU 0.5 exactly, one float32 below and one above: the object's best prior is another one, which it covers exactly.
-    half = np.array([.25, .25, .75, .5])
-    priors = [[.5, .5, .5, .5], [.5, .375, .5, .25], [.5, .25, .5, .5], [.9, .9, .1, .1]]
-    below, above = half.copy(), half.copy()
-    below[3] -= 2.0 ** -24
-    above[3] += 2.0 ** -24
-    b = batch(np.random.default_rng(103), 0, 2, [1, 1, 1], priors=priors, grid=64)
-    b["boxes"] = np.array([half, below, above])
-    both("iou-half", b)
-
-    # Objects that cover half of a prior in decimal numbers, kept where float32 and float64 fall on two sides of 0.5.
-    rng, priors, boxes = np.random.default_rng(107), [], []
-    while len(boxes) < 6:
-        x, y, w, h = np.round(np.append(uniform(rng, 1, .2, .8, 100), [.08 + .16 * len(boxes), 0, 0]), 2)
-        w, h = uniform(rng, 1, .1, .3, 100)[0], uniform(rng, 1, .03, .07, 100)[0] * 2
-        box = np.round([x - w / 2, y - h / 2, x + w / 2, y], 3)
-        narrow, wide = (v[0] for v in decisions(box, np.array([[x, y, w, h]])))
-        if (narrow >= .5) != (wide >= .5) and (narrow >= .5) == (len(boxes) > 0):
-            priors += [[x, y, w, h], np.round([x, y - h / 4, w, h / 2], 4).tolist()]
-            boxes.append(box)
-    b = batch(np.random.default_rng(108), 0, 3, [6], priors=priors + [[.9, .9, .01, .02]] * 30)
-    binary("iou-half-decimal", {**b, "boxes": np.array(boxes)})
-
-    # 40 of the 60 negatives have the same row, so the cut runs through a tie; another tie is a shifted row.
-    rng = np.random.default_rng(104)
-    b = batch(rng, 64, 3, [2, 3], grid=64)
-    b["conf"][:, 10:50] = [1.5, .25, -2]
-    b["conf"][1, 11:50:2] = [2.5, 1.25, -1]
-    both("mining-ties", b)
-    b = batch(np.random.default_rng(105), 33, 21, [3, 1], grid=64)
-    b["conf"][:] = np.round(b["conf"][..., :1] * 4) / 4  # all columns of a row equal: every loss is log 21
-    binary("equal-logits", b)
-
-
-def matching():
-    """Objects without a prior, priors without an object."""
-    apart = [[.2, .2, .2, .2], [.5, .5, .3, .2], [.8, .8, .2, .3], [.25, .75, .3, .3], [.7, .25, .2, .3]]
-    b = batch(np.random.default_rng(201), 0, 4, [2, 3, 3, 1], priors=apart)
-    far, first, third = [.95, .02, .99, .06], [.11, .1, .3, .3], [.7, .66, .9, .95]
-    b["boxes"] = np.array([far, third, far, first, third, first, third, far, far])
-    b["labels"] = np.array([2, 0, 1, 0, 2, 0, 1, 2, 1])
-    both("object-without-overlap", b)
-
-    b = batch(np.random.default_rng(202), 0, 5, [3, 4], priors=apart)
-    b["boxes"] = np.array([[.35, .4, .65, .6], [.36, .42, .64, .62], [.7, .68, .88, .95],
-                           [.1, .1, .3, .3], [.12, .1, .32, .3], [.1, .12, .3, .32], [.5, .5, .52, .53]])
-    both("same-best-prior", b)
-
-    b = batch(np.random.default_rng(203), 2, 4, [7, 3])
-    both("more-objects-than-priors", b)
-
-    b = batch(np.random.default_rng(204), 12, 3, [6, 1])
-    b["boxes"][:6] = objects_on(np.random.default_rng(205), b["priors"][:6], [6])
-    binary("ratio-exceeds-negatives", b)
-
-    b = batch(np.random.default_rng(206), 40, 3, [3, 0, 2])
-    both("image-without-objects", b)
-    b = batch(np.random.default_rng(207), 31, 4, [0, 0])
-    both("batch-without-objects", b)
-    binary("batch-without-objects-tensors", b)
-    binary("single-image", batch(np.random.default_rng(208), 50, 6, [4]))
-    binary("many-objects", batch(np.random.default_rng(209), 65, 8, [40, 25]))
-
-
-def shapes():
-    """Every awkward prior count with every awkward column count."""
-    columns = (2, 3, 21, 91)
-    for i, p in enumerate((1, 7, 8, 9, 31, 33, 64, 65)):
-        for c in (columns[i % 4], columns[(i + 2) % 4]):
-            n = 1 + (i + c) % 3
-            b = batch(np.random.default_rng(300 + 100 * i + c), p, c, [1 + (p + j) % 4 for j in range(n)])
-            binary(f"shape-p{p}-c{c}", b, {"criterion": "ssd-multibox-l1" if i % 3 == 2 else "ssd-multibox"})
-
-
-def logits():
-    """Scores at the ends of what exp can take."""
-    b = batch(np.random.default_rng(401), 33, 3, [2, 3], grid=64, low=-2, high=2)
-    b["conf"][0, ::3] = [88, -88, 0]
-    b["conf"][0, 1::3] = [-88, 88, -88]
-    b["conf"][1, ::4] = [88, 88, -88]
-    b["conf"][1, 1::4] = -88
-    b["conf"][1, 2::4] = 88
-    both("logits-88", b)
-
-    # Background ahead by 60: a loss of e^-60 a row, which the sum minus its largest term must not lose.
-    b = batch(np.random.default_rng(402), 40, 21, [1, 2], grid=64)
-    b["conf"][..., 0] = 40 + np.arange(80).reshape(2, 40) / 64
-    b["conf"][..., 1:] = -20 - uniform(np.random.default_rng(403), (2, 40, 20), 0, 2, 64)
-    both("confident-negatives", b)
-    b = batch(np.random.default_rng(404), 64, 4, [3, 2], grid=64)
-    b["conf"][..., 0] += uniform(np.random.default_rng(405), (2, 64), 4, 28, 64)
-    both("confident-negatives-mixed", b)
-
-
-def encodings():
-    """The same kind of batch in every dtype and form the contract names."""
-    rng = np.random.default_rng(501)
-    for dtype in ("F16", "BF16"):
-        binary(f"predictions-{dtype.lower()}", batch(rng, 40, 6, [2, 3], grid=64), dtype=dtype)
-    b = batch(rng, 40, 6, [2, 3])
-    for k in ("loc", "conf"):  # digits that only rounding to float32 removes
-        b[k] = b[k] + rng.integers(-1000, 1000, b[k].shape) / 2.0 ** 40
-    binary("predictions-f64", b, dtype="F64")
-    b = batch(rng, 33, 9, [3, 1, 2])
-    for dtype in ("I64", "I32", "I16", "I8", "U8"):
-        binary(f"labels-{dtype.lower()}", b, labels=dtype, counts="I32" if dtype != "I64" else "I64")
-    b = batch(rng, 33, 130, [3, 2])
-    b["labels"] = np.array([128, 0, 127, 64, 128])
-    binary("labels-u8-above-127", b, {"include": STATISTICS}, labels="U8")
-    b = batch(rng, 33, 4, [3, 1])
-    for dtype in ("F16", "BF16", "F64"):
-        binary(f"boxes-{dtype.lower()}", b, boxes=dtype)
-    b = batch(rng, 31, 4, [2, 2])
-    binary("priors-f32", b)
-    b["priors"] = b["priors"] + rng.integers(-1000, 1000, b["priors"].shape) / 2.0 ** 40
-    binary("priors-f64", b, priors="F64")
-
-    b = batch(rng, 16, 4, [2, 1])
-    text("json-nested", b)
-    text("json-flat", b, flat=True)
-    text("json-l1", b, criterion="ssd-multibox-l1")
-
-
-def by_name():
-    """The built-in prior sets, by default and by name."""
-    for name, seed, metadata in (("ssd300", 601, {"include": ALL}),  # neither criterion nor priors: the defaults
-                                 ("ssd300-coco", 602, {"include": STATISTICS + ",assignment", "priors": "ssd300-coco"}),
-                                 ("ssd300-efficientnet", 603, {"include": ALL, "criterion": "ssd-multibox-l1"})):
-        rng = np.random.default_rng(seed)
-        b = batch(rng, 0, 2, [6], priors=reference.named_priors(name)[0], grid=64)
-        case("priors-" + name, safetensors(tensors(b, dtype="F16", priors=None), metadata))
-    case("priors-efficientnet-multibox", link="priors-ssd300-efficientnet/request.safetensors",
-         options={"criterion": "ssd-multibox", "priors": "ssd300-efficientnet", "include": STATISTICS})
-
-
-def options():
-    """Options in the metadata and in the query, and what to include."""
-    rng = np.random.default_rng(701)
-    b = batch(rng, 24, 4, [2, 3])
-    binary("metadata-options", b, {"format": "pt", "criterion": "ssd-multibox-l1", "box_format": "xyxy",
-                                   "label_base": "0"})
-    case("query-overrides", link="json-nested/request.json",
-         options={"criterion": "ssd-multibox-l1", "include": "objects"})
-    for want in ("", "images", "classes", "levels", "objects", "assignment", "targets", "objects,images",
-                 "targets,assignment"):
-        name = "include-" + (want.replace(",", "-") or "nothing")
-        case(name, link="json-nested/request.json", options={"include": want})
+def check_published(load):
+    """Numbers worked out by hand and in other programs, to every digit: of the decimals, before float32."""
+    for name, path, owed in criterion_cases.PUBLISHED:
+        got = reference.answer(reference.read_request(*load(name), real=float))
+        for member in path.split("/"):
+            got = got[member]
+        if abs(got - owed) > .51e-10:
+            refuse(name, f"{path} is {got}, {owed} was published")
+    print(f"published numbers: {len(criterion_cases.PUBLISHED)}")
 
 
 # ---------------------------------------------------------------- expect.json
 
-def refuse_fragile(name, r, images):
-    """What the header promises: no answer that depends on rounding."""
-    for i, image in enumerate(images):
-        ce, mined, rest = image["ce"], image["mined"], ~image["positive"] & ~image["mined"] & ~image["ignored"]
-        if mined.any() and rest.any():
-            cut = ce[mined].min()
-            near = (mined | rest) & ((np.abs(ce - cut) <= 1e-5 * cut) | (ce < 1e-36) & (cut < 1e-36))
-            rows = r["conf"][i][near]
-            if (near & rest).any() and len(np.unique(rows - rows.max(1, keepdims=True), axis=0)) > 1:
-                raise SystemExit(f"{name}: image {i}: different rows within 1e-5 at the mining cut")
-        for x in image["best_iou"]:
-            if int(float(x) * 10) != int(np.float32(x) * np.float32(10)):
-                raise SystemExit(f"{name}: image {i}: IoU {x} at a histogram edge")
-
-
-def expectation(name, files):
+def load(name):
+    """-> the request's bytes, its query options"""
+    files = CASES[name]
     if "request.link" in files:
-        target = os.path.normpath(files["request.link"].decode().strip()[3:])
-        other, file = os.path.split(target)
+        other, file = os.path.split(os.path.normpath(files["request.link"].decode().strip()[3:]))
         data = CASES[other].get(file)
     else:
         other, data = name, next((v for k, v in files.items() if k.startswith("request.")), None)
@@ -371,46 +204,48 @@ def expectation(name, files):
         with open(os.path.join(HERE, other, "request.safetensors"), "rb") as f:
             data = f.read()
         if hashlib.sha256(data).hexdigest() != BCCD_SHA256:
-            raise SystemExit(f"{other}/request.safetensors is not the file the answers were made for")
-    r = reference.read_request(data, json.loads(files.get("options.json", b"{}")))
-    images = reference.compute(r)
-    refuse_fragile(name, r, images)
-    return json_text(reference.answer(r, images))
+            refuse(other, "request.safetensors is not the file the answers were made for")
+    return data, json.loads(files.get("options.json", b"{}"))
 
 
-def same(a, b):
-    """Equal, floats to 1e-12: exp and log of another numpy may differ in the last bit."""
+def same(a, b, apart=1e-12):
+    """Equal, floats to 1e-12: exp and log of another numpy may differ in the last bit; gradients are float32."""
     if isinstance(a, float) and isinstance(b, float):
-        return a == b or abs(a - b) <= 1e-12 * max(abs(a), abs(b))
+        return a == b or abs(a - b) <= apart * max(abs(a), abs(b))
     if type(a) is not type(b):
         return False
     if isinstance(a, dict):
-        return list(a) == list(b) and all(same(a[k], b[k]) for k in a)
+        return list(a) == list(b) and all(same(a[k], b[k], 2e-7 if "gradients" in k else apart) for k in a)
     if isinstance(a, list):
-        return len(a) == len(b) and all(map(same, a, b))
+        return len(a) == len(b) and all(same(x, y, apart) for x, y in zip(a, b))
     return a == b
 
 
+def is_same(file, old, data):
+    return old == data or bool(old) and file == "expect.json" and same(json.loads(old), json.loads(data))
+
+
 def main():
-    for add in (trained, ties, matching, shapes, logits, encodings, by_name, options):
-        add()
-    check, wrong = sys.argv[1:] == ["--check"], 0
+    cases.add_all()
+    criterion_cases.add_all()
+    check, wrong, read = sys.argv[1:] == ["--check"], 0, {}
     if sys.argv[1:] and not check:
         raise SystemExit(__doc__)
     for name, files in CASES.items():
-        files["expect.json"] = expectation(name, files)
+        r = reference.read_request(*load(name))
+        images = reference.compute(r)
+        refuse_fragile(name, r, images)
+        read[name] = r, images
+        files["expect.json"] = json_text(reference.answer(r, images))
         for file, data in files.items():
-            path = os.path.join(HERE, name, file)
-            if check:
-                try:
-                    with open(path, "rb") as f:
-                        old = f.read()
-                except FileNotFoundError:
-                    old = None
-                if old != data and not (old and file == "expect.json" and same(json.loads(old), json.loads(data))):
-                    print(f"differs: {name}/{file}")
-                    wrong += 1
-            else:
+            path, old = os.path.join(HERE, name, file), None
+            if os.path.exists(path):
+                with open(path, "rb") as f:
+                    old = f.read()
+            if check and not is_same(file, old, data):
+                print(f"differs: {name}/{file}")
+                wrong += 1
+            elif not check and not is_same(file, old, data):
                 os.makedirs(os.path.dirname(path), exist_ok=True)
                 with open(path, "wb") as f:
                     f.write(data)
@@ -418,6 +253,9 @@ def main():
     for stray in sorted(known - set(CASES)):
         print(f"no such case: {stray}")
         wrong += check
+    check_priors()
+    check_published(load)
+    check_all_gradients(read)
     print(f"{len(CASES)} cases {'checked' if check else 'written'}, {wrong} differences")
     raise SystemExit(wrong > 0)
 
