@@ -3,7 +3,7 @@
 #
 # Objects live in build/<configuration>/: release (default), test (address + undefined sanitizers), tsan, cover.
 
-VERSION := 0.1.0
+VERSION := 0.2.0
 CONFIG  ?= release
 CC      ?= cc
 B       := build/$(CONFIG)
@@ -40,7 +40,7 @@ LIB_OBJ    := $(patsubst %.c,$(B)/%.o,$(filter-out lib/cpu_simd.c,$(wildcard lib
 PROTO_OBJ  := $(patsubst %.c,$(B)/%.o,$(wildcard proto/*.c))
 SERVER_OBJ := $(patsubst %.c,$(B)/%.o,$(wildcard server/*.c))
 ARCHIVES   := $(B)/libproto.a $(B)/libboxloss.a
-LDLIBS     := -lmicrohttpd -ljansson -lm -lpthread
+LDLIBS     := -lmicrohttpd -ljansson -lsqlite3 -lm -lpthread
 
 UNIT    := $(patsubst tests/unit/%.c,$(B)/unit/%,$(wildcard tests/unit/test_*.c))
 KERNELS := $(B)/kernels/harness
@@ -72,7 +72,7 @@ $(B)/lib/cpu_simd_avx2.o: lib/cpu_simd.c | deps-build
 	@mkdir -p $(@D)
 	$(call say,CC)
 	$(Q)$(CC) $(ALL_CFLAGS) $(KERNEL_CFLAGS) $(AVX2_CFLAGS) -DBX_LEVEL=avx2 -c $< -o $@
-$(B)/lib/cpu.o $(B)/lib/ref.o: $(B)/lib/%.o: lib/%.c | deps-build
+$(patsubst %,$(B)/lib/%.o,cpu ref assign gradients): $(B)/lib/%.o: lib/%.c | deps-build
 	@mkdir -p $(@D)
 	$(call say,CC)
 	$(Q)$(CC) $(ALL_CFLAGS) $(KERNEL_CFLAGS) -c $< -o $@
@@ -142,13 +142,13 @@ docker: ## build the container image, with docker, podman or buildah
 test: ## build with address and undefined-behaviour sanitizers and run every test
 	@$(MAKE) --no-print-directory CONFIG=test check
 check: deps-test $(B)/lossd $(UNIT) $(KERNELS) $(GOLDEN)
-	@LOSSD=$(B)/lossd tests/run $(UNIT) $(KERNELS) $(GOLDEN) tests/e2e/run.py
+	@LOSSD=$(B)/lossd tests/run $(UNIT) $(KERNELS) $(GOLDEN) tests/golden/sources tests/e2e/run.py
 unit: deps-test $(UNIT) ## unit suites only
 	@tests/run $(UNIT)
 kernels: deps-test $(KERNELS) ## every kernel level against the reference, stage by stage
 	@tests/run $(KERNELS)
-golden: deps-test $(GOLDEN) ## independent float64 and PyTorch numbers
-	@tests/run $(GOLDEN)
+golden: deps-test $(GOLDEN) ## independent float64 and PyTorch numbers, and these made again
+	@tests/run $(GOLDEN) tests/golden/sources
 e2e: deps-test $(B)/lossd ## the real daemon over the wire
 	@LOSSD=$(B)/lossd tests/run tests/e2e/run.py
 tsan: ## the same tests under the thread sanitizer
@@ -167,7 +167,7 @@ layers: $(ARCHIVES) ## check on the built archives that no layer reaches upwards
 lint: deps-lint ## cppcheck and shellcheck
 	@cppcheck --quiet --error-exitcode=1 --std=c11 --enable=warning,performance,portability --inline-suppr \
 	    --suppress=missingIncludeSystem --suppress=toomanyconfigs --max-configs=1 -Ilib -Iproto -Iserver lib proto server
-	@shellcheck deploy/deps deploy/run deploy/build-image.sh tests/run tests/support/layers .ci/run
+	@shellcheck deploy/deps deploy/run deploy/build-image.sh tests/run tests/support/layers tests/golden/sources .ci/run
 format: deps-lint ## format every C file
 	@clang-format -i $(C_FILES)
 format-check: deps-lint

@@ -4,7 +4,7 @@
  *
  * Each request is an `exchange`, made when its first line has been read and freed when it is completed. Its handler is
  * called with the headers, with each piece of the body, and a last time when the body is complete; only the first and
- * the last call can answer. A posted batch is suspended in the last call until it is settled.
+ * the last call can answer. What other threads work on is suspended in the last call until it is settled.
  */
 #include <errno.h>
 #include <microhttpd.h>
@@ -47,8 +47,8 @@ typedef struct exchange {
     char target[192]; /* for the log */
     char method[16];
     char id[136];
-    request *post;     /* a batch being received or computed */
-    answer refusal;    /* without a batch: the answer once the body is read */
+    request *post;     /* what is being received or computed */
+    answer refusal;    /* without it: the answer once the body is read */
     int64_t body_left; /* of a body that is read only to be ignored */
     int64_t pieces;
     int64_t began_ns;
@@ -102,11 +102,13 @@ static enum MHD_Result send_answer(exchange *x, answer a) {
         return MHD_NO;
     }
     char number[16];
-    MHD_add_response_header(response, MHD_HTTP_HEADER_CONTENT_TYPE, a.type);
+    if (a.type) {
+        MHD_add_response_header(response, MHD_HTTP_HEADER_CONTENT_TYPE, a.type);
+    }
     MHD_add_response_header(response, "X-Request-Id", x->id);
     MHD_add_response_header(response, MHD_HTTP_HEADER_CACHE_CONTROL, "no-store");
     MHD_add_response_header(response, "X-Content-Type-Options", "nosniff");
-    if (a.allow) {
+    if (*a.allow) {
         MHD_add_response_header(response, MHD_HTTP_HEADER_ALLOW, a.allow);
     }
     if (a.retry_after) {
@@ -228,28 +230,44 @@ static bool take_query(exchange *x, refusal *why) {
     return x->post->n_query == (size_t)n;
 }
 
-static enum MHD_Result begin_post(exchange *x, const route *route, const head *h, proto_encoding accept) {
+/* Whether the body may come, as far as the head tells; otherwise the answer. */
+static bool check_body(exchange *x, const head *h, admission *a, answer *refused) {
     const options *o = &x->server->options;
-    proto_encoding encoding;
-    bool guess;
-    refusal why;
-    answer refused;
-    if (!h->chunked && h->content_length < 0) {
-        return refuse_why(x, h,
-                          (refusal){411, "length_required", "A body with Content-Length (or chunked) is required."});
+    refusal why = {411, "length_required", "A body with Content-Length (or chunked) is required."};
+    bool fine = (h->chunked || h->content_length >= 0) && head_body_encoding(h, &a->encoding, &a->guess, &why);
+    if (fine && a->route->kind == DEFINITION_CRITERION) {
+        why = (refusal){415, "unsupported_media_type", "A criterion is sent as application/json."};
+        fine = a->guess || a->encoding == PROTO_JSON;
+        a->guess = false;
+        a->encoding = PROTO_JSON;
     }
-    if (!head_body_encoding(h, &encoding, &guess, &why)) {
-        return refuse_why(x, h, why);
+    if (!fine) {
+        *refused = answer_problem(why.status, why.code, why.detail, "", x->id);
+        return false;
     }
-    if (h->content_length > (encoding == PROTO_JSON && o->max_json < o->max_body ? o->max_json : o->max_body)) {
+    const bool json = a->encoding == PROTO_JSON;
+    if (h->content_length > (json && o->max_json < o->max_body ? o->max_json : o->max_body)) {
         char detail[160];
         snprintf(detail, sizeof detail, "The body has %lld bytes; the limit is %ld (--max-%s).",
-                 (long long)h->content_length, encoding == PROTO_JSON ? o->max_json : o->max_body,
-                 encoding == PROTO_JSON ? "json; send larger ones as safetensors" : "body");
-        return refuse(x, h, answer_problem(413, "body_too_large", detail, "", x->id));
+                 (long long)h->content_length, json ? o->max_json : o->max_body,
+                 !json                                    ? "body"
+                 : a->route->kind == DEFINITION_CRITERION ? "json"
+                                                          : "json; send larger ones as safetensors");
+        *refused = answer_problem(413, "body_too_large", detail, "", x->id);
+        return false;
     }
-    size_t expected = h->content_length > 0 ? (size_t)h->content_length : 0;
-    x->post = request_admit(x->server, route->task, encoding, guess, accept, expected, x->id, &refused);
+    a->expected = h->content_length > 0 ? (size_t)h->content_length : 0;
+    return true;
+}
+
+/* A request that other threads will work on. */
+static enum MHD_Result begin_request(exchange *x, const head *h, admission *a) {
+    refusal why;
+    answer refused;
+    if (a->route->has_body && !check_body(x, h, a, &refused)) {
+        return refuse(x, h, refused);
+    }
+    x->post = request_admit(x->server, a, &refused);
     if (!x->post) {
         return refuse(x, h, refused);
     }
@@ -261,8 +279,9 @@ static enum MHD_Result begin_post(exchange *x, const route *route, const head *h
         x->post = NULL;
         return refuse_why(x, h, why);
     }
-    x->body_left = expected ? (int64_t)expected : DISCARD_LIMIT; /* of what may follow an error */
-    set_phase(x, PHASE_BODY, o->request_timeout);
+    /* of what may follow an error, or is not wanted */
+    x->body_left = !a->route->has_body ? GET_BODY_LIMIT : a->expected ? (int64_t)a->expected : DISCARD_LIMIT;
+    set_phase(x, PHASE_BODY, x->server->options.request_timeout);
     return MHD_YES;
 }
 
@@ -277,13 +296,14 @@ static enum MHD_Result begin(exchange *x, const char *url, const char *method, c
         x->close = true;
         return refuse_why(x, &h, why);
     }
-    const char *name, *allow;
-    const route *route = route_find(method, url, &name, &allow);
-    if (!route && allow) {
+    const char *name;
+    char allow[sizeof((answer *)0)->allow];
+    const route *route = route_find(method, url, &name, allow);
+    if (!route && *allow) {
         char detail[64];
         snprintf(detail, sizeof detail, "This path answers %s.", allow);
         answer a = answer_problem(405, "method_not_allowed", detail, "", x->id);
-        a.allow = allow;
+        memcpy(a.allow, allow, sizeof a.allow);
         return refuse(x, &h, a);
     }
     if (!route) {
@@ -297,13 +317,22 @@ static enum MHD_Result begin(exchange *x, const char *url, const char *method, c
     if (route->negotiates && !head_accept(&h, &accept, &why)) {
         return refuse_why(x, &h, why);
     }
-    if (route->posts) {
-        return begin_post(x, route, &h, accept);
-    }
-    if (h.content_length > GET_BODY_LIMIT) {
+    if (!route->has_body && h.content_length > GET_BODY_LIMIT) {
         return refuse_why(x, &h, (refusal){413, "body_too_large", "This path takes no body."});
     }
-    return refuse(x, &h, route->get(&(route_call){x->server, name, accept, x->id}));
+    bx_error error = {0};
+    if (route->how == ROUTE_BY_CLERK && registry_check_name(route->kind, name, &error) != BX_OK) {
+        return refuse(x, &h, answer_error(&error, NULL, PROTO_JSON, x->id));
+    }
+    if (route->how == ROUTE_AT_ONCE || route->how == ROUTE_BY_WORKER) {
+        answer a = route->handler(
+            &(route_call){.server = x->server, .route = route, .name = name, .accept = accept, .request_id = x->id});
+        if (a.status) {
+            return refuse(x, &h, a);
+        }
+    }
+    admission wanted = {.route = route, .name = name, .accept = accept, .id = x->id};
+    return begin_request(x, &h, &wanted);
 }
 
 /* ---- the other calls --------------------------------------------------------------------------------------------- */
@@ -482,7 +511,7 @@ static bx_status start_daemon(server *server, bx_error *error) {
     return server->http->daemon ? BX_OK : bx_fail(error, BX_INTERNAL, "http", "libmicrohttpd does not start");
 }
 
-bx_status http_start(server *server, bx_error *error) {
+bx_status http_listen(server *server, bx_error *error) {
     http *h = calloc(1, sizeof *h);
     if (!h) {
         return bx_fail(error, BX_NOMEM, "out_of_memory", "no memory for the HTTP server");
@@ -494,13 +523,12 @@ bx_status http_start(server *server, bx_error *error) {
         random = (uint64_t)now_ns();
     }
     snprintf(h->id_prefix, sizeof h->id_prefix, "%016llx", (unsigned long long)random);
-    bx_status status = open_listener(server, error);
-    status = status == BX_OK ? peers_start(&h->peers, error) : status;
-    status = status == BX_OK ? start_daemon(server, error) : status;
-    if (status != BX_OK) {
-        http_stop(server);
-    }
-    return status;
+    return open_listener(server, error);
+}
+
+bx_status http_start(server *server, bx_error *error) {
+    bx_status status = peers_start(&server->http->peers, error);
+    return status == BX_OK ? start_daemon(server, error) : status;
 }
 
 void http_close_listener(server *server) {

@@ -66,6 +66,9 @@ static const char *check_options(const options *o, log_level *level) {
     if (strcmp(o->device, "auto") && strcmp(o->device, "cpu")) {
         return "--device: one of auto, cpu, cuda";
     }
+    if (!*o->data_dir) {
+        return "--data-dir: an empty name";
+    }
     if (!address_resolve(o->listen, &address)) {
         return "--listen: not HOST:PORT of this machine, such as 127.0.0.1:8080 (ports end at 65535)";
     }

@@ -22,6 +22,8 @@ struct memory {
     size_t limit, used, idle_bytes;
     buffer idle[MAX_IDLE];
     int n_idle;
+    bool (*reclaim)(void *context);
+    void *reclaim_context;
 };
 
 memory *memory_new(size_t limit) {
@@ -74,6 +76,11 @@ void memory_free(memory *m) {
     }
 }
 
+void memory_on_full(memory *m, bool (*reclaim)(void *context), void *context) {
+    m->reclaim = reclaim;
+    m->reclaim_context = context;
+}
+
 size_t memory_limit(const memory *m) {
     return m->limit;
 }
@@ -107,7 +114,7 @@ static buffer take_idle(memory *m, int i) {
 }
 
 /* Count `bytes` as used, at the cost of the oldest idle buffers if need be. */
-static bool reserve(memory *m, size_t bytes) {
+static bool try_reserve(memory *m, size_t bytes) {
     victims v = {.n = 0};
     pthread_mutex_lock(&m->lock);
     bool room = bytes <= m->limit - m->used;
@@ -117,6 +124,15 @@ static bool reserve(memory *m, size_t bytes) {
     m->used += room ? bytes : 0;
     pthread_mutex_unlock(&m->lock);
     release_victims(&v);
+    return room;
+}
+
+/* The same, at the cost of whatever can be reclaimed. */
+static bool reserve(memory *m, size_t bytes) {
+    bool room;
+    do {
+        room = try_reserve(m, bytes);
+    } while (!room && bytes <= m->limit && m->reclaim && m->reclaim(m->reclaim_context));
     return room;
 }
 

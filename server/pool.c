@@ -4,8 +4,9 @@
  *
  * A worker takes one unit of the request at the head and moves the request to the tail, so a small request never waits
  * behind all of a large one. A request is in the ring exactly while it has a unit that may run (`queued`), and the ring
- * holds one reference. Its units, in the order they are taken: decode the body, finish an image whose blocks are done,
- * run the next block whose rows have arrived. The queue is bounded because every request in it was admitted.
+ * holds one reference. Its units, in the order they are taken: what the whole body is for, finish an image whose blocks
+ * are done, run the next block whose rows have arrived; then the second round of each image. The queue is bounded
+ * because every request in it was admitted.
  */
 #include <stdlib.h>
 
@@ -31,7 +32,8 @@ typedef struct worker {
 /* ---- the ring, under the lock ------------------------------------------------------------------------------------ */
 
 static bool has_work(const request *r) {
-    return r->decode_ready || r->images_head < r->images_tail || r->next_unit < r->ready_units;
+    return r->body_ready || r->images_head < r->images_tail || r->next_unit < r->ready_units ||
+           r->next_row < r->ready_rows;
 }
 
 static void append(pool *p, request *r) {
@@ -58,20 +60,22 @@ static void enqueue(pool *p, request *r) {
 }
 
 typedef struct unit {
-    enum { DECODE, IMAGE, BLOCK } kind;
+    enum { BODY, IMAGE, BLOCK, ROWS } kind;
     int64_t index;
 } unit;
 
 /* Take a unit of the head; the caller gets a reference. */
 static request *take(pool *p, unit *out) {
     request *r = p->head;
-    if (r->decode_ready) {
-        r->decode_ready = false;
-        *out = (unit){DECODE, 0};
+    if (r->body_ready) {
+        r->body_ready = false;
+        *out = (unit){BODY, 0};
     } else if (r->images_head < r->images_tail) {
         *out = (unit){IMAGE, r->images_ready[r->images_head++]};
-    } else {
+    } else if (r->next_unit < r->ready_units) {
         *out = (unit){BLOCK, r->next_unit++};
+    } else {
+        *out = (unit){ROWS, r->next_row++};
     }
     unlink_request(p, r);
     if (has_work(r)) {
@@ -86,14 +90,17 @@ static request *take(pool *p, unit *out) {
 
 static void run(request *r, bx_context *context, unit u) {
     switch (u.kind) {
-    case DECODE:
-        request_run_decode(r);
+    case BODY:
+        request_run_body(r);
         break;
     case IMAGE:
-        request_run_image(r, context, (int32_t)u.index);
+        batch_run_image(r, context, (int32_t)u.index);
         break;
     case BLOCK:
-        request_run_unit(r, context, u.index);
+        batch_run_unit(r, context, u.index);
+        break;
+    case ROWS:
+        batch_run_rows(r, context, (int32_t)u.index);
         break;
     }
 }
@@ -149,12 +156,12 @@ bx_status pool_start(pool **out, size_t n_workers, size_t n_spares, const char *
     p->n_workers = n_workers;
     p->threads = calloc(n_workers, sizeof *p->threads);
     p->contexts = calloc(n_workers + n_spares, sizeof(bx_context *));
-    p->spares = calloc(n_spares, sizeof(bx_context *));
+    p->spares = calloc(n_spares + 1, sizeof(bx_context *)); /* none is no failure */
     bx_status status = BX_OK;
     if (!p->threads || !p->contexts || !p->spares) {
         status = bx_fail(error, BX_NOMEM, "out_of_memory", "no memory for the worker pool");
     }
-    for (; status == BX_OK && p->n_contexts < n_workers + n_spares; p->n_contexts++) {
+    for (; status == BX_OK && level && p->n_contexts < n_workers + n_spares; p->n_contexts++) {
         status = bx_context_open(&p->contexts[p->n_contexts], "cpu", level, error);
         if (status != BX_OK) {
             break;
@@ -200,9 +207,9 @@ const char *pool_level(const pool *p) {
 
 /* ---- what requests ask for --------------------------------------------------------------------------------------- */
 
-void pool_push_decode(pool *p, request *r) {
+void pool_push_body(pool *p, request *r) {
     pthread_mutex_lock(&p->lock);
-    r->decode_ready = true;
+    r->body_ready = true;
     enqueue(p, r);
     pthread_mutex_unlock(&p->lock);
 }
@@ -219,6 +226,13 @@ void pool_advance(pool *p, request *r, int64_t ready) {
 void pool_push_image(pool *p, request *r, int32_t image) {
     pthread_mutex_lock(&p->lock);
     r->images_ready[r->images_tail++] = image;
+    enqueue(p, r);
+    pthread_mutex_unlock(&p->lock);
+}
+
+void pool_push_rows(pool *p, request *r) {
+    pthread_mutex_lock(&p->lock);
+    r->ready_rows = r->plan.n_images;
     enqueue(p, r);
     pthread_mutex_unlock(&p->lock);
 }

@@ -1,34 +1,34 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * One posted batch, from its first byte to its answer.
+ * One request that is not answered at once, from its first byte to its answer.
  *
- * The thread that receives the body decodes it as soon as the annotations are in (a safetensors body whose tensors come
- * in the usual order) and lets the workers run each block of priors when its conf rows have arrived and finish each
- * image when its loc rows have. Other bodies are decoded once they are complete. The last image reduces, encodes the
- * answer and settles the request; whoever settles first wins (the last image, a deadline, a drain), and only the winner
- * resumes a waiting connection. What costs less than INLINE_US is computed by the receiving thread itself.
+ * What is in memory is counted, from admission on. A request is decoded as early as it can be (batch.c), or handed to a
+ * worker whole; whoever settles it first wins (the last unit of work, a deadline, a drain), and only the winner resumes
+ * a waiting connection.
  */
 #include <stdlib.h>
 #include <string.h>
 
 #include "server.h"
 
-#define INLINE_US           200.0
-#define US_PER_ANSWER_BYTE  0.01                /* of the answer */
 #define EARLY_BYTES         ((size_t)256 << 10) /* smaller bodies are decoded when complete */
 #define DECODE_BYTES        ((size_t)1 << 20)   /* decoding more than this is a worker's job */
 #define JSON_DECODE_BYTES   ((size_t)32 << 10)  /* and more than this of JSON */
 #define JSON_TREE           64 /* bytes of tree per byte of text, at worst; half of --memory-limit at most */
 #define FIRST_CHUNKED_BYTES ((size_t)64 << 10)
 #define BASE_BYTES          ((size_t)256 << 10)
+#define LATER_BYTES         ((size_t)256 << 10) /* of prior boxes or JSON texts: a worker makes them */
 
 /* ---- admission --------------------------------------------------------------------------------------------------- */
 
 /* What a body of `bytes` will need besides the tree of a JSON text: itself, and its work. A prior's row of predictions
  * is at least 12 bytes on the wire and 13 in the workspace; a number in JSON is at least 2 characters and 4 bytes as a
  * float. */
-static size_t needed_bytes(proto_encoding encoding, bool guess, size_t bytes) {
-    return bytes / 2 * (encoding == PROTO_JSON || guess ? 8 : 5) + BASE_BYTES;
+static size_t needed_bytes(const admission *a, size_t bytes) {
+    if (a->route->how != ROUTE_BATCH) {
+        return bytes + BASE_BYTES;
+    }
+    return bytes / 2 * (a->encoding == PROTO_JSON || a->guess ? 8 : 5) + BASE_BYTES;
 }
 
 static answer refuse(int status, int retry, const char *code, const char *detail, const char *id) {
@@ -37,53 +37,55 @@ static answer refuse(int status, int retry, const char *code, const char *detail
     return a;
 }
 
-static request *new_request(server *server, size_t need, const char *id, answer *refusal) {
+static request *new_request(server *server, const admission *a, size_t need, answer *refusal) {
     request *r = calloc(1, sizeof *r);
     if (!r) {
-        *refusal = refuse(503, 1, "out_of_memory", "No memory for another request.", id);
+        *refusal = refuse(503, 1, "out_of_memory", "No memory for another request.", a->id);
         return NULL;
     }
     if (!lease_begin(&r->lease, server->memory, need)) {
         free(r);
-        *refusal = refuse(503, 1, "memory_full", "The memory for bodies in flight is full; try again soon.", id);
+        *refusal = refuse(503, 1, "memory_full", "The memory for bodies in flight is full; try again soon.", a->id);
         return NULL;
     }
     pthread_mutex_init(&r->lock, NULL);
     atomic_init(&r->refs, 1);
     r->server = server;
+    r->pool = a->route->how == ROUTE_BY_CLERK ? server->clerk : server->pool;
+    r->route = a->route;
+    r->encoding = a->encoding;
+    r->guess = a->guess;
+    r->accept = a->accept;
+    r->expected = a->expected;
+    r->began_ns = now_ns();
+    snprintf(r->name, sizeof r->name, "%s", a->name ? a->name : "");
+    snprintf(r->id, sizeof r->id, "%s", a->id);
     return r;
 }
 
-request *request_admit(server *server, proto_task task, proto_encoding encoding, bool guess, proto_encoding accept,
-                       size_t expected, const char *id, answer *refusal) {
+request *request_admit(server *server, const admission *a, answer *refusal) {
     if (atomic_load(&server->closing)) {
-        *refusal = refuse(503, 5, "draining", "This daemon is shutting down.", id);
+        *refusal = refuse(503, 5, "draining", "This daemon is shutting down.", a->id);
         return NULL;
     }
-    size_t first = expected ? expected : FIRST_CHUNKED_BYTES, need = needed_bytes(encoding, guess, first);
+    size_t first = a->expected ? a->expected : a->route->has_body ? FIRST_CHUNKED_BYTES : 0;
+    size_t need = needed_bytes(a, first);
     if (need > memory_limit(server->memory)) {
-        *refusal = refuse(413, 0, "body_too_large", "A body of this size may need more than --memory-limit.", id);
+        *refusal = refuse(413, 0, "body_too_large", "A body of this size may need more than --memory-limit.", a->id);
         return NULL;
     }
     if (atomic_fetch_add(&server->tickets, 1) >= server->options.queue_limit) {
         atomic_fetch_sub(&server->tickets, 1);
-        *refusal = refuse(503, 1, "queue_full", "As many requests as --queue-limit allows are being served.", id);
+        *refusal = refuse(503, 1, "queue_full", "As many requests as --queue-limit allows are being served.", a->id);
         return NULL;
     }
-    request *r = new_request(server, need, id, refusal);
+    request *r = new_request(server, a, need, refusal);
     if (!r) {
         atomic_fetch_sub(&server->tickets, 1);
         return NULL;
     }
-    r->task = task;
-    r->encoding = encoding;
-    r->guess = guess;
-    r->accept = accept;
-    r->expected = expected;
-    r->began_ns = now_ns();
-    strncpy(r->id, id, sizeof r->id - 1);
-    if (lease_take(&r->lease, first, &r->body) != BX_OK) {
-        *refusal = refuse(503, 1, "out_of_memory", "No memory for this body.", id);
+    if (first > 0 && lease_take(&r->lease, first, &r->body) != BX_OK) {
+        *refusal = refuse(503, 1, "out_of_memory", "No memory for this body.", a->id);
         request_unref(r);
         return NULL;
     }
@@ -107,6 +109,7 @@ static void return_memory(request *r) {
     }
     lease_give(&r->lease, &r->body);
     lease_give(&r->lease, &r->work);
+    lease_give(&r->lease, &r->gradients);
 }
 
 void request_unref(request *r) {
@@ -149,12 +152,11 @@ static bool settle(request *r, answer given) {
     return wins;
 }
 
-static answer error_answer(request *r, const bx_error *error) {
+answer request_error(request *r, const bx_error *error) {
     return answer_error(error, r->decoded ? &r->decoded_request : NULL, r->encoding, r->id);
 }
 
-/* For the last unit, and for what never had one. */
-static void settle_finished(request *r, answer given) {
+void request_settle(request *r, answer given) {
     pthread_mutex_lock(&r->lock);
     r->finished = true;
     pthread_mutex_unlock(&r->lock);
@@ -165,7 +167,7 @@ void request_fail(request *r, int status, const char *code, const char *detail) 
     answer a = answer_problem(status, code, detail, "", r->id);
     a.retry_after = status == 503 ? 5 : 0;
     if (settle(r, a)) {
-        pool_cancel(r->server->pool, r);
+        pool_cancel(r->pool, r);
     }
 }
 
@@ -214,189 +216,35 @@ bool request_answer(request *r, answer *out) {
 }
 
 void request_abandon(request *r) {
-    pool_cancel(r->server->pool, r);
+    pool_cancel(r->pool, r);
     request_unref(r);
 }
 
-/* ---- decoding and planning --------------------------------------------------------------------------------------- */
+/* ---- memory ------------------------------------------------------------------------------------------------------ */
 
-static bx_status check_device(request *r) {
-    if (!strncmp(r->decoded_request.device, "cuda", 4)) {
-        bx_fail(&r->error, BX_DEVICE, "device_unavailable", "this daemon has no device \"%s\"",
-                r->decoded_request.device);
-        bx_at(&r->error, "device");
-        return BX_DEVICE;
-    }
-    return BX_OK;
-}
-
-/* No room for `bytes` more: for now, or (since this request alone would need more than there is) for ever. */
-static bx_status no_memory(request *r, bx_status status, size_t bytes) {
+bx_status request_no_memory(const request *r, bx_status status, size_t bytes, bx_error *error) {
     const size_t limit = memory_limit(r->server->memory);
     if (status == BX_BUSY && bytes > limit - r->lease.held) {
-        return bx_fail(&r->error, BX_TOO_LARGE, "too_expensive",
+        return bx_fail(error, BX_TOO_LARGE, "too_expensive",
                        "the request needs %zu bytes besides the %zu it holds, more than --memory-limit (%zu)", bytes,
                        r->lease.held, limit);
     }
-    return bx_fail(&r->error, status, status == BX_BUSY ? "memory_full" : "out_of_memory",
+    return bx_fail(error, status, status == BX_BUSY ? "memory_full" : "out_of_memory",
                    "no memory for this request at the moment (%zu bytes)", bytes);
 }
 
-/* What a batch is not allowed to ask for, whoever asks. */
-static bx_status check_cost(request *r) {
-    r->answer_bytes = proto_answer_bytes(&r->decoded_request, &r->plan, r->accept);
-    const double seconds = (r->plan.cost_us + US_PER_ANSWER_BYTE * (double)r->answer_bytes) * 1e-6;
-    if (seconds > (double)r->server->options.request_timeout) {
-        return bx_fail(
-            &r->error, BX_TOO_LARGE, "too_expensive",
-            "the work is estimated at %.0f s on one core, more than --request-timeout (%ld s); send less at once",
-            seconds, r->server->options.request_timeout);
-    }
-    return BX_OK;
-}
-
-/* Memory for the work and the answer. The common case fits what admission reserved. */
-static bx_status take_work(request *r) {
-    const size_t n = (size_t)r->plan.n_images;
-    size_t counters = n * (sizeof(atomic_int) + sizeof(int32_t));
-    bx_status status = lease_take(&r->lease, r->plan.work_bytes + counters, &r->work);
-    if (status == BX_OK && !lease_promise(&r->lease, r->answer_bytes)) {
-        status = BX_BUSY;
-        lease_give(&r->lease, &r->work);
-    }
-    if (status != BX_OK) {
-        return no_memory(r, status, r->plan.work_bytes + r->answer_bytes);
-    }
-    bx_job_init(&r->job, &r->plan, &r->decoded_request.batch, r->work.data);
-    r->job.cancel = &r->cancelled;
-    r->blocks_left = (atomic_int *)(void *)((char *)r->work.data + r->plan.work_bytes);
-    r->images_ready = (int32_t *)(void *)(r->blocks_left + n);
-    for (size_t i = 0; i < n; i++) {
-        atomic_init(&r->blocks_left[i], r->plan.n_blocks + 1);
-    }
-    atomic_init(&r->images_left, r->plan.n_images);
-    return BX_OK;
-}
-
-/* Heap memory that the decoded request keeps. */
-static size_t decoded_bytes(const request *r) {
-    const proto_request *q = &r->decoded_request;
-    const bx_batch *b = &q->batch;
-    size_t bytes = ((size_t)b->n_images + 1) * 4 + (size_t)b->first[b->n_images] * 24;
-    if (q->own_priors) {
-        bytes += bx_priors_bytes(q->own_priors->n, q->own_priors->n_levels);
-    }
-    if (r->encoding == PROTO_JSON && b->conf.data) {
-        bytes += (size_t)b->n_images * (size_t)b->n_priors * ((size_t)b->n_columns + 4) * 4;
-    }
-    return bytes;
-}
-
-/* A JSON tree is counted while it stands: it is gone when the batch is decoded. The most it could take is asked for
- * first; when that is not free, what a document of ordinary numbers takes. */
-static bx_status borrow_tree(request *r, size_t *tree) {
+/* The most it could take is asked for first; when that is not free, what a document of ordinary numbers takes. */
+bx_status request_borrow_tree(request *r, size_t *bytes) {
     static const size_t per_byte[] = {JSON_TREE, JSON_TREE / 4};
     const size_t most = memory_limit(r->server->memory) / 2;
     for (size_t i = 0; i < sizeof per_byte / sizeof *per_byte; i++) {
         size_t wanted = r->received * per_byte[i] + BASE_BYTES;
-        *tree = wanted < most ? wanted : most;
-        if (lease_borrow(&r->lease, *tree)) {
+        *bytes = wanted < most ? wanted : most;
+        if (lease_borrow(&r->lease, *bytes)) {
             return BX_OK;
         }
     }
-    return no_memory(r, BX_BUSY, *tree);
-}
-
-static bx_status decode(request *r, size_t bytes) {
-    size_t tree = 0;
-    bx_status status = r->encoding == PROTO_JSON ? borrow_tree(r, &tree) : BX_OK;
-    if (status != BX_OK) {
-        return status;
-    }
-    status = proto_request_decode(&r->decoded_request, r->task, r->encoding, r->body.data, bytes, r->query, r->n_query,
-                                  &r->server->catalog, &(proto_limits){tree}, &r->error);
-    lease_return(&r->lease, tree);
-    r->decoded = status == BX_OK;
-    if (r->decoded && !lease_promise(&r->lease, decoded_bytes(r))) {
-        status = no_memory(r, BX_BUSY, decoded_bytes(r));
-    }
-    return status;
-}
-
-/* Body -> batch -> plan -> job. `bytes` is the body's full length, of which the annotations at least are there. */
-static bx_status prepare(request *r, size_t bytes) {
-    bx_status status = decode(r, bytes);
-    if (status == BX_OK) {
-        status = check_device(r);
-    }
-    if (status == BX_OK) {
-        const proto_request *q = &r->decoded_request;
-        status = bx_plan_init(&r->plan, q->criterion, q->priors, &q->batch, &r->error);
-    }
-    if (status == BX_OK) {
-        status = check_cost(r);
-    }
-    if (status == BX_OK) {
-        status = take_work(r);
-    }
-    r->planned = status == BX_OK;
-    return status;
-}
-
-/* Small enough for the receiving thread. */
-static bool is_small(const request *r) {
-    return r->plan.cost_us + US_PER_ANSWER_BYTE * (double)r->answer_bytes < INLINE_US;
-}
-
-/* ---- progress: what of a planned request may run ----------------------------------------------------------------- */
-
-/* Rows of a prediction tensor that are in, from 0 to N*P. */
-static int64_t rows_in(const request *r, bx_tensor tensor, size_t width) {
-    const size_t row = width * bx_dtype_bytes(tensor.dtype);
-    const int64_t all = (int64_t)r->plan.n_images * r->plan.n_priors;
-    const char *data = tensor.data, *body = r->body.data;
-    if (!data || data < body || data >= body + r->body.bytes) {
-        return all; /* decoded into memory of its own */
-    }
-    size_t at = (size_t)(data - body);
-    int64_t rows = r->received > at ? (int64_t)((r->received - at) / row) : 0;
-    return rows < all ? rows : all;
-}
-
-static void progress(request *r) {
-    const bx_plan *plan = &r->plan;
-    const bx_batch *batch = &r->decoded_request.batch;
-    int64_t rows = rows_in(r, batch->conf, (size_t)plan->n_columns);
-    int64_t blocks = rows / plan->n_priors * plan->n_blocks + rows % plan->n_priors / BX_BLOCK;
-    int64_t images = rows_in(r, batch->loc, 4) / plan->n_priors;
-    for (; r->images_arrived < images; r->images_arrived++) {
-        if (atomic_fetch_sub(&r->blocks_left[r->images_arrived], 1) == 1) { /* its blocks were done first */
-            pool_push_image(r->server->pool, r, r->images_arrived);
-        }
-    }
-    pool_advance(r->server->pool, r, blocks);
-}
-
-static void mark_begun(request *r) {
-    long long none = 0;
-    atomic_compare_exchange_strong(&r->first_unit_ns, &none, now_ns());
-}
-
-/* The whole of a small request, by the receiving thread. False when no context is free. */
-static bool run_inline(request *r) {
-    bx_context *context = pool_borrow(r->server->pool);
-    if (!context) {
-        return false;
-    }
-    mark_begun(r);
-    for (int32_t i = 0; i < r->plan.n_images; i++) {
-        atomic_fetch_sub(&r->blocks_left[i], 1); /* its loc rows */
-        for (int32_t b = 0; b < r->plan.n_blocks; b++) {
-            request_run_unit(r, context, (int64_t)i * r->plan.n_blocks + b);
-        }
-    }
-    pool_return(r->server->pool, context);
-    return true;
+    return request_no_memory(r, BX_BUSY, *bytes, &r->error);
 }
 
 /* ---- receiving --------------------------------------------------------------------------------------------------- */
@@ -422,7 +270,7 @@ static bx_status grow(request *r, size_t bytes) {
         status = lease_take(&r->lease, wanted, &larger);
     }
     if (status != BX_OK) {
-        return no_memory(r, status, wanted);
+        return request_no_memory(r, status, wanted, &r->error);
     }
     memcpy(larger.data, r->body.data, r->received);
     lease_give(&r->lease, &r->body);
@@ -459,22 +307,23 @@ static bx_status receive(request *r, const void *data, size_t bytes) {
     if (status != BX_OK) {
         return status;
     }
-    if (r->expected >= EARLY_BYTES && r->encoding == PROTO_SAFETENSORS && !r->planned) {
+    bool early = r->route->how == ROUTE_BATCH && r->expected >= EARLY_BYTES && r->encoding == PROTO_SAFETENSORS;
+    if (early && !r->planned && !r->later) {
         if (!r->prefix) {
             r->prefix = proto_request_prefix(r->body.data, r->received, r->expected);
         }
         if (r->prefix && r->prefix <= r->received && r->prefix <= DECODE_BYTES && r->received < r->expected) {
-            status = prepare(r, r->expected);
+            status = batch_prepare_here(r, r->expected);
         }
     }
-    if (r->planned && !is_small(r)) {
-        progress(r);
+    if (r->planned && !r->small) {
+        batch_progress(r);
     }
     return status;
 }
 
 bool request_receive(request *r, const void *data, size_t bytes) {
-    bool wanted = r->error.status == BX_OK;
+    bool wanted = r->error.status == BX_OK && r->route->has_body;
     if (wanted && receive(r, data, bytes) != BX_OK) {
         drop_body(r);
     }
@@ -487,27 +336,33 @@ bool request_complete(request *r) {
     }
     bool ok = r->error.status == BX_OK;
     if (ok && !r->planned) {
-        if (r->received > (r->encoding == PROTO_JSON ? JSON_DECODE_BYTES : DECODE_BYTES)) {
-            pool_push_decode(r->server->pool, r);
+        bool here = r->route->how == ROUTE_BATCH && !r->later &&
+                    r->received <= (r->encoding == PROTO_JSON ? JSON_DECODE_BYTES : DECODE_BYTES);
+        ok = !here || batch_prepare_here(r, r->received) == BX_OK;
+        if (ok && !r->planned) {
+            pool_push_body(r->pool, r);
             return false;
         }
-        ok = prepare(r, r->received) == BX_OK;
     }
     if (!ok) {
-        settle_finished(r, error_answer(r, &r->error));
+        request_settle(r, request_error(r, &r->error));
         return true;
     }
-    if (is_small(r) && run_inline(r)) {
+    if (r->small && batch_run_inline(r)) {
         return true;
     }
-    progress(r);
+    batch_progress(r);
     return false;
 }
 
-/* ---- units ------------------------------------------------------------------------------------------------------- */
+/* ---- the whole body ---------------------------------------------------------------------------------------------- */
 
-/* Where the time after the last byte went; what ran while bytes arrived cost the client nothing. */
-static proto_timing timing(const request *r) {
+void request_mark_begun(request *r) {
+    long long none = 0;
+    atomic_compare_exchange_strong(&r->first_unit_ns, &none, now_ns());
+}
+
+proto_timing request_timing(const request *r) {
     int64_t first = atomic_load(&r->first_unit_ns);
     int64_t start = first > r->received_ns ? first : r->received_ns;
     return (proto_timing){
@@ -517,48 +372,52 @@ static proto_timing timing(const request *r) {
     };
 }
 
-static void finish(request *r) {
-    if (atomic_load(&r->cancelled)) {
-        return; /* units that were cut short left nothing to reduce, and nobody waits */
+bx_status request_reserve(void *context, size_t bytes, bx_error *error) {
+    reservation *v = context;
+    if (!v->by_worker && bytes > LATER_BYTES) {
+        return bx_fail(error, BX_BUSY, REGISTRY_LATER, "%zu bytes have to be made first", bytes);
     }
-    bx_result result;
-    bx_error error = {0};
-    answer done = {.status = 200, .type = r->accept == PROTO_JSON ? PROTO_TYPE_JSON : PROTO_TYPE_SAFETENSORS};
-    done.timing = timing(r);
-    bx_status status = bx_finish(&result, &r->job, &error);
-    if (status == BX_OK) {
-        status = proto_answer_encode(&done.body, r->accept, &r->decoded_request, &result, &done.timing, r->id,
-                                     memory_limit(r->server->memory), &error);
+    if (!lease_borrow(&v->request->lease, bytes)) {
+        return request_no_memory(v->request, BX_BUSY, bytes, error);
     }
-    if (status != BX_OK) {
-        answer_free(&done);
-        done = error_answer(r, &error);
-    }
-    settle_finished(r, done);
+    v->bytes += bytes;
+    return BX_OK;
 }
 
-void request_run_image(request *r, bx_context *context, int32_t image) {
-    mark_begun(r);
-    bx_run_image(context, &r->job, image);
-    if (atomic_fetch_sub(&r->images_left, 1) == 1) {
-        finish(r);
+/* What the route's handler makes of the body. Its tree is counted while it stands; so is the copy that goes to the
+ * disk, which is smaller. */
+static answer handle(request *r) {
+    size_t most = r->received;
+    if (r->encoding == PROTO_JSON && r->received > 0) {
+        if (request_borrow_tree(r, &most) != BX_OK) {
+            return request_error(r, &r->error);
+        }
+    } else if (!lease_borrow(&r->lease, most)) {
+        request_no_memory(r, BX_BUSY, most, &r->error);
+        return request_error(r, &r->error);
     }
+    reservation boxes = {.request = r, .by_worker = true};
+    registration body = {
+        .encoding = r->encoding, .body = r->body.data, .bytes = r->received, .limits = {most, request_reserve, &boxes}};
+    answer a = r->route->handler(&(route_call){.server = r->server,
+                                               .route = r->route,
+                                               .name = r->name,
+                                               .accept = r->accept,
+                                               .request_id = r->id,
+                                               .lease = &r->lease,
+                                               .body = &body});
+    lease_return(&r->lease, most + boxes.bytes);
+    a.timing = request_timing(r);
+    return a;
 }
 
-void request_run_unit(request *r, bx_context *context, int64_t unit) {
-    int32_t image = (int32_t)(unit / r->plan.n_blocks), block = (int32_t)(unit % r->plan.n_blocks);
-    mark_begun(r);
-    bx_run_block(context, &r->job, image, block);
-    if (atomic_fetch_sub(&r->blocks_left[image], 1) == 1) {
-        request_run_image(r, context, image);
-    }
-}
-
-void request_run_decode(request *r) {
-    mark_begun(r);
-    if (prepare(r, r->received) == BX_OK) {
-        progress(r);
+void request_run_body(request *r) {
+    request_mark_begun(r);
+    if (r->route->how != ROUTE_BATCH) {
+        request_settle(r, handle(r));
+    } else if (batch_prepare(r, r->received, true) == BX_OK) {
+        batch_progress(r);
     } else {
-        settle_finished(r, error_answer(r, &r->error));
+        request_settle(r, request_error(r, &r->error));
     }
 }

@@ -7,14 +7,25 @@
 
 #include "server.h"
 
+#define FEW_PRIORS 10000 /* whose boxes are answered without asking for memory */
+
 /* ---- problems ---------------------------------------------------------------------------------------------------- */
 
-static int http_status_of(bx_status status) {
+static int http_status_of(const bx_error *error) {
     static const int table[] = {
         [BX_OK] = 200,        [BX_MALFORMED] = 400, [BX_INVALID] = 422, [BX_SHAPE] = 422, [BX_NONFINITE] = 422,
         [BX_TOO_LARGE] = 413, [BX_NOMEM] = 503,     [BX_DEVICE] = 503,  [BX_BUSY] = 503,  [BX_INTERNAL] = 500,
     };
-    return table[status];
+    static const struct {
+        const char *code;
+        int status;
+    } by_code[] = {{"name_reserved", 409}, {"registry_full", 409}, {"store_full", 507}};
+    for (size_t i = 0; i < sizeof by_code / sizeof *by_code; i++) {
+        if (!strcmp(error->code, by_code[i].code)) {
+            return by_code[i].status;
+        }
+    }
+    return table[error->status];
 }
 
 static const char *http_reason(int status) {
@@ -28,6 +39,7 @@ static const char *http_reason(int status) {
         {405, "Method Not Allowed"},
         {406, "Not Acceptable"},
         {408, "Request Timeout"},
+        {409, "Conflict"},
         {411, "Length Required"},
         {413, "Content Too Large"},
         {415, "Unsupported Media Type"},
@@ -38,6 +50,7 @@ static const char *http_reason(int status) {
         {501, "Not Implemented"},
         {503, "Service Unavailable"},
         {504, "Gateway Timeout"},
+        {507, "Insufficient Storage"},
     };
     for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
         if (table[i].status == status) {
@@ -57,7 +70,7 @@ answer answer_error(const bx_error *error, const proto_request *request, proto_e
                     const char *request_id) {
     char pointer[160];
     proto_pointer(pointer, request, encoding, error);
-    answer a = answer_problem(http_status_of(error->status), error->code, error->text, pointer, request_id);
+    answer a = answer_problem(http_status_of(error), error->code, error->text, pointer, request_id);
     a.retry_after = a.status == 503 && error->status != BX_DEVICE ? 1 : 0;
     return a;
 }
@@ -84,8 +97,11 @@ static answer get_healthz(const route_call *call) {
 }
 
 static answer get_readyz(const route_call *call) {
-    if (atomic_load(&call->server->draining)) {
-        answer a = answer_problem(503, "draining", "This daemon is shutting down.", "", call->request_id);
+    const bool draining = atomic_load(&call->server->draining);
+    if (draining || !registry_ready(call->server->registry)) {
+        answer a = draining ? answer_problem(503, "draining", "This daemon is shutting down.", "", call->request_id)
+                            : answer_problem(503, "store_unavailable", "What is registered could not be read.", "",
+                                             call->request_id);
         a.retry_after = 5;
         return a;
     }
@@ -125,71 +141,116 @@ static answer get_openapi(const route_call *call) {
     return a;
 }
 
-static answer get_priors(const route_call *call) {
+/* ---- definitions ------------------------------------------------------------------------------------------------- */
+
+static answer list_definitions(const route_call *call) {
     proto_buffer out = {0};
-    proto_priors_list(&out, &call->server->catalog);
+    proto_writer w = {.out = &out};
+    proto_write_open(&w, NULL, '{');
+    proto_write_open(&w, call->route->kind == DEFINITION_PRIORS ? "priors" : "criteria", '[');
+    registry_list(call->server->registry, call->route->kind, &w);
+    proto_write_close(&w, ']');
+    proto_write_close(&w, '}');
+    proto_write_end(&w);
     return json_answer(out);
 }
 
-static answer not_found(const route_call *call, const char *code, const char *what, const char *(*at)(size_t)) {
-    bx_error error = {0};
-    const char *near = bx_nearest(call->name, at);
-    bx_fail(&error, BX_INVALID, code, "There is no %s \"%.64s\"%s%s%s", what, call->name,
-            near ? "; did you mean \"" : ".", near ? near : "", near ? "\"?" : "");
-    return answer_problem(404, code, error.text, "", call->request_id);
-}
-
-static answer get_prior_set(const route_call *call) {
-    const proto_catalog *catalog = &call->server->catalog;
-    for (size_t i = 0; i < catalog->n_priors; i++) {
-        if (!strcmp(catalog->priors[i]->name, call->name)) {
-            proto_buffer out = {0};
-            if (call->accept == PROTO_JSON) {
-                proto_priors_describe(&out, catalog->priors[i]);
-                return json_answer(out);
-            }
-            proto_priors_tensor(&out, catalog->priors[i]);
-            return (answer){.status = 200, .type = PROTO_TYPE_SAFETENSORS, .body = out};
-        }
+/* A definition that could not be looked up, changed or deleted. A path is relative to the body, which is the
+ * definition.
+ */
+static answer definition_error(const route_call *call, bx_error *error) {
+    const char *prefix = call->route->kind == DEFINITION_PRIORS ? "priors." : "criterion.";
+    if (!strncmp(error->path, prefix, strlen(prefix))) {
+        memmove(error->path, error->path + strlen(prefix), strlen(error->path) - strlen(prefix) + 1);
     }
-    return not_found(call, "unknown_priors", "prior set", bx_priors_name);
+    if (!call->route->has_body && (error->status == BX_INVALID || error->status == BX_SHAPE)) {
+        const char *code = call->route->kind == DEFINITION_PRIORS ? "unknown_priors" : "unknown_criterion";
+        return answer_problem(404, code, error->text, "", call->request_id);
+    }
+    return answer_error(error, NULL, call->body ? call->body->encoding : PROTO_JSON, call->request_id);
 }
 
-static answer get_criteria(const route_call *call) {
-    (void)call;
-    proto_buffer out = {0};
-    proto_criteria_list(&out);
-    return json_answer(out);
-}
-
-static const char *criterion_name(size_t i) {
-    const bx_criterion *criterion = bx_criterion_at(i);
-    return criterion ? criterion->name : NULL;
+static answer get_priors(const route_call *call) {
+    bx_error error = {0};
+    const bx_priors *priors;
+    const proto_catalog *catalog = registry_catalog(call->server->registry, call->lease != NULL);
+    bx_status status = catalog->priors(catalog->context, call->name, &priors, &error);
+    if (status != BX_OK) {
+        return strcmp(error.code, REGISTRY_LATER) ? definition_error(call, &error) : (answer){0};
+    }
+    if (call->accept == PROTO_SAFETENSORS && !call->lease && priors->n > FEW_PRIORS) {
+        bx_priors_free(priors);
+        return (answer){0};
+    }
+    answer a = {.status = 200, .type = call->accept == PROTO_JSON ? PROTO_TYPE_JSON : PROTO_TYPE_SAFETENSORS};
+    if (call->accept == PROTO_JSON) {
+        proto_priors_describe(&a.body, priors);
+    } else if (!call->lease || lease_promise(call->lease, 16 * (size_t)priors->n)) {
+        proto_priors_tensor(&a.body, priors);
+    } else {
+        bx_fail(&error, BX_BUSY, "memory_full", "no memory for %d priors at the moment", (int)priors->n);
+        a = definition_error(call, &error);
+    }
+    bx_priors_free(priors);
+    return a;
 }
 
 static answer get_criterion(const route_call *call) {
-    const bx_criterion *criterion = bx_criterion_preset(call->name);
-    if (!criterion) {
-        return not_found(call, "unknown_criterion", "criterion", criterion_name);
+    bx_error error = {0};
+    bx_criterion *criterion;
+    const proto_catalog *catalog = registry_catalog(call->server->registry, true);
+    bx_status status = catalog->criterion(catalog->context, call->name, &criterion, &error);
+    if (status != BX_OK) {
+        return definition_error(call, &error);
     }
     proto_buffer out = {0};
     proto_criterion_describe(&out, criterion);
+    bx_criterion_free(criterion);
     return json_answer(out);
+}
+
+static answer put_definition(const route_call *call) {
+    registration d = *call->body;
+    bx_error error = {0};
+    proto_buffer out = {0};
+    bool created;
+    d.kind = call->route->kind;
+    d.name = call->name;
+    if (registry_put(call->server->registry, &d, &created, &out, &error) != BX_OK) {
+        return definition_error(call, &error);
+    }
+    return (answer){.status = created ? 201 : 200, .type = PROTO_TYPE_JSON, .body = out};
+}
+
+static answer delete_definition(const route_call *call) {
+    bx_error error = {0};
+    if (registry_delete(call->server->registry, call->route->kind, call->name, &error) != BX_OK) {
+        return definition_error(call, &error);
+    }
+    return (answer){.status = 204};
 }
 
 /* ---- the table --------------------------------------------------------------------------------------------------- */
 
+#define PRIORS   DEFINITION_PRIORS
+#define CRITERIA DEFINITION_CRITERION
+
+/* method, path, label, how, has_body, negotiates, task, kind, handler */
 static const route routes[] = {
-    {"POST", "/v1/loss", "/v1/loss", true, PROTO_LOSS, true, NULL},
-    {"POST", "/v1/match", "/v1/match", true, PROTO_MATCH, true, NULL},
-    {"GET", "/v1/priors", "/v1/priors", false, 0, false, get_priors},
-    {"GET", "/v1/priors/", "/v1/priors/{name}", false, 0, true, get_prior_set},
-    {"GET", "/v1/criteria", "/v1/criteria", false, 0, false, get_criteria},
-    {"GET", "/v1/criteria/", "/v1/criteria/{name}", false, 0, false, get_criterion},
-    {"GET", "/healthz", "/healthz", false, 0, false, get_healthz},
-    {"GET", "/readyz", "/readyz", false, 0, false, get_readyz},
-    {"GET", "/version", "/version", false, 0, false, get_version},
-    {"GET", "/openapi.yaml", "/openapi.yaml", false, 0, false, get_openapi},
+    {"POST", "/v1/loss", "/v1/loss", ROUTE_BATCH, true, true, PROTO_LOSS, 0, NULL},
+    {"POST", "/v1/match", "/v1/match", ROUTE_BATCH, true, true, PROTO_MATCH, 0, NULL},
+    {"GET", "/v1/priors", "/v1/priors", ROUTE_AT_ONCE, false, false, 0, PRIORS, list_definitions},
+    {"GET", "/v1/priors/", "/v1/priors/{name}", ROUTE_BY_WORKER, false, true, 0, PRIORS, get_priors},
+    {"PUT", "/v1/priors/", "/v1/priors/{name}", ROUTE_BY_CLERK, true, false, 0, PRIORS, put_definition},
+    {"DELETE", "/v1/priors/", "/v1/priors/{name}", ROUTE_BY_CLERK, false, false, 0, PRIORS, delete_definition},
+    {"GET", "/v1/criteria", "/v1/criteria", ROUTE_AT_ONCE, false, false, 0, CRITERIA, list_definitions},
+    {"GET", "/v1/criteria/", "/v1/criteria/{name}", ROUTE_AT_ONCE, false, false, 0, CRITERIA, get_criterion},
+    {"PUT", "/v1/criteria/", "/v1/criteria/{name}", ROUTE_BY_CLERK, true, false, 0, CRITERIA, put_definition},
+    {"DELETE", "/v1/criteria/", "/v1/criteria/{name}", ROUTE_BY_CLERK, false, false, 0, CRITERIA, delete_definition},
+    {"GET", "/healthz", "/healthz", ROUTE_AT_ONCE, false, false, 0, 0, get_healthz},
+    {"GET", "/readyz", "/readyz", ROUTE_AT_ONCE, false, false, 0, 0, get_readyz},
+    {"GET", "/version", "/version", ROUTE_AT_ONCE, false, false, 0, 0, get_version},
+    {"GET", "/openapi.yaml", "/openapi.yaml", ROUTE_AT_ONCE, false, false, 0, 0, get_openapi},
 };
 
 const char *route_path(size_t i) {
@@ -209,18 +270,19 @@ static bool path_matches(const route *r, const char *path, const char **name) {
     return true;
 }
 
-const route *route_find(const char *method, const char *path, const char **name, const char **allow) {
-    *allow = NULL;
+const route *route_find(const char *method, const char *path, const char **name, char allow[40]) {
+    size_t n = 0;
+    *allow = '\0';
     for (size_t i = 0; i < sizeof routes / sizeof *routes; i++) {
         const route *r = &routes[i];
         if (!path_matches(r, path, name)) {
             continue;
         }
-        bool head = !strcmp(method, "HEAD") && !strcmp(r->method, "GET");
-        if (head || !strcmp(r->method, method)) {
+        bool get = !strcmp(r->method, "GET");
+        if (!strcmp(r->method, method) || (get && !strcmp(method, "HEAD"))) {
             return r;
         }
-        *allow = strcmp(r->method, "GET") ? r->method : "GET, HEAD";
+        n += (size_t)snprintf(allow + n, 40 - n, "%s%s%s", n > 0 ? ", " : "", r->method, get ? ", HEAD" : "");
     }
     return NULL;
 }

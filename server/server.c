@@ -25,26 +25,13 @@ static long usable_cores(void) {
     return cores > 0 ? cores : 1;
 }
 
-static bx_status load_priors(server *s, bx_error *error) {
-    size_t n = 0;
-    for (; n < MAX_PRIOR_SETS && bx_priors_name(n); n++) {
-        bx_status status = bx_priors_builtin(&s->priors[n], bx_priors_name(n), error);
-        if (status != BX_OK) {
-            return status;
-        }
-    }
-    s->catalog = (proto_catalog){(const bx_priors *const *)s->priors, n};
-    return BX_OK;
-}
-
 static void free_parts(server *s) {
     http_stop(s);
+    pool_stop(s->clerk);
     pool_stop(s->pool);
-    s->pool = NULL;
-    for (size_t i = 0; i < MAX_PRIOR_SETS; i++) {
-        bx_priors_free(s->priors[i]);
-        s->priors[i] = NULL;
-    }
+    s->clerk = s->pool = NULL;
+    registry_close(s->registry);
+    s->registry = NULL;
     memory_free(s->memory);
     s->memory = NULL;
 }
@@ -57,10 +44,14 @@ bx_status server_start(server *s, bx_error *error) {
     atomic_init(&s->tickets, 0);
     s->memory = memory_new((size_t)o->memory_limit);
     bx_status status = s->memory ? BX_OK : bx_fail(error, BX_NOMEM, "out_of_memory", "no memory to start");
-    status = status == BX_OK ? load_priors(s, error) : status;
+    status = status == BX_OK ? http_listen(s, error) : status; /* before anything on the disk is opened */
+    if (status == BX_OK) {
+        status = registry_open(&s->registry, s->memory, o->data_dir, error);
+    }
     if (status == BX_OK) {
         status = pool_start(&s->pool, workers, (size_t)o->http_threads, o->cpu_level, error);
     }
+    status = status == BX_OK ? pool_start(&s->clerk, 1, 0, NULL, error) : status;
     status = status == BX_OK ? http_start(s, error) : status;
     if (status != BX_OK) {
         free_parts(s);

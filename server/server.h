@@ -1,10 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The daemon: options, log, memory budget, worker pool, requests, HTTP. Everything that sockets and threads touch.
+ * The daemon: options, log, memory budget, worker pool, store, registry, requests, HTTP. Everything that sockets,
+ * threads and files touch.
  *
- * Threads: the main thread waits for signals; libmicrohttpd's threads receive and answer; workers compute; the reaper
- * enforces deadlines. Locks, in the order in which they may be held together:
- *   peers (peers.c)  ->  request->lock  ->  pool lock  ->  memory lock
+ * Threads: the main thread waits for signals; libmicrohttpd's threads receive and answer; workers compute; the clerk, a
+ * worker of its own, waits for the disk; the reaper enforces deadlines. Locks, in the order in which they may be held
+ * together:
+ *   peers (peers.c)  ->  request->lock  ->  pool lock
+ *   registry writing  ->  store lock  ->  registry making  ->  registry lock
+ *   any of these  ->  memory lock; but nothing is reserved under the registry lock, which a full budget asks for
  */
 #ifndef SERVER_H
 #define SERVER_H
@@ -77,6 +81,9 @@ typedef struct buffer {
 
 memory *memory_new(size_t limit);
 void memory_free(memory *memory);
+/* Whenever there is no room, `reclaim` is asked to give something back, until it says that it has nothing left. It is
+ * called without the budget's lock, by any thread; set it before there are any. */
+void memory_on_full(memory *memory, bool (*reclaim)(void *context), void *context);
 size_t memory_limit(const memory *memory);
 size_t memory_used(memory *memory);
 
@@ -101,32 +108,95 @@ void lease_end(lease *lease);
 typedef struct request request;
 typedef struct pool pool;
 
-/* `spares` further contexts are kept for threads that compute a small request themselves. */
+/* `spares` further contexts are kept for threads that compute a small request themselves. The workers of a pool without
+ * a level compute nothing. */
 BX_MUST_USE bx_status pool_start(pool **pool, size_t n_workers, size_t spares, const char *level, bx_error *error);
 /* Finish what is queued, then stop the workers. */
 void pool_stop(pool *pool);
 const char *pool_level(const pool *pool);
-/* Hand work to the workers; none of these can fail. Decode the body; run the block units below `ready`; finish an image
- * whose blocks are done and whose loc rows are in. */
-void pool_push_decode(pool *pool, request *request);
+/* Hand work to the workers; none of these can fail. What the whole body is for; run the block units below `ready`;
+ * finish an image whose blocks are done and whose loc rows are in; the second round of every image. */
+void pool_push_body(pool *pool, request *request);
 void pool_advance(pool *pool, request *request, int64_t ready);
 void pool_push_image(pool *pool, request *request, int32_t image);
+void pool_push_rows(pool *pool, request *request);
 /* Forget what no worker has begun and what may still be handed in; units under way return early. */
 void pool_cancel(pool *pool, request *request);
 /* A spare context for a thread that computes a small request itself; NULL when all are lent. */
 bx_context *pool_borrow(pool *pool);
 void pool_return(pool *pool, bx_context *context);
 
-/* ---- server ------------------------------------------------------------------------------------------------------ */
+/* ---- store: what survives a restart ------------------------------------------------------------------------------ */
 
-#define MAX_PRIOR_SETS 16
+typedef struct store store;
+
+/* One stored definition; texts and bytes belong to whoever made the row. */
+typedef struct store_row {
+    const char *kind, *name; /* unique together */
+    const char *type;        /* media type of the bytes */
+    const void *bytes;
+    size_t n_bytes;
+} store_row;
+
+/* The database of a directory (its text must outlive the store), which is not touched yet. NULL when out of memory. */
+store *store_open(const char *directory);
+void store_close(store *store);
+const char *store_file(const store *store);
+/* Any thread; each is on the disk when it returns. *found: whether there was such a row. Errors: BX_BUSY
+ * "store_unavailable" or "store_full", BX_TOO_LARGE, BX_NOMEM; nothing has changed then. */
+BX_MUST_USE bx_status store_put(store *store, const store_row *row, bx_error *error);
+BX_MUST_USE bx_status store_delete(store *store, const char *kind, const char *name, bool *found, bx_error *error);
+/* Every row, by kind and name; none, and nothing is created, where nothing was ever stored. `each` must not use the
+ * store. */
+BX_MUST_USE bx_status store_each(store *store, void (*each)(void *context, const store_row *row), void *context,
+                                 bx_error *error);
+
+/* ---- registry: what requests may name ---------------------------------------------------------------------------- */
+
+typedef enum definition { DEFINITION_PRIORS, DEFINITION_CRITERION, N_DEFINITIONS } definition;
+
+typedef struct registry registry;
+
+/* What a client defines. */
+typedef struct registration {
+    definition kind;
+    const char *name;
+    proto_encoding encoding; /* of the body; criteria are JSON */
+    const void *body;
+    size_t bytes;
+    proto_limits limits;
+} registration;
+
+/* The built-in sets and presets, and what is stored in `directory`; a store that cannot be used is logged and leaves
+ * the rest working. Errors: BX_NOMEM. */
+BX_MUST_USE bx_status registry_open(registry **registry, memory *memory, const char *directory, bx_error *error);
+void registry_close(registry *registry);
+/* Whether what is stored could be read. */
+bool registry_ready(const registry *registry);
+/* What requests may name, for proto_request_decode. One that `makes` makes the sets of patterns, which can take long;
+ * the other fails with this code instead. */
+#define REGISTRY_LATER "registry_later"
+const proto_catalog *registry_catalog(const registry *registry, bool makes);
+/* Rows of everything that has a name of its own. */
+void registry_list(registry *registry, definition kind, proto_writer *writer);
+/* Whether clients may register that name. Errors: BX_INVALID "invalid_name", "name_reserved". */
+BX_MUST_USE bx_status registry_check_name(definition kind, const char *name, bx_error *error);
+/* Register, on the disk when it returns; *created when the name is new. Appends what GET answers to `description`.
+ * Errors: those of registry_check_name, of reading the body and of the store; BX_BUSY "registry_full" or "memory_full";
+ * nothing has changed then. */
+BX_MUST_USE bx_status registry_put(registry *registry, const registration *registration, bool *created,
+                                   proto_buffer *description, bx_error *error);
+/* Requests that use it go on with it. Errors: those of registry_check_name and of the store; BX_INVALID
+ * "unknown_priors" or "unknown_criterion". */
+BX_MUST_USE bx_status registry_delete(registry *registry, definition kind, const char *name, bx_error *error);
+
+/* ---- server ------------------------------------------------------------------------------------------------------ */
 
 typedef struct server {
     options options;
     memory *memory;
-    pool *pool;
-    bx_priors *priors[MAX_PRIOR_SETS];
-    proto_catalog catalog;
+    pool *pool, *clerk; /* computing, and waiting for the disk */
+    registry *registry;
     atomic_bool draining; /* /readyz says 503 */
     atomic_bool closing;  /* no more work is admitted */
     atomic_long tickets;  /* admitted requests */
@@ -156,18 +226,33 @@ typedef struct answer {
     int status;
     const char *type;
     proto_buffer body;
-    int retry_after;   /* seconds; 0: no header */
-    const char *allow; /* for 405 */
+    int retry_after; /* seconds; 0: no header */
+    char allow[40];  /* for 405 */
 } answer;
 
+typedef struct route route;
+
+/* What the head of a request says. */
+typedef struct admission {
+    const route *route;
+    const char *name; /* the {name} part of the path, cut to 63 bytes; NULL: none */
+    proto_encoding encoding, accept;
+    bool guess;      /* the first byte decides the encoding */
+    size_t expected; /* bytes of the body; 0: not known (chunked), or the route takes none */
+    const char *id;
+} admission;
+
 /*
- * One POST of predictions: bytes in, units of work, one answer. Reference-counted: one for the connection, one while it
- * is queued, one for each unit running; the last returns the memory. The ticket is returned when it is answered.
+ * What is not answered at once: bytes in, work by other threads, one answer. Mostly a batch of predictions, with units
+ * of work; also what touches the disk or takes long. Reference-counted: one for the connection, one while it is queued,
+ * one for each unit running; the last returns the memory. The ticket is returned when it is answered.
  */
 struct request {
     server *server;
+    pool *pool; /* whose workers do it */
+    const route *route;
+    char name[64];
     char id[136];
-    proto_task task;
     proto_encoding encoding, accept;
     bool guess; /* the first byte decides the encoding */
     proto_option *query;
@@ -187,15 +272,17 @@ struct request {
     buffer body;
     size_t received, expected;       /* expected 0: not known (chunked) */
     size_t prefix;                   /* how much must be in before it can be decoded; 0: not known yet */
+    bool later;                      /* decoding it would take long: it is a worker's job */
+    bool small;                      /* enough for the receiving thread */
     bool decoded, planned, finished; /* finished: every unit is done, `answer` is all that is needed */
     proto_request decoded_request;
     bx_plan plan;
-    size_t answer_bytes; /* an upper bound */
-    buffer work;
+    size_t answer_bytes; /* an upper bound, without gradients */
+    buffer work, gradients;
     bx_job job;
-    atomic_int *blocks_left; /* (N) blocks of each image, and one for its loc rows */
-    atomic_int images_left;
-    int32_t images_arrived; /* images whose loc rows are in */
+    atomic_int *blocks_left;           /* (N) blocks of each image, and one for its loc rows */
+    atomic_int images_left, rows_left; /* in the first round, and in the second */
+    int32_t images_arrived;            /* images whose loc rows are in */
     bx_error error;
 
     int64_t began_ns, received_ns; /* headers, last byte */
@@ -207,12 +294,12 @@ struct request {
     int64_t next_unit, ready_units;
     int32_t *images_ready; /* (N) first in, first out */
     int32_t images_head, images_tail;
-    bool decode_ready;
+    int32_t next_row, ready_rows; /* images of the second round */
+    bool body_ready;
 };
 
-/* Admit a request: a ticket and memory for `expected` bytes (0: unknown). On failure *refusal is the answer. */
-BX_MUST_USE request *request_admit(server *server, proto_task task, proto_encoding encoding, bool guess,
-                                   proto_encoding accept, size_t expected, const char *id, answer *refusal);
+/* Admit a request: a ticket and memory for its body. On failure *refusal is the answer. */
+BX_MUST_USE request *request_admit(server *server, const admission *admission, answer *refusal);
 void request_ref(request *request);
 void request_unref(request *request);
 /* Bytes of the body, in order. False when they are ignored because of an earlier failure; the answer will say why. */
@@ -231,10 +318,44 @@ BX_MUST_USE bool request_expire(request *request);
 bool request_expired(request *request);
 /* The connection is gone or answered: drops its reference. */
 void request_abandon(request *request);
+/* Called by workers: what the whole body is for. */
+void request_run_body(request *request);
+/* For whoever works on it. The last unit, and what never had one, settles; other answers lose against an earlier one.
+ */
+void request_settle(request *request, answer given);
+answer request_error(request *request, const bx_error *error);
+/* The first unit begins. */
+void request_mark_begun(request *request);
+/* Where the time after the last byte went; what ran while bytes arrived cost the client nothing. */
+proto_timing request_timing(const request *request);
+/* Fails for want of `bytes` more: for now, or (since this request alone would need more than there is) for ever. */
+bx_status request_no_memory(const request *request, bx_status status, size_t bytes, bx_error *error);
+/* A JSON tree is counted while it stands: lease_return what was borrowed when the body is decoded. */
+BX_MUST_USE bx_status request_borrow_tree(request *request, size_t *bytes);
+
+/* ---- batches: decoding, planning, units of work ------------------------------------------------------------------ */
+
+/* What decoding has taken besides; a proto_limits.reserve. Fails with REGISTRY_LATER for much in a thread that is not a
+ * worker's. */
+typedef struct reservation {
+    request *request;
+    bool by_worker;
+    size_t bytes; /* to be returned with lease_return */
+} reservation;
+BX_MUST_USE bx_status request_reserve(void *reservation, size_t bytes, bx_error *error);
+/* Body -> batch -> plan -> job. `bytes` is the body's full length, of which the annotations at least are there. Done
+ * here, by the receiving thread, it leaves to a worker what takes long: then request->later is set. Errors are in
+ * request->error. */
+BX_MUST_USE bx_status batch_prepare(request *request, size_t bytes, bool by_worker);
+BX_MUST_USE bx_status batch_prepare_here(request *request, size_t bytes);
+/* Hand the workers what may run, of a batch that has been prepared. */
+void batch_progress(request *request);
+/* The whole of a small one, by the receiving thread. False when no context is free. */
+bool batch_run_inline(request *request);
 /* Called by workers. */
-void request_run_unit(request *request, bx_context *context, int64_t unit);
-void request_run_image(request *request, bx_context *context, int32_t image);
-void request_run_decode(request *request);
+void batch_run_unit(request *request, bx_context *context, int64_t unit);
+void batch_run_image(request *request, bx_context *context, int32_t image);
+void batch_run_rows(request *request, bx_context *context, int32_t image);
 
 /* ---- answers ----------------------------------------------------------------------------------------------------- */
 
@@ -296,7 +417,9 @@ void peers_fail(peers *peers, int status, const char *code, const char *detail);
 
 /* ---- HTTP -------------------------------------------------------------------------------------------------------- */
 
-/* Listen, start libmicrohttpd and the reaper. Sets server->port. */
+/* Take the port, and set server->port; clients wait until http_start, which starts libmicrohttpd and the reaper. After
+ * a failure of either: http_stop. */
+BX_MUST_USE bx_status http_listen(server *server, bx_error *error);
 BX_MUST_USE bx_status http_start(server *server, bx_error *error);
 /* HOST:PORT or [HOST]:PORT; free with freeaddrinfo. */
 struct addrinfo;
@@ -309,29 +432,40 @@ void http_stop(server *server);
 
 /* ---- routes ------------------------------------------------------------------------------------------------------ */
 
-typedef struct route route;
-
-/* What a GET handler may look at. */
+/* What a handler may look at. */
 typedef struct route_call {
     server *server;
+    const route *route;
     const char *name; /* the {name} part of the path, or NULL */
     proto_encoding accept;
     const char *request_id;
+    /* where it runs as a request */
+    lease *lease;
+    const registration *body; /* without kind and name */
 } route_call;
 
+/* A path of the HTTP interface with one of its methods. */
 struct route {
     const char *method, *path; /* a path that ends in "/" continues with one name */
     const char *label;         /* as people write it */
-    bool posts;                /* takes a body of predictions */
-    proto_task task;
+    enum {
+        ROUTE_AT_ONCE,   /* the receiving thread calls the handler */
+        ROUTE_BY_WORKER, /* a worker does, when its answer without a lease has status 0: it would take long */
+        ROUTE_BY_CLERK,  /* the clerk does, because of the disk */
+        ROUTE_BATCH,     /* predictions: no handler, but units of work */
+    } how;
+    bool has_body;
     bool negotiates; /* JSON or safetensors by Accept */
-    answer (*get)(const route_call *call);
+    proto_task task; /* of a batch */
+    definition kind; /* of what {name} names */
+    answer (*handler)(const route_call *call);
 };
 
 /* The i-th path, NULL past the end. */
 const char *route_path(size_t i);
-/* The route of a method and path; NULL sets *allow to the methods the path has (NULL: none). *name points into path. */
-const route *route_find(const char *method, const char *path, const char **name, const char **allow);
+/* The route of a method and path; without one, `allow` lists the methods the path has (none: empty). *name points into
+ * path. */
+const route *route_find(const char *method, const char *path, const char **name, char allow[40]);
 
 /* The OpenAPI document, embedded in the binary. */
 extern const char asset_openapi[];

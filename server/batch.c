@@ -1,0 +1,264 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A request for the loss or the assignment of a batch: decoding, planning, and its units of work.
+ *
+ * The thread that receives the body decodes it as soon as the annotations are in (a safetensors body whose tensors come
+ * in the usual order) and lets the workers run each block of priors when its conf rows have arrived and finish each
+ * image when its loc rows have. Other bodies are decoded once they are complete. After the last image what needs the
+ * whole batch happens once, and then, for gradients and for mining across the batch, a second round over the images.
+ * The last one reduces, encodes the answer and settles the request. What costs less than INLINE_US is computed by the
+ * receiving thread itself.
+ */
+#include <string.h>
+
+#include "server.h"
+
+#define INLINE_US          200.0
+#define US_PER_ANSWER_BYTE 0.01 /* of the answer */
+
+/* ---- decoding and planning --------------------------------------------------------------------------------------- */
+
+static bx_status check_device(request *r) {
+    if (!strncmp(r->decoded_request.device, "cuda", 4)) {
+        bx_fail(&r->error, BX_DEVICE, "device_unavailable", "this daemon has no device \"%s\"",
+                r->decoded_request.device);
+        bx_at(&r->error, "device");
+        return BX_DEVICE;
+    }
+    return BX_OK;
+}
+
+/* What a batch is not allowed to ask for, whoever asks. How large the sparse gradients are is not known yet. */
+static bx_status check_cost(request *r) {
+    const bx_plan *plan = &r->plan;
+    const int64_t rows = plan->gradients == BX_GRADIENTS_DENSE ? (int64_t)plan->n_images * plan->n_priors : 0;
+    const size_t answer = proto_answer_bytes(&r->decoded_request, plan, rows, r->accept);
+    r->answer_bytes = proto_answer_bytes(&r->decoded_request, plan, 0, r->accept);
+    const size_t bytes = plan->work_bytes + bx_gradient_bytes(plan, rows) + answer;
+    if (rows > 0 && bytes > memory_limit(r->server->memory) - r->lease.held) {
+        return request_no_memory(r, BX_BUSY, bytes, &r->error);
+    }
+    const double us = plan->cost_us + US_PER_ANSWER_BYTE * (double)answer, seconds = us * 1e-6;
+    if (seconds > (double)r->server->options.request_timeout) {
+        return bx_fail(
+            &r->error, BX_TOO_LARGE, "too_expensive",
+            "the work is estimated at %.0f s on one core, more than --request-timeout (%ld s); send less at once",
+            seconds, r->server->options.request_timeout);
+    }
+    r->small = us < INLINE_US;
+    return BX_OK;
+}
+
+/* Memory for the work and the answer. The common case fits what admission reserved. */
+static bx_status take_work(request *r) {
+    const size_t n = (size_t)r->plan.n_images;
+    size_t counters = n * (sizeof(atomic_int) + sizeof(int32_t));
+    bx_status status = lease_take(&r->lease, r->plan.work_bytes + counters, &r->work);
+    if (status == BX_OK && !lease_promise(&r->lease, r->answer_bytes)) {
+        status = BX_BUSY;
+        lease_give(&r->lease, &r->work);
+    }
+    if (status != BX_OK) {
+        return request_no_memory(r, status, r->plan.work_bytes + r->answer_bytes, &r->error);
+    }
+    bx_job_init(&r->job, &r->plan, &r->decoded_request.batch, r->work.data);
+    r->job.cancel = &r->cancelled;
+    r->blocks_left = (atomic_int *)(void *)((char *)r->work.data + r->plan.work_bytes);
+    r->images_ready = (int32_t *)(void *)(r->blocks_left + n);
+    for (size_t i = 0; i < n; i++) {
+        atomic_init(&r->blocks_left[i], r->plan.n_blocks + 1);
+    }
+    atomic_init(&r->images_left, r->plan.n_images);
+    return BX_OK;
+}
+
+static bx_status decode(request *r, size_t bytes, bool by_worker) {
+    size_t tree = 0;
+    reservation own = {.request = r, .by_worker = by_worker};
+    bx_status status = r->encoding == PROTO_JSON ? request_borrow_tree(r, &tree) : BX_OK;
+    if (status != BX_OK) {
+        return status;
+    }
+    status = proto_request_decode(&r->decoded_request, r->route->task, r->encoding, r->body.data, bytes, r->query,
+                                  r->n_query, registry_catalog(r->server->registry, by_worker),
+                                  &(proto_limits){tree, request_reserve, &own}, &r->error);
+    lease_return(&r->lease, tree + own.bytes);
+    r->decoded = status == BX_OK;
+    if (r->decoded && !lease_promise(&r->lease, r->decoded_request.memory_bytes)) {
+        status = request_no_memory(r, BX_BUSY, r->decoded_request.memory_bytes, &r->error);
+    }
+    return status;
+}
+
+bx_status batch_prepare(request *r, size_t bytes, bool by_worker) {
+    bx_status status = decode(r, bytes, by_worker);
+    if (status == BX_OK) {
+        status = check_device(r);
+    }
+    if (status == BX_OK) {
+        const proto_request *q = &r->decoded_request;
+        status = bx_plan_init(&r->plan, q->criterion, q->priors, &q->batch, q->gradients, &r->error);
+    }
+    if (status == BX_OK) {
+        status = check_cost(r);
+    }
+    if (status == BX_OK) {
+        status = take_work(r);
+    }
+    r->planned = status == BX_OK;
+    return status;
+}
+
+bx_status batch_prepare_here(request *r, size_t bytes) {
+    bx_status status = batch_prepare(r, bytes, false);
+    r->later = status != BX_OK && !strcmp(r->error.code, REGISTRY_LATER);
+    if (r->later) {
+        r->error = (bx_error){0};
+    }
+    return r->later ? BX_OK : status;
+}
+
+/* ---- progress: what of a planned request may run ----------------------------------------------------------------- */
+
+/* Rows of a prediction tensor that are in, from 0 to N*P. */
+static int64_t rows_in(const request *r, bx_tensor tensor, size_t width) {
+    const size_t row = width * bx_dtype_bytes(tensor.dtype);
+    const int64_t all = (int64_t)r->plan.n_images * r->plan.n_priors;
+    const char *data = tensor.data, *body = r->body.data;
+    if (!data || data < body || data >= body + r->body.bytes) {
+        return all; /* decoded into memory of its own */
+    }
+    size_t at = (size_t)(data - body);
+    int64_t rows = r->received > at ? (int64_t)((r->received - at) / row) : 0;
+    return rows < all ? rows : all;
+}
+
+void batch_progress(request *r) {
+    const bx_plan *plan = &r->plan;
+    const bx_batch *batch = &r->decoded_request.batch;
+    int64_t rows = rows_in(r, batch->conf, (size_t)plan->n_columns);
+    int64_t blocks = rows / plan->n_priors * plan->n_blocks + rows % plan->n_priors / BX_BLOCK;
+    int64_t images = rows_in(r, batch->loc, 4) / plan->n_priors;
+    for (; r->images_arrived < images; r->images_arrived++) {
+        if (atomic_fetch_sub(&r->blocks_left[r->images_arrived], 1) == 1) { /* its blocks were done first */
+            pool_push_image(r->pool, r, r->images_arrived);
+        }
+    }
+    pool_advance(r->pool, r, blocks);
+}
+
+bool batch_run_inline(request *r) {
+    bx_context *context = pool_borrow(r->pool);
+    if (!context) {
+        return false;
+    }
+    request_mark_begun(r);
+    for (int32_t i = 0; i < r->plan.n_images; i++) {
+        atomic_fetch_sub(&r->blocks_left[i], 1); /* its loc rows */
+        for (int32_t b = 0; b < r->plan.n_blocks; b++) {
+            batch_run_unit(r, context, (int64_t)i * r->plan.n_blocks + b);
+        }
+    }
+    pool_return(r->pool, context);
+    return true;
+}
+
+/* ---- units ------------------------------------------------------------------------------------------------------- */
+
+static void finish(request *r) {
+    if (atomic_load(&r->cancelled)) {
+        return; /* units that were cut short left nothing to reduce, and nobody waits */
+    }
+    bx_result result;
+    bx_error error = {0};
+    answer done = {.status = 200, .type = r->accept == PROTO_JSON ? PROTO_TYPE_JSON : PROTO_TYPE_SAFETENSORS};
+    done.timing = request_timing(r);
+    bx_status status = bx_finish(&result, &r->job, &error);
+    if (status == BX_OK) {
+        status = proto_answer_encode(&done.body, r->accept, &r->decoded_request, &result, &done.timing, r->id,
+                                     memory_limit(r->server->memory), &error);
+    }
+    if (status != BX_OK) {
+        answer_free(&done);
+        done = request_error(r, &error);
+    }
+    request_settle(r, done);
+}
+
+/* Memory for the gradients and for their part of the answer, now that their size is known. */
+static bx_status take_gradients(request *r, bx_error *error) {
+    if (r->plan.gradients == BX_GRADIENTS_NONE) {
+        return BX_OK;
+    }
+    const int64_t rows = bx_job_gradient_rows(&r->job);
+    const size_t bytes = bx_gradient_bytes(&r->plan, rows);
+    const size_t answer = proto_answer_bytes(&r->decoded_request, &r->plan, rows, r->accept) - r->answer_bytes;
+    bx_status status = lease_take(&r->lease, bytes > 0 ? bytes : 1, &r->gradients);
+    if (status == BX_OK && !lease_promise(&r->lease, answer)) {
+        status = BX_BUSY;
+        lease_give(&r->lease, &r->gradients);
+    }
+    if (status != BX_OK) {
+        return request_no_memory(r, status, bytes + answer, error);
+    }
+    bx_job_place_gradients(&r->job, r->gradients.data);
+    return BX_OK;
+}
+
+static void run_second_round(request *r, bx_context *context) {
+    const int32_t n = r->plan.n_images;
+    atomic_init(&r->rows_left, n);
+    if (!r->small) {
+        pool_push_rows(r->pool, r);
+        return;
+    }
+    for (int32_t i = 0; i < n; i++) {
+        batch_run_rows(r, context, i);
+    }
+}
+
+/* The last image of the first round is done: what needs all of them, and then the second round or the answer. */
+static void finish_round(request *r, bx_context *context) {
+    bx_error error = {0};
+    if (atomic_load(&r->cancelled)) {
+        return;
+    }
+    bx_status status = bx_run_batch(context, &r->job, &error);
+    if (status == BX_OK && r->plan.second_round && !atomic_load(&r->cancelled)) {
+        status = take_gradients(r, &error);
+    }
+    if (atomic_load(&r->cancelled)) {
+        return; /* nothing that was computed means anything */
+    }
+    if (status != BX_OK) {
+        request_settle(r, request_error(r, &error));
+    } else if (!r->plan.second_round) {
+        finish(r);
+    } else {
+        run_second_round(r, context);
+    }
+}
+
+void batch_run_rows(request *r, bx_context *context, int32_t image) {
+    bx_run_rows(context, &r->job, image);
+    if (atomic_fetch_sub(&r->rows_left, 1) == 1) {
+        finish(r);
+    }
+}
+
+void batch_run_image(request *r, bx_context *context, int32_t image) {
+    request_mark_begun(r);
+    bx_run_image(context, &r->job, image);
+    if (atomic_fetch_sub(&r->images_left, 1) == 1) {
+        finish_round(r, context);
+    }
+}
+
+void batch_run_unit(request *r, bx_context *context, int64_t unit) {
+    int32_t image = (int32_t)(unit / r->plan.n_blocks), block = (int32_t)(unit % r->plan.n_blocks);
+    request_mark_begun(r);
+    bx_run_block(context, &r->job, image, block);
+    if (atomic_fetch_sub(&r->blocks_left[image], 1) == 1) {
+        batch_run_image(r, context, image);
+    }
+}
