@@ -43,63 +43,108 @@ static void force_in_order(bx_job *job, int32_t image, bool reverse) {
     }
 }
 
+/* Of one culling run's priors [first, end), the first free one with the greatest IoU; raises *best when it exceeds it.
+ */
+static void best_of_run(const bx_priors *priors, const float *areas, const uint8_t *restrict state, int32_t first,
+                        int32_t end, const bx_object *object, int sizes, bx_best *best) {
+    const float *restrict x1 = priors->x1 + first, *restrict y1 = priors->y1 + first;
+    const float *restrict x2 = priors->x2 + first, *restrict y2 = priors->y2 + first, *restrict area = areas + first;
+    const bx_object o = *object;
+    float iou[BX_CULL];
+    int32_t top = 0;
+    for (int32_t i = 0; i < end - first; i++) {
+        float v = bx_iou_of(bx_intersection(&o, x1[i], y1[i], x2[i], y2[i]), o.area, area[i], sizes);
+        int32_t bits = state[i] & BX_TAKEN ? 0 : bx_bits(v);
+        iou[i] = bx_float(bits);
+        top = bits > top ? bits : top;
+    }
+    if (top > bx_bits(best->iou)) {
+        int32_t i = 0;
+        while (bx_bits(iou[i]) != top) {
+            i++;
+        }
+        *best = (bx_best){bx_float(top), first + i};
+    }
+}
+
 /* The first prior with the greatest IoU with object g among those no object has taken; IoU 0 when there is none. */
 static bx_best best_untaken(const bx_job *job, int32_t image, int32_t g) {
     const bx_priors *priors = job->plan->priors;
     const bool sizes = job->plan->criterion->matcher.iou == BX_IOU_SIZES;
     const bx_object object = bx_object_of(job->batch->boxes + 4 * (size_t)g, sizes);
-    const float *areas = sizes ? priors->size : priors->area, *box = object.box;
+    const float *areas = sizes ? priors->size : priors->area;
     const uint8_t *state = job->state + bx_row_index(job, image, 0);
     bx_best best = {0, 0};
-    for (int32_t first = 0; first < priors->n; first += BX_CULL) {
-        const float *around = priors->extent + 4 * (size_t)(first / BX_CULL);
-        int32_t end = priors->n - first < BX_CULL ? priors->n : first + BX_CULL;
-        bool meets = box[2] > around[0] && box[3] > around[1] && box[0] < around[2] && box[1] < around[3];
-        for (int32_t p = first; meets && p < end; p++) {
-            float inter = bx_intersection(&object, priors->x1[p], priors->y1[p], priors->x2[p], priors->y2[p]);
-            float iou = bx_iou_of(inter, object.area, areas[p], sizes);
-            if (iou > best.iou && !(state[p] & BX_TAKEN)) {
-                best = (bx_best){iou, p};
-            }
-        }
+    for (int32_t p = 0, end; (p = bx_next_meeting(priors, p, priors->n, &object)) < priors->n; p = end) {
+        end = priors->n - p < BX_CULL ? priors->n : p + BX_CULL;
+        best_of_run(priors, areas, state + p, p, end, &object, sizes, &best);
     }
     return best;
+}
+
+/* The best pair each object has left, as a heap of objects: greatest IoU first, then lowest prior, then lowest object.
+ */
+typedef struct heap {
+    const float *iou;
+    const int32_t *prior;
+    int32_t *objects;
+    int32_t n;
+} heap;
+
+static bool comes_before(const heap *h, int32_t a, int32_t b) {
+    if (h->iou[a] != h->iou[b]) {
+        return h->iou[a] > h->iou[b];
+    }
+    return h->prior[a] != h->prior[b] ? h->prior[a] < h->prior[b] : a < b;
+}
+
+static void sink(heap *h, int32_t at) {
+    for (int32_t child; (child = 2 * at + 1) < h->n; at = child) {
+        child += child + 1 < h->n && comes_before(h, h->objects[child + 1], h->objects[child]);
+        if (!comes_before(h, h->objects[child], h->objects[at])) {
+            return;
+        }
+        int32_t up = h->objects[child];
+        h->objects[child] = h->objects[at];
+        h->objects[at] = up;
+    }
 }
 
 /*
  * greedy: repeatedly the greatest IoU among objects and priors that are still free; ties to the lowest prior, then the
  * lowest object. An object's best free prior is looked for again only when another object has taken it: until then it
- * is an upper bound. The rounds' best pairs are kept in the image's slots of the first block, which matching no longer
- * needs.
+ * is an upper bound. The pairs are kept in the image's slots of the first block, which matching no longer needs.
  */
 static void force_greedily(bx_job *job, int32_t image) {
     const int32_t *bounds = job->batch->first + image;
     float *iou = job->block_iou;
     int32_t *prior = job->block_prior;
+    heap h = {iou, prior, job->heap + bounds[0], 0};
     for (int32_t g = bounds[0]; g < bounds[1]; g++) {
-        iou[g] = bx_is_used(job->batch, g) ? job->objects[g].best_iou : 0;
+        iou[g] = job->objects[g].best_iou;
         prior[g] = job->objects[g].best_prior;
+        if (bx_is_used(job->batch, g) && iou[g] > 0) {
+            h.objects[h.n++] = g;
+        }
     }
-    while (!bx_job_cancelled(job)) {
-        int32_t next = -1;
-        for (int32_t g = bounds[0]; g < bounds[1]; g++) {
-            if (iou[g] > 0 && (next < 0 || iou[g] > iou[next] || (iou[g] == iou[next] && prior[g] < prior[next]))) {
-                next = g;
-            }
-        }
-        if (next < 0) {
-            break;
-        }
+    for (int32_t i = h.n / 2; i-- > 0;) {
+        sink(&h, i);
+    }
+    while (h.n > 0 && !bx_job_cancelled(job)) {
+        int32_t next = h.objects[0];
         uint8_t *state = &job->state[bx_row_index(job, image, prior[next])];
-        if (*state & BX_TAKEN) {
-            bx_best best = best_untaken(job, image, next);
-            iou[next] = best.iou;
-            prior[next] = best.prior;
-        } else {
+        bool taken = *state & BX_TAKEN;
+        bx_best best = taken ? best_untaken(job, image, next) : (bx_best){0, 0};
+        if (!taken) {
             force(job, image, next, prior[next]);
             *state |= BX_TAKEN;
-            iou[next] = 0;
         }
+        iou[next] = best.iou;
+        prior[next] = best.prior;
+        if (best.iou == 0) {
+            h.objects[0] = h.objects[--h.n];
+        }
+        sink(&h, 0);
     }
 }
 

@@ -228,6 +228,8 @@ const bx_generator *bx_generator_default(bx_generator_kind kind);
 /* Check every parameter; *n is the number of priors it makes. Errors: BX_INVALID "priors_range", path
  * "priors.<parameter>[i]"; BX_SHAPE when there would be more than BX_MAX_PRIORS. */
 BX_MUST_USE bx_status bx_generator_check(const bx_generator *generator, int32_t *n, bx_error *error);
+/* The generator of a built-in set. Errors: those of bx_priors_builtin for its name. */
+BX_MUST_USE bx_status bx_generator_builtin(bx_generator *generator, const char *name, bx_error *error);
 /* Make the boxes (P,4) and levels (L) of a generator that bx_generator_check has accepted. */
 void bx_generator_fill(const bx_generator *generator, float *boxes, bx_level *levels);
 /* The set a generator makes, named "inline". The caller holds the one reference. Errors: those of bx_generator_check,
@@ -413,6 +415,7 @@ typedef struct bx_plan {
     int32_t n_images, n_priors, n_columns, n_classes, n_objects; /* N P C K G */
     int32_t n_blocks;                                            /* B */
     bool with_predictions, with_targets;
+    bool mines_across; /* hard negatives are those of the whole batch */
     bool second_round; /* bx_run_rows must follow bx_run_batch */
     size_t work_bytes; /* memory a job needs, 64-byte aligned */
     double cost_us;    /* a rough estimate of the work on one core */
@@ -451,8 +454,9 @@ typedef struct bx_loss {
 
 typedef struct bx_image_row {
     bx_sums sums;
-    double mined; /* the real number of negatives to mine, of which the next greater whole are (hard_negatives) */
     int32_t objects, positives, negatives, ignored, hard_negatives, forced, collided, unmatched_objects;
+    int32_t too_far; /* 1 + the first prior whose target or gradient is beyond float32; 0: none */
+    double mined;    /* the real number of negatives wanted: of this image, or in image 0 of the whole batch */
 } bx_image_row;
 
 typedef struct bx_class_row {
@@ -499,6 +503,7 @@ typedef struct bx_job {
     bx_object_row *objects;    /* (G) */
     float *hard, *soft;   /* (C) factor of each column where it is the row's class and, in sigmoid rows, where not */
     bx_sums *normalizers; /* (N) of each image's sums; all the same unless normalizer is image_positives */
+    int32_t *heap;        /* (G) of greedy forcing */
     int64_t *listed;      /* (N+1) rows of the sparse gradient of image i are [listed[i], listed[i+1]) */
     /* placed by bx_job_place_gradients, between bx_run_batch and bx_run_rows */
     int32_t *grad_index; /* (M,2) image and prior, ascending; sparse only */
@@ -590,8 +595,8 @@ typedef struct bx_result {
     double positives_per_object_mean;
 } bx_result;
 
-/* Fold the images in index order. Fails with BX_NONFINITE "loss_overflow" when finite predictions lie so far apart that
- * a loss is beyond float32. The job must outlive the result. */
+/* Fold the images in index order. Fails with BX_NONFINITE "loss_overflow" when the loss, a target or a gradient of
+ * numbers that are finite is beyond float32. The job must outlive the result. */
 BX_MUST_USE bx_status bx_finish(bx_result *result, const bx_job *job, bx_error *error);
 
 /* The share of a group of one image's priors in the batch's loss. */

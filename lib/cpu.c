@@ -124,10 +124,16 @@ static void cover(bx_job *job, const bx_object *object, int32_t image, int32_t f
     const float threshold = by_iof ? matcher->ignore_iof : matcher->positive_iou;
     const float *areas = sizes ? priors->size : priors->area;
     uint8_t *state = job->state + bx_row_index(job, image, first);
-    for (int32_t i = 0, p = first; i < count; i++, p++) {
+    for (int32_t p = first; p < first + count; p++) {
+        if (p % BX_CULL == 0 || p == first) {
+            p = bx_next_meeting(priors, p, first + count, object);
+            if (p == first + count) {
+                break;
+            }
+        }
         float inter = bx_intersection(object, priors->x1[p], priors->y1[p], priors->x2[p], priors->y2[p]);
         float share = by_iof ? inter / areas[p] : bx_iou_of(inter, object->area, areas[p], sizes);
-        state[i] |= share >= threshold ? BX_COVERED : 0;
+        state[p - first] |= share >= threshold ? BX_COVERED : 0;
     }
 }
 
@@ -199,7 +205,9 @@ void bx_stage_score(bx_context *context, bx_job *job, int32_t image, int32_t fir
         const float *rows = bx_floats(kernels, job->batch->conf, at * (size_t)n_columns, elements, context->rows);
         if (!kernels->score_rows(&scoring, rows, n, NULL, job->score + at, context->tile)) {
             note_bad(kernels, rows, n, n_columns, prior, &bad->conf, &bad->first_conf);
-            note_improbable(rows, n, n_columns, prior, bad);
+            if (scoring.kind == BX_CLASSIFICATION_PROB_CE) {
+                note_improbable(rows, n, n_columns, prior, bad);
+            }
         }
     }
 }
@@ -221,9 +229,10 @@ void bx_stage_check(bx_context *context, bx_job *job, int32_t image, int32_t fir
 
 /* ---- mining ------------------------------------------------------------------------------------------------------ */
 
-/* Negatives to mine for so many positives: a real number, at most the negatives there are. */
+/* Negatives to mine for so many positives: a real number, at most the negatives there are. A decision, so the product
+ * is float32 as in the origins (a Python float times a count is a float32 tensor in PyTorch and TensorFlow). */
 static double wanted_negatives(const bx_mining *mining, double positives, double negatives) {
-    double wanted = mining->ratio * positives, least = (double)mining->min_negatives;
+    double wanted = (double)((float)mining->ratio * (float)positives), least = (double)mining->min_negatives;
     wanted = wanted > least ? wanted : least;
     return wanted < negatives ? wanted : negatives;
 }
@@ -244,8 +253,8 @@ void bx_stage_mine(bx_context *context, bx_job *job, int32_t image) {
         return;
     }
     exclude(job->score + base, job->state + base, n);
-    if (mining->scope == BX_SCOPE_BATCH) {
-        return; /* across the batch, later */
+    if (plan->mines_across) {
+        return; /* later */
     }
     row->mined = wanted_negatives(mining, row->positives, row->negatives);
     row->hard_negatives = (int32_t)ceil(row->mined); /* rank < ratio x positives: a fraction takes one more */
@@ -337,15 +346,18 @@ static void add_positive(bx_job *job, int32_t image, int32_t prior, bx_level_row
     bx_class_row *class =
         &job->classes[(size_t)image * (size_t)plan->n_classes + (size_t)bx_positive_class(job, image, at)];
     bx_image_row *row = &job->images[image];
+    double target[4];
     level->positives++;
     class->positives++;
+    bx_target(job, image, prior, target);
+    for (int i = 0; i < 4; i++) {
+        row->too_far = row->too_far == 0 && !isfinite((float)target[i]) ? prior + 1 : row->too_far;
+    }
     if (!plan->with_predictions) {
         return;
     }
     float predicted[4];
-    double target[4];
     bx_tensor_to_f32(predicted, job->batch->loc, 4 * at, 4);
-    bx_target(job, image, prior, target);
     const float *box = plan->priors->boxes ? plan->priors->boxes + 4 * (size_t)prior : NULL;
     const bx_sums part = {.loc = bx_localization_loss(plan->criterion, box, predicted, target, NULL),
                           .conf_positive = (double)job->score[at]};
@@ -405,11 +417,6 @@ static void cpu_run_block(bx_context *context, bx_job *job, int32_t image, int32
     }
 }
 
-static bool mines_across(const bx_plan *plan) {
-    const bx_mining *mining = &plan->criterion->mining;
-    return plan->with_predictions && mining->kind != BX_MINING_NONE && mining->scope == BX_SCOPE_BATCH;
-}
-
 /* What follows the choice of negatives. */
 static void finish_image(bx_context *context, bx_job *job, int32_t image) {
     if (job->plan->with_predictions) {
@@ -442,13 +449,13 @@ static void cpu_run_image(bx_context *context, bx_job *job, int32_t image) {
     if (predicted) {
         bx_stage_mine(context, job, image);
     }
-    if (!mines_across(plan)) {
+    if (!plan->mines_across) {
         finish_image(context, job, image);
     }
 }
 
 static void cpu_run_batch(bx_context *context, bx_job *job) {
-    if (mines_across(job->plan)) {
+    if (job->plan->mines_across) {
         mine_batch(context, job);
     }
 }
@@ -457,7 +464,7 @@ static void cpu_run_rows(bx_context *context, bx_job *job, int32_t image) {
     if (bx_job_cancelled(job)) {
         return;
     }
-    if (mines_across(job->plan)) {
+    if (job->plan->mines_across) {
         finish_image(context, job, image);
     }
     if (job->plan->gradients != BX_GRADIENTS_NONE) {

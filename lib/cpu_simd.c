@@ -248,10 +248,14 @@ static inline __attribute__((always_inline)) bool softmax_tile(const float *rest
 
 static bool softmax_rows(const bx_scoring *s, const float *rows, int32_t n, const int32_t *label, float *out,
                          float *tile, int32_t lanes) {
-    float x_label[BX_LANES];
-    for (int32_t i = 0; i < lanes; i++) {
-        int32_t column = label ? label[i < n ? i : n - 1] : s->background;
-        x_label[i] = tile[(size_t)column * (size_t)lanes + (size_t)i];
+    float gathered[BX_LANES];
+    const float *x_label = gathered;
+    if (label) {
+        for (int32_t i = 0; i < lanes; i++) {
+            gathered[i] = tile[(size_t)label[i < n ? i : n - 1] * (size_t)lanes + (size_t)i];
+        }
+    } else {
+        x_label = tile + (size_t)s->background * (size_t)lanes;
     }
     uintptr_t ahead = (uintptr_t)rows + (size_t)n * (size_t)s->n_columns * sizeof(float);
     return lanes == BX_LANES ? softmax_tile(tile, BX_LANES, s->n_columns, x_label, out, ahead)

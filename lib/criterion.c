@@ -141,7 +141,7 @@ static bool list_within(const float *list, int32_t n, double most) {
 }
 
 static bx_status check_ranges(const bx_criterion *c, bx_error *error) {
-    const double most = 3e38;
+    const double least = 1e-6, most = 1e6; /* generous, and no product of them leaves float32 */
     const bx_classification *cls = &c->classification;
     const struct {
         bool fine;
@@ -152,22 +152,22 @@ static bx_status check_ranges(const bx_criterion *c, bx_error *error) {
          "0 to 1, or null"},
         {c->matcher.ignore_iof < 0 || within((double)c->matcher.ignore_iof, 0, 1, true), "matcher.ignore_iof",
          "above 0 and at most 1, or null"},
-        {within(c->coder.variances[0], 0, most, true) && within(c->coder.variances[1], 0, most, true) &&
-             within(c->coder.variances[2], 0, most, true) && within(c->coder.variances[3], 0, most, true),
-         "coder.variances", "four finite numbers above 0"},
+        {within(c->coder.variances[0], least, most, false) && within(c->coder.variances[1], least, most, false) &&
+             within(c->coder.variances[2], least, most, false) && within(c->coder.variances[3], least, most, false),
+         "coder.variances", "four numbers of 1e-6 to 1e6"},
         {within(cls->alpha, 0, 1, false) && list_within(cls->alphas, cls->n_alphas, 1), "classification.alpha",
          "0 to 1, or a list of such numbers"},
         {within(cls->gamma, 0, 100, false), "classification.gamma", "0 to 100"},
         {within(cls->label_smoothing, 0, 1, false), "classification.label_smoothing", "0 to 1"},
         {list_within(cls->class_weights, cls->n_class_weights, most), "classification.class_weights",
-         "a list of finite numbers, not negative, or null"},
-        {within(c->mining.ratio, 0, most, false), "mining.ratio", "finite and not negative"},
+         "a list of numbers of 0 to 1e6, or null"},
+        {within(c->mining.ratio, 0, most, false), "mining.ratio", "0 to 1e6"},
         {c->mining.min_negatives >= 0, "mining.min_negatives", "a whole number, not negative"},
-        {within(c->localization.beta, 0, most, false), "localization.beta", "finite and not negative"},
-        {within(c->localization.delta, 0, most, true), "localization.delta", "finite and above 0"},
-        {within(c->normalizer.value, 0, most, true), "normalizer.value", "finite and above 0"},
-        {within(c->weights.loc, 0, most, false), "weights.loc", "finite and not negative"},
-        {within(c->weights.conf, 0, most, false), "weights.conf", "finite and not negative"},
+        {within(c->localization.beta, 0, most, false), "localization.beta", "0 to 1e6"},
+        {within(c->localization.delta, least, most, false), "localization.delta", "1e-6 to 1e6"},
+        {within(c->normalizer.value, least, 1e12, false), "normalizer.value", "1e-6 to 1e12"},
+        {within(c->weights.loc, 0, most, false), "weights.loc", "0 to 1e6"},
+        {within(c->weights.conf, 0, most, false), "weights.conf", "0 to 1e6"},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         if (!rows[i].fine) {

@@ -165,11 +165,15 @@ static void fold_objects(bx_result *r) {
 
 static bx_loss share_of(const bx_result *result, const bx_sums *normalizer, bx_sums sums) {
     const bx_weights *weights = &result->job->plan->criterion->weights;
-    return (bx_loss){
-        .loc = weights->loc * sums.loc / normalizer->loc,
-        .conf_positive = weights->conf * sums.conf_positive / normalizer->conf_positive,
-        .conf_negative = weights->conf * sums.conf_negative / normalizer->conf_negative,
-    };
+    bx_loss loss = {0};
+    if (weights->loc > 0) { /* what has no weight may be infinite */
+        loss.loc = weights->loc * sums.loc / normalizer->loc;
+    }
+    if (weights->conf > 0) {
+        loss.conf_positive = weights->conf * sums.conf_positive / normalizer->conf_positive;
+        loss.conf_negative = weights->conf * sums.conf_negative / normalizer->conf_negative;
+    }
+    return loss;
 }
 
 static bx_loss with_totals(bx_loss loss) {
@@ -197,6 +201,28 @@ static bx_loss end_share(const bx_result *result, bx_loss share, bx_sums sums) {
     return with_totals(result->own_normalizers ? share : share_of(result, &result->job->normalizers[0], sums));
 }
 
+/* Numbers that were all finite can still lead beyond float32. */
+static bx_status check_overflow(const bx_result *r, bx_error *error) {
+    const bx_job *job = r->job;
+    if (!isfinite(r->loss.total)) {
+        bool conf = !isfinite(r->loss.conf);
+        bx_fail(error, BX_NONFINITE, "loss_overflow",
+                "every number is finite, but %s lie so far apart that a loss is beyond float32 (3.4e38)",
+                conf ? "the predictions of a prior" : "the offsets and the target of a prior");
+        bx_at(error, conf ? "predictions.conf" : "predictions.loc");
+        return BX_NONFINITE;
+    }
+    for (int32_t i = 0; i < job->plan->n_images; i++) {
+        if (job->images[i].too_far > 0) {
+            return bx_fail(error, BX_NONFINITE, "loss_overflow",
+                           "every number is finite, but a target or a gradient of image %d, prior %d is beyond float32 "
+                           "(3.4e38)",
+                           (int)i, (int)job->images[i].too_far - 1);
+        }
+    }
+    return BX_OK;
+}
+
 bx_status bx_finish(bx_result *result, const bx_job *job, bx_error *error) {
     bx_result made = {.job = job};
     bx_result *r = &made;
@@ -210,14 +236,11 @@ bx_status bx_finish(bx_result *result, const bx_job *job, bx_error *error) {
         add_share(r, &share, i, job->images[i].sums);
     }
     r->loss = end_share(r, share, r->sums);
-    if (!isfinite(r->loss.total)) {
-        bx_fail(error, BX_NONFINITE, "loss_overflow",
-                "predictions are finite, but so far apart that a loss is beyond float32 (3.4e38)");
-        bx_at(error, "predictions");
-        return BX_NONFINITE;
+    bx_status status = check_overflow(r, error);
+    if (status == BX_OK) {
+        *result = made;
     }
-    *result = made;
-    return BX_OK;
+    return status;
 }
 
 bx_class_row bx_result_class(const bx_result *result, int32_t k, bx_loss *share) {

@@ -451,8 +451,8 @@ bool bx_priors_is_builtin(const char *name) {
     return find_builtin(name, image_size) != NULL;
 }
 
-bx_status bx_priors_builtin(bx_priors **priors, const char *name, bx_error *error) {
-    int32_t image_size[2];
+/* The row of a built-in name, and its image size. */
+static bx_status choose_builtin(const builtin **found, int32_t image_size[2], const char *name, bx_error *error) {
     const builtin *row = find_builtin(name, image_size);
     if (!row) {
         const char *near = bx_nearest(name, bx_priors_name);
@@ -469,10 +469,33 @@ bx_status bx_priors_builtin(bx_priors **priors, const char *name, bx_error *erro
             return BX_INVALID;
         }
     }
-    bx_generator generator = row->generator;
-    memcpy(generator.image_size, image_size, sizeof generator.image_size);
+    *found = row;
+    return BX_OK;
+}
+
+bx_status bx_generator_builtin(bx_generator *generator, const char *name, bx_error *error) {
+    int32_t image_size[2];
+    const builtin *row;
+    bx_status status = choose_builtin(&row, image_size, name, error);
+    if (!status) {
+        *generator = row->generator;
+        memcpy(generator->image_size, image_size, sizeof generator->image_size);
+    }
+    return status;
+}
+
+bx_status bx_priors_builtin(bx_priors **priors, const char *name, bx_error *error) {
+    int32_t image_size[2];
+    const builtin *row;
+    bx_generator generator;
     bx_priors *p = NULL;
-    bx_status status = bx_priors_generate(&p, &generator, error);
+    bx_status status = choose_builtin(&row, image_size, name, error);
+    if (!status) {
+        status = bx_generator_builtin(&generator, name, error);
+    }
+    if (!status) {
+        status = bx_priors_generate(&p, &generator, error);
+    }
     if (status) {
         return status;
     }

@@ -60,12 +60,31 @@ BX_INLINE void probability_slopes(const bx_scoring *s, const float *p, int32_t y
     }
 }
 
+typedef float (*sigmoid_formula)(float x, int32_t hard, float gamma, float smoothing, float *slope);
+
+/* A plain loop that the compiler vectorises, as if no column were the row's class. */
+BX_INLINE void soft_slopes(const float *restrict x, int32_t n, float gamma, float smoothing, float *restrict out,
+                           sigmoid_formula formula) {
+    for (int32_t c = 0; c < n; c++) {
+        (void)formula(x[c], 0, gamma, smoothing, &out[c]);
+    }
+}
+
 BX_INLINE void sigmoid_slopes(const bx_scoring *s, const float *x, int32_t y, double scale, float *out,
-                              float (*formula)(float x, int32_t hard, float gamma, float smoothing, float *slope)) {
+                              sigmoid_formula formula) {
+    const float *restrict factors = s->soft;
+    if (s->gamma == 2 && s->smoothing == 0) {
+        soft_slopes(x, s->n_columns, 2, 0, out, formula);
+    } else {
+        soft_slopes(x, s->n_columns, s->gamma, s->smoothing, out, formula);
+    }
     for (int32_t c = 0; c < s->n_columns; c++) {
+        out[c] = (float)(scale * (double)factors[c] * (double)out[c]);
+    }
+    if (y >= 0) {
         float slope;
-        (void)formula(x[c], c == y, s->gamma, s->smoothing, &slope);
-        out[c] = (float)(scale * (double)(c == y ? s->hard[c] : s->soft[c]) * (double)slope);
+        (void)formula(x[y], 1, s->gamma, s->smoothing, &slope);
+        out[y] = (float)(scale * (double)s->hard[y] * (double)slope);
     }
 }
 
@@ -136,7 +155,13 @@ void bx_stage_gradients(bx_context *context, bx_job *job, int32_t image) {
             job->grad_index[2 * to] = image;
             job->grad_index[2 * to + 1] = (int32_t)p;
         }
-        put_row(context, job, &scoring, image, (int32_t)p, dense ? base + p : to);
+        size_t row = dense ? base + p : to;
+        put_row(context, job, &scoring, image, (int32_t)p, row);
+        size_t bad = context->kernels->count_bad(job->grad_loc + 4 * row, 4) +
+                     context->kernels->count_bad(job->grad_conf + width * row, width);
+        if (bad > 0 && job->images[image].too_far == 0) {
+            job->images[image].too_far = (int32_t)p + 1;
+        }
         to += !dense;
     }
 }

@@ -10,7 +10,7 @@
 /* Offsets of a job's arrays in its workspace. */
 typedef struct layout {
     size_t overlap, owner, score, state, block_iou, block_prior, bad, images, classes, levels, objects, hard, soft;
-    size_t normalizers, listed, bytes;
+    size_t normalizers, listed, heap, bytes;
 } layout;
 
 static layout plan_layout(const bx_plan *plan) {
@@ -38,6 +38,7 @@ static layout plan_layout(const bx_plan *plan) {
     BX_PLACE(soft, (size_t)plan->n_columns, float);
     BX_PLACE(normalizers, n, bx_sums);
     BX_PLACE(listed, n + 1, int64_t);
+    BX_PLACE(heap, plan->criterion->matcher.force == BX_FORCE_GREEDY ? objects : 0, int32_t);
 #undef BX_PLACE
     at.bytes = bytes;
     return at;
@@ -196,9 +197,9 @@ static bx_status check_targets(const bx_plan *plan, const bx_batch *batch, bx_er
 
 /* ---- the plan ---------------------------------------------------------------------------------------------------- */
 
-/* Microseconds on one core, roughly: 1 ns for each score, slope and pair of a prior and an object (a sigmoid takes
- * three), and what each prior, class row and image costs anyway. Objects forced greedily may each make every other look
- * again. */
+/* Microseconds on one core, roughly: 1 ns for each score, slope and pair of a prior and an object (a sigmoid and the
+ * rarer options take more), and what each prior, class row and image costs anyway. Objects forced greedily may each
+ * make every other look again. */
 static double estimate_us(const bx_plan *plan, const bx_batch *batch) {
     const bx_criterion *criterion = plan->criterion;
     double pairs = 0, images = plan->n_images, rows = images * plan->n_priors;
@@ -207,7 +208,9 @@ static double estimate_us(const bx_plan *plan, const bx_batch *batch) {
         double again = criterion->matcher.force == BX_FORCE_GREEDY ? 1 + objects / 4 : 1;
         pairs += objects * again * plan->n_priors;
     }
-    double each = bx_classification_is_focal(criterion->classification.kind) ? 3 : 1;
+    const bx_classification *c = &criterion->classification;
+    bool focal = bx_classification_is_focal(c->kind), rare = c->class_weights || c->label_smoothing > 0;
+    double each = focal ? (rare || c->gamma != 2 ? 6 : 3) : rare ? 3 : 1;
     bool all_rows = plan->gradients == BX_GRADIENTS_DENSE || criterion->mining.kind == BX_MINING_NONE;
     double again = plan->gradients == BX_GRADIENTS_NONE ? 0 : all_rows ? 3 : 1;
     double scores = plan->with_predictions ? rows * plan->n_columns * (each + again) : 0;
@@ -234,8 +237,8 @@ bx_status bx_plan_init(bx_plan *plan, const bx_criterion *criterion, const bx_pr
         .with_targets = batch->target_classes.data != NULL,
     };
     const bx_mining *mining = &criterion->mining;
-    bool mines_across = mining->kind != BX_MINING_NONE && mining->scope == BX_SCOPE_BATCH;
-    made.second_round = made.with_predictions && (gradients != BX_GRADIENTS_NONE || mines_across);
+    made.mines_across = made.with_predictions && mining->kind != BX_MINING_NONE && mining->scope == BX_SCOPE_BATCH;
+    made.second_round = made.with_predictions && (gradients != BX_GRADIENTS_NONE || made.mines_across);
     status = made.with_targets ? check_targets(&made, batch, error) : check_annotations(&made, batch, error);
     if (status != BX_OK) {
         return status;
@@ -289,6 +292,7 @@ void bx_job_init(bx_job *job, const bx_plan *plan, const bx_batch *batch, void *
         .soft = (float *)(void *)(base + at.soft),
         .normalizers = (bx_sums *)(void *)(base + at.normalizers),
         .listed = (int64_t *)(void *)(base + at.listed),
+        .heap = (int32_t *)(void *)(base + at.heap),
     };
     if (plan->with_predictions) {
         fill_factors(job);

@@ -146,7 +146,8 @@ bx_status bx_priors_new(bx_priors **priors, const float *boxes, int32_t n, bx_er
             return BX_INVALID;
         }
         for (int32_t i = 0; i < n; i++) {
-            p->relative &= p->x1[i] >= -1 && p->y1[i] >= -1 && p->x2[i] <= 2 && p->y2[i] <= 2;
+            const float *box = p->boxes + 4 * (size_t)i; /* a large prior may reach beyond */
+            p->relative &= box[0] >= -1 && box[1] >= -1 && box[0] <= 2 && box[1] <= 2;
         }
     }
     *priors = p;

@@ -334,9 +334,9 @@ static bx_status read_member(struct reading *reading, const struct stage *stage,
     bx_status status = BX_OK;
     if (member->used && !member->used(&reading->made)) {
         const struct member *kind = &stage->members[0];
-        status =
-            bx_fail(error, BX_INVALID, "criterion_conflict", "%s.%s is given, but %s.kind is \"%s\", which has none",
-                    stage->name, member->name, stage->name, kind->choices(get_choice(reading, kind)));
+        status = bx_fail(error, BX_INVALID, "criterion_conflict",
+                         "%s.%s is given, but %s.kind is \"%s\", which does not use it", stage->name, member->name,
+                         stage->name, kind->choices(get_choice(reading, kind)));
     } else {
         status = member->read(reading, member, node, error);
     }
@@ -410,6 +410,13 @@ static bx_status read_plain(struct reading *reading, int member, const proto_nod
     return BX_OK; /* the name is told by the caller, the base is taken already */
 }
 
+static bool changes_stages(const proto_node *object) {
+    bool changes = false;
+    for (int i = 0; i < N_STAGES; i++)
+        changes |= proto_json_get(object, stages[i].name) != NULL;
+    return changes;
+}
+
 static bx_status read_object(struct reading *reading, const proto_node *object, bx_error *error) {
     void *iterator = NULL;
     const char *name;
@@ -446,6 +453,8 @@ bx_status proto_criterion_object(bx_criterion **criterion, const char *name, con
         return status;
     reading.made = *base;
     snprintf(reading.made.name, sizeof reading.made.name, "%s", name);
+    if (changes_stages(object)) /* the base's own words do not describe it any more */
+        snprintf(reading.made.text, sizeof reading.made.text, "based on %s", base->name);
     status = read_object(&reading, object, error);
     if (!status) {
         copy = bx_criterion_copy(&reading.made);

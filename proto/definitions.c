@@ -61,18 +61,33 @@ static bx_status no_memory(bx_error *error) {
     return bx_fail(error, BX_NOMEM, "out_of_memory", "no memory for the priors");
 }
 
-static bx_status read_generator(bx_priors **priors, const proto_node *object, bx_error *error) {
+bx_status proto_reserve(const proto_limits *limits, size_t bytes, bx_error *error) {
+    return limits->reserve ? limits->reserve(limits->context, bytes, error) : BX_OK;
+}
+
+/* For boxes that are read and then copied. */
+static bx_status reserve_boxes(const proto_limits *limits, size_t n, bx_error *error) {
+    return proto_reserve(limits, n * 4 * sizeof(float) + bx_priors_bytes((int32_t)n, 1), error);
+}
+
+static bx_status read_generator(bx_priors **priors, const proto_node *object, const proto_limits *limits,
+                                bx_error *error) {
+    int32_t n;
     bx_generator *generator = malloc(sizeof *generator);
     if (!generator)
         return no_memory(error);
     bx_status status = proto_generator_read(generator, object, error);
+    if (!status)
+        status = bx_generator_check(generator, &n, error);
+    if (!status)
+        status = proto_reserve(limits, bx_priors_bytes(n, generator->n_levels), error);
     if (!status)
         status = bx_priors_generate(priors, generator, error);
     free(generator);
     return status;
 }
 
-static bx_status read_boxes(bx_priors **priors, const proto_node *array, bx_error *error) {
+static bx_status read_boxes(bx_priors **priors, const proto_node *array, const proto_limits *limits, bx_error *error) {
     proto_dense rows = {.path = "priors", .dtype = BX_F32, .axes = 2};
     bx_status status = proto_dense_measure(&rows, array, error);
     if (!status)
@@ -83,7 +98,10 @@ static bx_status read_boxes(bx_priors **priors, const proto_node *array, bx_erro
         bx_fail(error, BX_SHAPE, "shape", "a prior is cx, cy, w, h; these have %lld numbers", (long long)rows.shape[1]);
         return bx_at(error, "priors");
     }
-    float *boxes = malloc(proto_dense_count(&rows) * sizeof *boxes);
+    status = reserve_boxes(limits, (size_t)rows.shape[0], error);
+    float *boxes = status ? NULL : malloc(proto_dense_count(&rows) * sizeof *boxes);
+    if (status)
+        return status;
     if (!boxes)
         return no_memory(error);
     status = proto_dense_read(&rows, boxes, error);
@@ -93,13 +111,17 @@ static bx_status read_boxes(bx_priors **priors, const proto_node *array, bx_erro
     return status;
 }
 
-bx_status proto_priors_from_node(bx_priors **priors, const proto_node *node, bx_error *error) {
-    return proto_json_kind(node) == PROTO_OBJECT ? read_generator(priors, node, error)
-                                                 : read_boxes(priors, node, error);
+bx_status proto_priors_from_node(bx_priors **priors, const proto_node *node, const proto_limits *limits,
+                                 bx_error *error) {
+    return proto_json_kind(node) == PROTO_OBJECT ? read_generator(priors, node, limits, error)
+                                                 : read_boxes(priors, node, limits, error);
 }
 
-bx_status proto_priors_from_tensor(bx_priors **priors, const proto_tensor *tensor, bx_error *error) {
+bx_status proto_priors_from_tensor(bx_priors **priors, const proto_tensor *tensor, const proto_limits *limits,
+                                   bx_error *error) {
     bx_status status = check_count(tensor->shape[0], error);
+    if (!status)
+        status = reserve_boxes(limits, (size_t)tensor->shape[0], error);
     if (status)
         return status;
     size_t n = (size_t)tensor->shape[0];
@@ -113,25 +135,27 @@ bx_status proto_priors_from_tensor(bx_priors **priors, const proto_tensor *tenso
 }
 
 /* A generator object, or {"priors": [[cx,cy,w,h],...]}. */
-static bx_status read_json(bx_priors **priors, const void *body, size_t bytes, size_t memory, bx_error *error) {
+static bx_status read_json(bx_priors **priors, const void *body, size_t bytes, const proto_limits *limits,
+                           bx_error *error) {
     proto_node *root;
-    bx_status status = proto_json_parse(&root, body, bytes, memory, error);
+    bx_status status = proto_json_parse(&root, body, bytes, limits->json_memory, error);
     if (status)
         return status;
     const proto_node *boxes = proto_json_get(root, "priors");
     if (!boxes) {
-        status = read_generator(priors, root, error);
+        status = read_generator(priors, root, limits, error);
     } else if (proto_json_size(root) > 1) {
         bx_fail(error, BX_INVALID, "unknown_member", "\"priors\" stands alone: boxes have no other members");
         status = bx_at(error, "priors");
     } else {
-        status = read_boxes(priors, boxes, error);
+        status = read_boxes(priors, boxes, limits, error);
     }
     proto_json_free(root);
     return status;
 }
 
-static bx_status read_tensors(bx_priors **priors, const void *body, size_t bytes, bx_error *error) {
+static bx_status read_tensors(bx_priors **priors, const void *body, size_t bytes, const proto_limits *limits,
+                              bx_error *error) {
     proto_container container;
     const proto_tensor *tensor;
     bx_status status = proto_container_read(&container, body, bytes, error);
@@ -139,7 +163,7 @@ static bx_status read_tensors(bx_priors **priors, const void *body, size_t bytes
         return status;
     status = proto_find_priors(&tensor, &container, error);
     if (!status)
-        status = proto_priors_from_tensor(priors, tensor, error);
+        status = proto_priors_from_tensor(priors, tensor, limits, error);
     proto_container_fini(&container);
     return status;
 }
@@ -151,8 +175,8 @@ bx_status proto_priors_read(const bx_priors **priors, const char *name, proto_en
     bx_priors *made = NULL;
     bx_status status = proto_name_check(name, error);
     if (!status)
-        status = encoding == PROTO_JSON ? read_json(&made, body, bytes, limits->json_memory, error)
-                                        : read_tensors(&made, body, bytes, error);
+        status = encoding == PROTO_JSON ? read_json(&made, body, bytes, limits, error)
+                                        : read_tensors(&made, body, bytes, limits, error);
     if (!status)
         status = bx_priors_rename(made, name, error);
     if (status)

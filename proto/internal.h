@@ -175,6 +175,7 @@ typedef struct proto_value {
 typedef struct proto_draft {
     proto_task task;
     proto_encoding encoding;
+    const proto_limits *limits;
     proto_value options[PROTO_N_OPTIONS];
     char digits[PROTO_N_OPTIONS][24];       /* the text of options given as JSON integers */
     proto_node *documents[PROTO_N_OPTIONS]; /* of options given as JSON text */
@@ -269,10 +270,14 @@ bx_status proto_at_member(bx_error *error, const char *parent, const char *name)
 BX_MUST_USE bx_status proto_criterion_object(bx_criterion **criterion, const char *name, const proto_node *object,
                                              const proto_catalog *catalog, bx_error *error);
 /* A generator object, or boxes [[cx,cy,w,h],...]. The caller drops the reference. Paths begin with "priors". */
-BX_MUST_USE bx_status proto_priors_from_node(bx_priors **priors, const proto_node *node, bx_error *error);
+BX_MUST_USE bx_status proto_priors_from_node(bx_priors **priors, const proto_node *node, const proto_limits *limits,
+                                             bx_error *error);
 /* The tensor `priors` of a file that holds nothing else. */
 BX_MUST_USE bx_status proto_find_priors(const proto_tensor **priors, const proto_container *container, bx_error *error);
 /* The tensor (P,4). */
-BX_MUST_USE bx_status proto_priors_from_tensor(bx_priors **priors, const proto_tensor *tensor, bx_error *error);
+BX_MUST_USE bx_status proto_priors_from_tensor(bx_priors **priors, const proto_tensor *tensor,
+                                               const proto_limits *limits, bx_error *error);
+/* Ask whether so many bytes may be taken (proto_limits). */
+BX_MUST_USE bx_status proto_reserve(const proto_limits *limits, size_t bytes, bx_error *error);
 
 #endif

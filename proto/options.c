@@ -12,8 +12,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Heap for the tree of one option given as JSON text. */
-#define TEXT_MEMORY (8u << 20)
+/* Of an option given as JSON text: its length, and what its tree may take of the heap. */
+#define MAX_TEXT            (256u << 10)
+#define TEXT_MEMORY(length) (64 * (length) + (64u << 10))
 
 /* ---- values ------------------------------------------------------------------------------------------------------ */
 
@@ -43,7 +44,16 @@ static bx_status parse_texts(proto_draft *draft, bx_error *error) {
         bx_error cause = {0};
         if (!value->text || (value->text[0] != '{' && value->text[0] != '['))
             continue;
-        bx_status status = proto_json_parse_text(&draft->documents[options[i]], value->text, TEXT_MEMORY, &cause);
+        const size_t length = strlen(value->text), memory = TEXT_MEMORY(length);
+        bx_status status = BX_OK;
+        if (length > MAX_TEXT)
+            status = bx_fail(&cause, BX_INVALID, "invalid_option",
+                             "this JSON text has %zu bytes, %u are possible; send a tensor or a JSON body", length,
+                             MAX_TEXT);
+        if (!status)
+            status = proto_reserve(draft->limits, memory, &cause);
+        if (!status)
+            status = proto_json_parse_text(&draft->documents[options[i]], value->text, memory, &cause);
         if (status == BX_MALFORMED)
             bx_fail(error, BX_INVALID, "invalid_option", "this JSON text cannot be read: %s", cause.text);
         else if (status)
@@ -164,6 +174,14 @@ static bx_status resolve_criterion(proto_request *request, const proto_draft *dr
     return BX_OK;
 }
 
+/* The set is not the request's own word, so say whose it is. */
+static bx_status name_the_criterion(const bx_criterion *criterion, bx_error *error) {
+    *error = (bx_error){0};
+    return bx_fail(error, BX_INVALID, "unknown_priors",
+                   "the criterion \"%s\" takes the prior set \"%s\", which is not there any more; name another",
+                   criterion->name, criterion->priors);
+}
+
 /* Where the caller says nothing of priors. */
 static bx_status default_priors(proto_request *request, const proto_draft *draft, const proto_catalog *catalog,
                                 bx_error *error) {
@@ -175,8 +193,11 @@ static bx_status default_priors(proto_request *request, const proto_draft *draft
             request->priors = none;
         return status;
     }
-    if (criterion->priors[0])
-        return catalog->priors(catalog->context, criterion->priors, &request->priors, error);
+    if (criterion->priors[0]) {
+        bx_status status = catalog->priors(catalog->context, criterion->priors, &request->priors, error);
+        return status == BX_INVALID && strcmp(criterion->name, "inline") != 0 ? name_the_criterion(criterion, error)
+                                                                              : status;
+    }
     return bx_fail(error, BX_INVALID, "missing_member",
                    "the criterion \"%s\" has no priors of its own: name a set, such as retinanet-640x640 for images of "
                    "that size, or send boxes",
@@ -191,9 +212,9 @@ static bx_status resolve_priors(proto_request *request, const proto_draft *draft
     if (draft->priors && (given->text || given->node))
         status = bx_fail(error, BX_INVALID, "priors_twice", "there are a tensor of priors and the option as well");
     else if (draft->priors)
-        status = proto_priors_from_tensor(&own, draft->priors, error);
+        status = proto_priors_from_tensor(&own, draft->priors, draft->limits, error);
     else if (given->node)
-        status = proto_priors_from_node(&own, given->node, error);
+        status = proto_priors_from_node(&own, given->node, draft->limits, error);
     else if (given->text)
         status = catalog->priors(catalog->context, given->text, &request->priors, error);
     else
@@ -252,7 +273,8 @@ static bx_status read_size_tensor(struct sizes *sizes, const proto_tensor *tenso
 
 static bx_status check_sizes(const struct sizes *sizes, const char *path, int32_t n_images, bx_error *error) {
     if (sizes->per_image && sizes->n != (size_t)n_images) {
-        bx_fail(error, BX_SHAPE, "shape", "there are %zu sizes, but %d images", sizes->n, (int)n_images);
+        bx_fail(error, BX_SHAPE, "shape", "%zu image size%s, but %d images", sizes->n, sizes->n == 1 ? "" : "s",
+                (int)n_images);
         return bx_at(error, "%s", path);
     }
     for (size_t i = 0; i < sizes->n; i++) {

@@ -69,6 +69,10 @@ extern const proto_catalog proto_catalog_builtin;
 /* What a body may cost to decode. */
 typedef struct proto_limits {
     size_t json_memory; /* heap bytes of one JSON document's tree */
+    /* Asked before so many bytes are taken for a caller's prior boxes or the tree of an option's JSON text, for as long
+     * as the call lasts; what it returns but BX_OK is the call's failure. NULL: nobody is asked. */
+    bx_status (*reserve)(void *context, size_t bytes, bx_error *error);
+    void *context;
 } proto_limits;
 
 /* A decoded request. `batch` views the body (binary predictions) and `memory` (everything that had to be converted),

@@ -233,7 +233,7 @@ bx_status proto_request_decode(proto_request *request, proto_task task, proto_en
                                const proto_limits *limits, bx_error *error) {
     bx_error unwanted = {0};
     error = error ? error : &unwanted;
-    proto_draft draft = {.task = task, .encoding = encoding};
+    proto_draft draft = {.task = task, .encoding = encoding, .limits = limits};
     proto_request made = {.task = task, .encoding = encoding};
     bx_status status = encoding == PROTO_JSON ? proto_draft_json(&draft, body, bytes, limits->json_memory, error)
                                               : proto_draft_tensors(&draft, body, bytes, error);

@@ -18,10 +18,10 @@ BX_INLINE double bx_ciou(const double a[4], const double b[4], double slope[4]) 
     bx_overlap o = bx_overlap_of(a, b);
     double loss = bx_distance_iou(&o, slope);
     double w = a[2] - a[0], h = a[3] - a[1];
-    double turn = atan((b[2] - b[0]) / (b[3] - b[1])) - atan(w / h);
+    double turn = atan2(b[2] - b[0], b[3] - b[1]) - atan2(w, h); /* of a vanished box: 0 */
     double v = scale * turn * turn;
     double alpha = v / (1 - o.iou + v + BX_OVERLAP_EPSILON);
-    double along = -2 * scale * turn * alpha / (w * w + h * h);
+    double around = w * w + h * h, along = around > 0 ? -2 * scale * turn * alpha / around : 0;
     slope[0] -= along * h;
     slope[2] += along * h;
     slope[1] += along * w;
