@@ -23,7 +23,7 @@ import torch
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "golden"))
 sys.dont_write_bytecode = True
-from torch_source import match, multibox, point_form    # the formulas of ssd.pytorch, eager
+from torch_source import match, multibox    # the formulas of ssd.pytorch, eager
 
 N, P, C, PER_IMAGE = 32, 8732, 21, 10
 BATCH = "build/bench/ssd300-32.safetensors"
@@ -74,14 +74,14 @@ def ms(function):
 def bench_compute(rows, tensors, threads):
     torch.set_num_threads(threads)
     priors = ssd300()
-    corners = point_form(priors)
+    matcher, variances = {"positive_iou": .5}, torch.tensor([.1, .1, .2, .2])
     boxes = torch.tensor(tensors["boxes"]).view(N, PER_IMAGE, 4)
     labels = torch.tensor(tensors["labels"]).view(N, PER_IMAGE)
     copies = [(torch.tensor(tensors["loc"]), torch.tensor(tensors["conf"])) for _ in range(COPIES)]
 
     def matched():
-        targets = [match(boxes[i], labels[i], priors, corners) for i in range(N)]
-        return torch.stack([t[0] for t in targets]), torch.stack([t[1] for t in targets])
+        targets = [match(matcher, boxes[i], labels[i], priors, variances) for i in range(N)]
+        return torch.stack([t[2] for t in targets]), torch.stack([t[0] + 1 for t in targets])
 
     ours, whole, loss_only, read = {}, [], [], []
     levels = ["baseline", "avx2"] if "avx2" in open("/proc/cpuinfo").read() else ["baseline"]

@@ -19,6 +19,7 @@ enum { COPIES = 4, MAX_THREADS = 64 };
 typedef struct bench {
     bx_job job;
     int units, n_threads;
+    bool rows; /* what is being run: the blocks and images, or the second round */
     atomic_int next, *blocks_left;
     pthread_barrier_t start, end;
     bool stop;
@@ -44,11 +45,29 @@ static void die(const char *what) {
 static void work(bench *b, int index) {
     const int n_blocks = b->job.plan->n_blocks;
     for (int unit; (unit = atomic_fetch_add(&b->next, 1)) < b->units;) {
+        if (b->rows) {
+            bx_run_rows(b->contexts[index], &b->job, unit);
+            continue;
+        }
         bx_run_block(b->contexts[index], &b->job, unit / n_blocks, unit % n_blocks);
         if (atomic_fetch_sub(&b->blocks_left[unit / n_blocks], 1) == 1) {
             bx_run_image(b->contexts[index], &b->job, unit / n_blocks);
         }
     }
+}
+
+/* One round on all threads, this one among them. */
+static void run_round(bench *b, bool rows) {
+    const bx_plan *plan = b->job.plan;
+    b->rows = rows;
+    b->units = rows ? plan->n_images : plan->n_images * plan->n_blocks;
+    for (int i = 0; i < plan->n_images; i++) {
+        atomic_store(&b->blocks_left[i], plan->n_blocks);
+    }
+    atomic_store(&b->next, 0);
+    pthread_barrier_wait(&b->start);
+    work(b, 0);
+    pthread_barrier_wait(&b->end);
 }
 
 static void *thread_main(void *argument) {
@@ -105,22 +124,14 @@ int main(int argc, char **argv) {
     }
     proto_init();
     bx_error error = {0};
-    bx_priors *sets[8];
-    size_t n_sets = 0;
-    for (; bx_priors_name(n_sets); n_sets++) {
-        if (bx_priors_builtin(&sets[n_sets], bx_priors_name(n_sets), &error)) {
-            die(error.text);
-        }
-    }
-    proto_catalog catalog = {(const bx_priors *const *)sets, n_sets};
-    proto_limits limits = {1 << 24};
+    proto_limits limits = {.json_memory = 1 << 24};
     proto_request requests[COPIES];
     void *bodies[COPIES];
     size_t bytes = 0;
     for (int c = 0; c < COPIES; c++) {
         bodies[c] = read_file(argv[1], &bytes);
-        if (proto_request_decode(&requests[c], PROTO_LOSS, PROTO_SAFETENSORS, bodies[c], bytes, NULL, 0, &catalog,
-                                 &limits, &error)) {
+        if (proto_request_decode(&requests[c], PROTO_LOSS, PROTO_SAFETENSORS, bodies[c], bytes, NULL, 0,
+                                 &proto_catalog_builtin, &limits, &error)) {
             die(error.text);
         }
     }
@@ -130,10 +141,12 @@ int main(int argc, char **argv) {
         die("threads 1 to 64, repeats at least 1");
     }
     bx_plan plan;
-    if (bx_plan_init(&plan, requests[0].criterion, requests[0].priors, &requests[0].batch, &error)) {
+    if (bx_plan_init(&plan, requests[0].criterion, requests[0].priors, &requests[0].batch, requests[0].gradients,
+                     &error)) {
         die(error.text);
     }
-    void *memory = aligned_alloc(64, plan.work_bytes);
+    void *memory = aligned_alloc(64, plan.work_bytes), *gradients = NULL;
+    size_t gradient_bytes = 0;
     double *times = calloc((size_t)repeats, sizeof *times);
     b.blocks_left = calloc((size_t)plan.n_images, sizeof *b.blocks_left);
     if (!memory || !times || !b.blocks_left) {
@@ -156,18 +169,27 @@ int main(int argc, char **argv) {
     for (int r = -3; r < repeats; r++) { /* three to warm up */
         const proto_request *q = &requests[(unsigned)(r + 3) % COPIES];
         double t = now_ms();
-        if (bx_plan_init(&plan, q->criterion, q->priors, &q->batch, &error)) {
+        if (bx_plan_init(&plan, q->criterion, q->priors, &q->batch, q->gradients, &error)) {
             die(error.text);
         }
         bx_job_init(&b.job, &plan, &q->batch, memory);
-        b.units = plan.n_images * plan.n_blocks;
-        for (int i = 0; i < plan.n_images; i++) {
-            atomic_store(&b.blocks_left[i], plan.n_blocks);
+        run_round(&b, false);
+        if (bx_run_batch(b.contexts[0], &b.job, &error)) {
+            die(error.text);
         }
-        atomic_store(&b.next, 0);
-        pthread_barrier_wait(&b.start);
-        work(&b, 0);
-        pthread_barrier_wait(&b.end);
+        if (plan.second_round) {
+            size_t owed = bx_gradient_bytes(&plan, bx_job_gradient_rows(&b.job));
+            if (owed > gradient_bytes) { /* the first time */
+                free(gradients);
+                gradients = aligned_alloc(64, owed);
+                gradient_bytes = owed;
+            }
+            if (owed > 0 && !gradients) {
+                die("no memory");
+            }
+            bx_job_place_gradients(&b.job, gradients);
+            run_round(&b, true);
+        }
         if (bx_finish(&result, &b.job, &error)) {
             die(error.text);
         }
@@ -197,10 +219,8 @@ int main(int argc, char **argv) {
         proto_request_free(&requests[c]);
         free(bodies[c]);
     }
-    for (size_t i = 0; i < n_sets; i++) {
-        bx_priors_free(sets[i]);
-    }
     free(memory);
+    free(gradients);
     free(times);
     free(b.blocks_left);
     return 0;

@@ -14,10 +14,26 @@ CHECKSUMS = {
                [19574203.059, 22719618.049, 8310284.780, 8310620.189]),
     "ssd300-coco": (8732, [4443.146675, 4443.146675, 1171.967678, 1171.967678],
                     [19574203.059, 22719618.049, 6706153.981, 6706416.226]),
+    "ssd300-unit": (8732, [4365.999995, 4365.999995, 1516.328621, 1516.471257],
+                    [19161132.968, 22263870.950, 8361053.653, 8362686.813]),
     "ssd300-efficientnet": (3106, [1552.999993, 1552.999993, 849.983512, 850.128083],
                             [2434739.484, 2767317.483, 1551469.719, 1552195.715]),
+    "retinanet-640x640": (76725, [24552000, 24552000, 4765061.933, 4765061.933],
+                          [944415446400, 1130595048000, 231052288978.066, 231045812089.021]),
+    "grid-128x128": (4032, [258048, 258048, 49984, 69440], [521548032, 556093440, 130918816, 165134240]),
 }
-PRESETS = {"ssd-multibox": "ssd300", "ssd-multibox-l1": "ssd300-efficientnet"}
+# priors, matcher (positive_iou, negative_iou, force, iou), classification (kind, background), mining (kind, scope),
+# localization, normalizer
+PRESETS = {
+    "ssd-multibox": ("ssd300", (0.5, None, "last", "corners"), ("softmax_ce", "first"), ("hard_negative", "image"),
+                     {"kind": "smooth_l1", "beta": 1, "reduction": "sum"}, {"kind": "positives"}),
+    "ssd-multibox-l1": ("ssd300-efficientnet", (0.5, None, "last", "corners"), ("softmax_ce", "first"),
+                        ("hard_negative", "image"), {"kind": "l1", "reduction": "mean"}, {"kind": "positives"}),
+    "retinanet-focal": (None, (0.5, 0.4, "none", "sizes"), ("sigmoid_focal", "none"), ("none", None),
+                        {"kind": "jump_l1", "delta": 1, "reduction": "sum"}, {"kind": "image_positives"}),
+    "ssd-keras": (None, (0.5, None, "last", "corners"), ("prob_ce", "last"), ("hard_negative", "batch"),
+                  {"kind": "smooth_l1", "beta": 1, "reduction": "sum"}, {"kind": "positives_and_mined"}),
+}
 
 
 class Match(lossd.Case):
@@ -108,17 +124,21 @@ class Catalog(lossd.Case):
     def test_criteria(self):
         listing = self.good(self.daemon.get("/v1/criteria"))
         self.assertEqual({row["name"] for row in listing["criteria"]}, set(PRESETS))
-        for name, priors in PRESETS.items():
-            about = self.good(self.daemon.get("/v1/criteria/" + name))
-            self.assertEqual((about["name"], about["priors"]), (name, priors))
-            self.assertEqual(about["coder"]["variances"], [0.1, 0.1, 0.2, 0.2])
-            self.assertEqual((about["matcher"]["positive_iou"], about["matcher"]["force"]), (0.5, "last"))
-            self.assertEqual((about["mining"]["kind"], about["mining"]["ratio"]), ("hard_negative", 3))
-            self.assertEqual(about["classification"]["kind"], "softmax_ce")
-            self.assertEqual(about["weights"], {"loc": 1, "conf": 1})
-        self.assertEqual(self.good(self.daemon.get("/v1/criteria/ssd-multibox"))["localization"]["kind"], "smooth_l1")
-        l1 = self.good(self.daemon.get("/v1/criteria/ssd-multibox-l1"))["localization"]
-        self.assertEqual((l1["kind"], l1["reduction"]), ("l1", "mean"))
+        for name, (priors, matcher, classification, mining, localization, normalizer) in PRESETS.items():
+            with self.subTest(name):
+                about = self.good(self.daemon.get("/v1/criteria/" + name))
+                self.assertEqual((about["name"], about["priors"]), (name, priors))
+                self.assertEqual(tuple(about["matcher"][m] for m in ("positive_iou", "negative_iou", "force", "iou")),
+                                 matcher)
+                self.assertEqual(about["coder"]["variances"],
+                                 [1, 1, 1, 1] if name == "ssd-keras" else [0.1, 0.1, 0.2, 0.2])
+                self.assertEqual(tuple(about["classification"][m] for m in ("kind", "background")), classification)
+                self.assertEqual((about["mining"]["kind"], about["mining"].get("scope")), mining)
+                self.assertEqual(about["mining"].get("ratio"), 3 if mining[1] else None)
+                self.assertEqual((about["localization"], about["normalizer"]), (localization, normalizer))
+                self.assertEqual(about["weights"], {"loc": 1, "conf": 1})
+        focal = self.good(self.daemon.get("/v1/criteria/retinanet-focal"))["classification"]
+        self.assertEqual((focal["alpha"], focal["gamma"]), (0.25, 2))
 
     def test_unknown_names(self):
         self.problem(self.daemon.get("/v1/priors/ssd301"), 404, "unknown_priors", "ssd300")
@@ -144,7 +164,8 @@ class Catalog(lossd.Case):
         self.assertEqual(self.daemon.get("/v1/priors/ssd300", Accept="*/*").type, lossd.JSON)
 
     def test_head(self):
-        for target in ("/healthz", "/v1/priors", "/v1/priors/ssd300", "/v1/criteria/ssd-multibox", "/openapi.yaml"):
+        for target in ("/healthz", "/v1/priors", "/v1/priors/ssd300", "/v1/criteria", "/v1/criteria/ssd-multibox",
+                       "/openapi.yaml"):
             with self.daemon.connect() as connection:
                 full = connection.request("GET", target)
                 head = connection.request("HEAD", target)

@@ -15,7 +15,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 import lossd  # noqa: E402
 
 TINY = lossd.tiny().safetensors()
-OPTIONS = """listen workers http-threads device cpu-level max-body max-json memory-limit queue-limit connection-limit
+OPTIONS = """listen workers http-threads device cpu-level data-dir max-body max-json memory-limit queue-limit connection-limit
 request-timeout header-timeout idle-timeout drain-delay drain-timeout allow-anonymous log-format log-level healthcheck
 version help""".split()
 

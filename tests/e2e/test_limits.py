@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Overload, deadlines and clients that vanish: every refusal is clear, nothing is lost for good."""
+import json
 import os
 import random
+import re
 import socket
 import sys
 import time
@@ -329,6 +331,32 @@ class Vanishing(lossd.Case):
         self.assertTrue(lossd.until(lambda: self.daemon.post("/v1/loss", lossd.bccd_bytes()).status == 200))
         got = self.good(self.daemon.post("/v1/loss", lossd.bccd_bytes(), lossd.SAFETENSORS))
         self.near(got["loss"]["total"], 4.504262144380764, 1e-7)
+
+
+class OwnPriors(lossd.Case):
+    """Prior sets that requests bring are counted before they are made, and made by a worker."""
+    FLAGS = ("--memory-limit", "32M", "--workers", "8")
+    LARGE = {"generator": "grid", "image_size": [4096, 1024], "strides": [1], "scales": [10], "ratios": [1]}
+
+    def peak(self):
+        with open("/proc/%d/status" % self.daemon.pid) as file:
+            return int(re.search(r"VmHWM:\s+(\d+) kB", file.read()).group(1)) * 1024
+
+    def test_counted_first(self):
+        before = self.peak()
+        annotations = [{"boxes": [[10, 10, 50, 50]], "labels": [0]}]
+        for priors in (self.LARGE, "grid-4096x4096"):   # about 165 MB each
+            body = json.dumps({"priors": priors, "annotations": annotations}).encode() + b" " * 40000
+            for answer in lossd.together([lambda: self.daemon.post("/v1/match", body, lossd.JSON)] * 16):
+                self.problem(answer, (413, 503), ["too_expensive", "memory_full"])
+        body = json.dumps(self.LARGE).encode()
+        self.problem(self.daemon.put("/v1/priors/large", body, lossd.JSON), (413, 503), ["too_expensive", "memory_full"])
+        self.assertLess(self.peak() - before, 120 << 20)   # not even one
+
+    def test_small_ones_fit(self):
+        body = json.dumps({"priors": {**self.LARGE, "image_size": [64, 64]}, "annotations": [
+            {"boxes": [[10, 10, 50, 50]], "labels": [0]}]}).encode()
+        self.assertEqual(self.good(self.daemon.post("/v1/match", body, lossd.JSON))["assignment"]["priors"], 4096)
 
 
 class Connections(lossd.Case):

@@ -304,27 +304,98 @@ class Options(LossCase):
         self.assertEqual(lossd.stable(self.post(lossd.tiny().safetensors(meta)).body), want)
 
     def test_not_built_yet_is_said(self):
-        for query in ("box_format=xywh", "box_format=cxcywh", "label_base=1", "invalid_boxes=drop",
-                      "image_size=[300,300]", "run=a&step=1", "include=gradients", "include=dense_gradients"):
-            with self.subTest(query):
-                answer = self.post(lossd.tiny().safetensors(), "?" + query.replace("[", "%5B").replace("]", "%5D"))
-                body = self.problem(answer, 422, "unsupported_option")
-                self.assertIn(re.split("[&=]", query)[0], body["detail"] + body["pointer"])
-        for members in ({"criterion": {"base": "ssd-multibox"}}, {"priors": {"kind": "ssd"}}, {"run": "a", "step": 1},
-                        {"image_size": [300, 300]}):
-            with self.subTest(members):
-                document = lossd.tiny().document()
-                document.update(members)
-                self.problem(self.post(json.dumps(document).encode(), "", lossd.JSON), 422,
-                             "unsupported_option")
-        document = lossd.tiny().document()
-        document["annotations"][0]["ignore"] = [0]
-        self.problem(self.post(json.dumps(document).encode(), "", lossd.JSON), 422, "unsupported_option")
-        tensors = [(name, *rest) for name, rest in lossd.tiny().tensors().items()]
-        for extra in (("ignore", "U8", [1], b"\0"), ("image_sizes", "F32", [1, 2], bytes(8)),
-                      ("target_classes", "I32", [1, 2], bytes(8))):
-            with self.subTest(extra[0]):
-                self.problem(self.post(lossd.save(tensors + [extra])), 422, "unsupported_option", extra[0])
+        answer = self.post(lossd.tiny().safetensors(), "?run=a&step=1")
+        self.assertIn("run", self.problem(answer, 422, "unsupported_option")["detail"])
+        body = lossd.tiny().json(run="a", step=1)
+        self.problem(self.post(body, "", lossd.JSON), 422, "unsupported_option")
+
+    def test_boxes_in_every_form_and_unit(self):
+        """The same object, in numbers that are exact in every form, gives the same answer to the last digit."""
+        batch, include = lossd.tiny(), "include=images,objects,targets"
+        want = lossd.stable(self.post(batch.safetensors(), "?" + include).body)
+        forms = {"xyxy": [0, 0, 0.5, 0.5], "xywh": [0, 0, 0.5, 0.5], "cxcywh": [0.25, 0.25, 0.5, 0.5]}
+        for form, box in forms.items():
+            for size in (None, [512, 256]):
+                with self.subTest(form=form, size=size):
+                    scale = (size or [1, 1]) * 2
+                    batch.boxes = lossd.floats([x * k for x, k in zip(box, scale)])
+                    query = "?box_format=" + form + ("&image_size=%5B512,256%5D&" if size else "&") + include
+                    self.assertEqual(lossd.stable(self.post(batch.safetensors(), query).body), want)
+                    options = {"box_format": form, "include": query.partition("include=")[2]}
+                    options.update({"image_size": size} if size else {})
+                    self.assertEqual(lossd.stable(self.post(batch.json(**options), "", lossd.JSON).body), want)
+                    if size:
+                        sizes = ("image_sizes", "F32", [1, 2], lossd.pack("F32", size))
+                        tensors = [(name, *rest) for name, rest in batch.tensors().items()] + [sizes]
+                        query = "?box_format=" + form + "&" + include
+                        self.assertEqual(lossd.stable(self.post(lossd.save(tensors), query).body), want)
+
+    def test_label_base(self):
+        batch = lossd.tiny()
+        want = self.good(self.post(batch.safetensors(), "?include=classes,objects,assignment"))
+        batch.labels = [1]
+        got = self.good(self.post(batch.safetensors(), "?include=classes,objects,assignment&label_base=1"))
+        self.assertEqual((got["loss"], got["assignment_map"], got["label_base"]), (want["loss"], want["assignment_map"], 1))
+        self.assertEqual([row["class"] for row in got["classes"]], [1, 2, -1])
+        self.assertEqual([row["class"] for row in want["classes"]], [0, 1, -1])
+        self.assertEqual((got["objects"][0]["label"], want["objects"][0]["label"]), (1, 0))
+        batch.labels = [0]
+        self.problem(self.post(batch.safetensors(), "?label_base=1"), 422, "label_range")
+        self.problem(self.post(batch.safetensors(), "?label_base=2"), 422, "invalid_option", pointer="label_base")
+
+    def test_dropped_and_ignored_objects(self):
+        """Objects keep the index they were sent with; what is dropped or ignored is only counted."""
+        document = lossd.tiny().document(include="images,objects,assignment")
+        document["annotations"] = [{"boxes": [[0.9, 0.9, 0.8, 1], [0, 0, 0.5, 0.5], [0.5, 0.5, 1, 1], [0.2, 0.2, 0.2, 0.4]],
+                                    "labels": [0, 0, 99, 1], "ignore": [0, False, True, 0]}]
+        ask = lambda **options: self.post(json.dumps({**document, **options}).encode(), "", lossd.JSON)
+        self.problem(ask(), 422, "box_inverted", pointer="/annotations/0/boxes/0")
+        got = self.good(ask(invalid_boxes="drop"))
+        self.assertEqual(got["assignment_map"], {"classes": [[0, -2]], "objects": [[1, -1]]})
+        self.assertEqual([(row["object"], row["label"]) for row in got["objects"]], [(1, 0)])
+        a = got["assignment"]
+        self.assertEqual((a["objects"], a["ignored_objects"], a["dropped_boxes"], a["ignored"], a["negatives"]), (1, 1, 2, 1, 0))
+        self.assertEqual(got["images"][0]["ignored"], 1)
+        half = self.good(ask(invalid_boxes="drop", criterion={"matcher": {"ignore_iof": 1.0}}))
+        self.assertEqual(half["assignment"]["ignored"], 1)   # it lies wholly in the ignored object
+        document["annotations"][0]["boxes"][2] = [0.5, 0.5, 1, 0.875]
+        self.assertEqual(self.good(ask(invalid_boxes="drop", criterion={"matcher": {"ignore_iof": 0.9}}))["assignment"]["ignored"], 0)
+        document["annotations"][0]["boxes"][0][0] = 1e39
+        self.problem(ask(invalid_boxes="drop"), 422, "box_not_finite", pointer="/annotations/0/boxes/0")
+
+    def test_criteria_that_make_no_sense(self):
+        for criterion, pointer, words in (
+                ({"classification": {"background": "none"}}, "classification/background", ("background", "kind")),
+                ({"classification": {"gamma": 2}}, "classification/gamma", ("gamma", "kind")),
+                ({"localization": {"delta": 2}}, "localization/delta", ("delta", "kind")),
+                ({"localization": {"kind": "giou", "reduction": "mean"}}, "localization/reduction", ("reduction", "kind")),
+                ({"matcher": {"negative_iou": 0.6}}, "matcher/negative_iou", ("negative_iou", "positive_iou")),
+                ({"mining": {"kind": "none", "ratio": 2}}, "mining/ratio", ("ratio", "kind")),
+                ({"mining": {"kind": "none"}, "normalizer": {"kind": "positives_and_mined"}}, "normalizer/kind",
+                 ("normalizer", "mining"))):
+            with self.subTest(criterion):
+                body = self.problem(self.post(lossd.tiny().json(criterion=criterion), "", lossd.JSON), 422,
+                                    "criterion_conflict", pointer="/criterion/" + pointer)
+                for word in words:
+                    self.assertIn(word, body["detail"])
+        for criterion, pointer in (({"matcher": {"positive_iou": 0}}, "matcher/positive_iou"),
+                                   ({"coder": {"variances": [0, 1, 1, 1]}}, "coder/variances"),
+                                   ({"weights": {"loc": -1}}, "weights/loc")):
+            with self.subTest(criterion):
+                self.problem(self.post(lossd.tiny().json(criterion=criterion), "", lossd.JSON), 422, "criterion_range",
+                             pointer="/criterion/" + pointer)
+        for criterion in ({"clasification": {}}, {"matcher": {"positive_io": 0.4}}):
+            with self.subTest(criterion):
+                body = self.problem(self.post(lossd.tiny().json(criterion=criterion), "", lossd.JSON), 422, "unknown_member")
+                self.assertIn("did you mean", body["detail"])
+        for name in ("alpha", "class_weights"):   # as long as the classes, as the columns
+            criterion = {"base": "retinanet-focal", "classification": {name: [0.5] * 7}}
+            self.problem(self.post(lossd.tiny().json(criterion=criterion), "", lossd.JSON), 422, "shape",
+                         pointer="/criterion/classification/" + name)
+        self.problem(self.post(lossd.tiny().json(criterion="ssd-keras"), "", lossd.JSON), 422, "not_probability")
+        batch = lossd.tiny()
+        batch.priors = None
+        self.problem(self.post(batch.json(criterion="retinanet-focal"), "", lossd.JSON), 422, "missing_member", pointer="/priors")
 
     def test_device(self):
         self.assertEqual(self.good(self.post(lossd.tiny().safetensors(), "?device=cpu"))["device"], "cpu")

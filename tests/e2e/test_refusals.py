@@ -482,7 +482,44 @@ class Costs(lossd.Case):
         self.good(self.daemon.post("/v1/loss", json.dumps(body).encode(), lossd.JSON))  # nothing is mined
         body["annotations"] = [{"boxes": [[.2, .2, .8, .8]], "labels": [0]}]
         body["predictions"]["conf"] = [[[3e38, -3e38]]]
-        self.problem(self.daemon.post("/v1/loss", json.dumps(body).encode(), lossd.JSON), 422, "loss_overflow")
+        self.problem(self.daemon.post("/v1/loss", json.dumps(body).encode(), lossd.JSON), 422, "loss_overflow",
+                     pointer="/predictions/conf")
+        body["criterion"] = {"weights": {"conf": 0}}   # what has no weight may be infinite
+        self.assertEqual(self.good(self.daemon.post("/v1/loss", json.dumps(body).encode(), lossd.JSON))["loss"]["conf"], 0)
+
+    def test_numbers_beyond_float32_are_never_answered(self):
+        """A finite loss whose target, sent back, would not be: a prior so small that offsets from it overflow."""
+        body = {"priors": [[0, .5, 1e-37, .5], [.5, .5, .5, .5]], "include": "targets",
+                "criterion": {"coder": {"variances": [1e-3, .1, .1, .1]}, "matcher": {"force": "last", "positive_iou": 1}},
+                "annotations": [{"boxes": [[.1, .1, .4, .4]], "labels": [0]}]}
+        self.good(self.daemon.post("/v1/match", json.dumps(body).encode(), lossd.JSON))
+        body["annotations"][0]["boxes"] = [[.9, .1, .95, .4]]   # meets neither: it claims prior 0
+        problem = self.problem(self.daemon.post("/v1/match", json.dumps(body).encode(), lossd.JSON), 422, "loss_overflow")
+        self.assertIn("image 0, prior 0", problem["detail"])
+
+    def test_boxes_that_vanish(self):
+        """An offset that makes a box of no size at all has a loss, and a slope, under every IoU loss."""
+        for kind in ("giou", "diou", "ciou"):
+            body = {"priors": [[.5, .5, .5, .5]], "include": "gradients", "criterion": {"localization": {"kind": kind}},
+                    "predictions": {"loc": [[[0, 0, -250, -250]]], "conf": [[[0, 1]]]},
+                    "annotations": [{"boxes": [[.3, .3, .7, .7]], "labels": [0]}]}
+            got = self.good(self.daemon.post("/v1/loss", json.dumps(body).encode(), lossd.JSON))
+            self.near(got["loss"]["loc"], 1.0 if kind != "ciou" else got["loss"]["loc"], 1e-5)
+            self.assertTrue(all(isinstance(x, (int, float)) for x in got["gradients"]["loc"][0]), got["gradients"])
+
+    def test_many_objects_of_one_place_forced_greedily(self):
+        """Each takes a prior of its own; a thousand that want the same ones are done in time."""
+        box, n = [.4, .4, .6, .6], 1000
+        body = {"criterion": {"matcher": {"force": "greedy"}}, "include": "objects",
+                "annotations": [{"boxes": [box] * n, "labels": [0] * n}]}
+        got = self.good(self.daemon.post("/v1/match", json.dumps(body).encode(), lossd.JSON))
+        alone = {**body, "annotations": [{"boxes": [box], "labels": [0]}]}
+        first = self.good(self.daemon.post("/v1/match", json.dumps(alone).encode(), lossd.JSON))["objects"][0]
+        self.assertEqual({row["best_prior"] for row in got["objects"]}, {first["best_prior"]})
+        self.assertEqual([row["collided"] for row in got["objects"]], [False] + [True] * (n - 1))
+        self.assertEqual(sum(row["positives"] for row in got["objects"]), got["assignment"]["positives"])
+        self.assertEqual(got["assignment"]["unmatched_objects"],
+                         sum(row["positives"] == 0 for row in got["objects"]))
 
     def test_dense_json_is_not_too_complex(self):
         """Whole numbers and empty arrays make the largest trees for their text."""

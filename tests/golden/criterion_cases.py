@@ -308,6 +308,12 @@ def mining():
             "base": base, "mining": {"kind": "none"}, "normalizer": {"kind": "positives"}})
         in_json(f"mining-{short}-no-positives", sample(2710 + len(kind), kind, 9, 3, [0, 0]), criterion={
             **stage(min_negatives=4), "normalizer": {"kind": "positives_and_mined"}})
+    # ratio x positives on two sides of a whole number in float32 and in float64
+    b = {**sample(2715, "softmax_ce", 150, 2, [0]), "priors": None}
+    b["targets"] = np.arange(150)[None] % 6 // 5 - 1, np.zeros((1, 150, 4))
+    in_json("mining-ratio-decimal", b, criterion={"mining": {"ratio": .6}}, include=STATISTICS)
+    again("mining-ratio-decimal-batch", "mining-ratio-decimal", include=STATISTICS,
+          criterion={"mining": {"ratio": 4.6, "scope": "batch"}, "normalizer": {"kind": "positives_and_mined"}})
     again("mining-ties-batch", "mining-ties", criterion={"mining": {"scope": "batch", "ratio": 2.2}}, include=ALL)
     b = sample(2720, "prob_ce", 24, 3, [2, 3])
     b["conf"][:, 4:20] = [.25, .25, .5]

@@ -534,7 +534,7 @@ static bool run_case(const char *directory) {
     file body = read_request(directory, &encoding);
     proto_request request;
     bx_error error = {0};
-    const proto_limits limits = {JSON_MEMORY};
+    const proto_limits limits = {.json_memory = JSON_MEMORY};
     bool good = false;
     if (!body.data) {
         fail("there is no request");

@@ -240,7 +240,8 @@ def mine(m, images):
         for i in images:
             i["mined"], i["counted"] = np.zeros(len(i["ce"]), bool), i["negative"]
         return 0
-    wanted = lambda n, negatives, whole: min(max(whole(m["ratio"] * n), m["min_negatives"]), negatives)
+    # a Python float times a count is a float32 tensor in PyTorch and in TensorFlow
+    wanted = lambda n, negatives, whole: min(max(whole(F32(m["ratio"]) * F32(n)), m["min_negatives"]), negatives)
     if m["scope"] == "image":
         groups = [([i], wanted(*c, math.ceil)) for i, c in zip(images, counts)]
         asked = math.fsum(wanted(*c, float) for c in counts)

@@ -285,7 +285,7 @@ def mine(m, ce, positive, negative):
         mined, asked = mine({**m, "scope": "whole"}, *(x.reshape(1, -1) for x in (ce, positive, negative)))
         return mined.view(ce.shape), asked
     n, most = positive.sum(1), negative.sum(1)
-    asked = torch.minimum((m["ratio"] * n.double()).clamp(min=m["min_negatives"]), most.double())
+    asked = torch.minimum((m["ratio"] * n).double().clamp(min=m["min_negatives"]), most.double())
     rank = descending(torch.where(negative, ce, torch.full_like(ce, -1)))[1].sort(1)[1]
     k = asked.ceil() if m["scope"] == "image" else asked.floor()
     return (rank < k[:, None]) & negative, float(asked.sum())

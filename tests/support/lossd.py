@@ -39,22 +39,25 @@ CODES = {
             framing_duplicate_length framing_cl_te framing_header framing_host framing_transfer_encoding
             uri_malformed duplicate_option""",
     404: "not_found unknown_priors unknown_criterion", 405: "method_not_allowed", 406: "not_acceptable",
-    408: "body_timeout", 411: "length_required",
+    408: "body_timeout", 409: "name_reserved registry_full", 411: "length_required",
     413: "body_too_large json_too_complex answer_too_large too_large too_expensive",
     415: "unsupported_media_type content_encoding", 417: "expectation_failed",
     422: """ragged_array type_mismatch unknown_member missing_member unsupported_option shape dtype counts
-            unknown_criterion unknown_priors priors_twice duplicate_option invalid_option box_inverted
-            box_degenerate box_not_finite box_range label_range prior_degenerate prediction_not_finite
-            loss_overflow""",
+            unknown_criterion unknown_priors unknown_generator priors_twice image_size_twice targets_twice
+            duplicate_option invalid_option invalid_name criterion_range criterion_conflict priors_range
+            priors_conflict prior_degenerate box_inverted box_degenerate box_not_finite box_range label_range
+            target_not_finite prediction_not_finite not_probability loss_overflow""",
     431: "headers_too_large", 501: "framing_transfer_encoding",
-    503: "queue_full memory_full draining device_unavailable out_of_memory", 504: "timeout",
+    503: "queue_full memory_full draining device_unavailable store_unavailable out_of_memory", 504: "timeout",
+    507: "store_full",
 }
 CODES = {status: set(words.split()) for status, words in CODES.items()}
 
 
 def environment(extra=None):
-    """The caller's environment without any LOSSD_* of its own."""
+    """The caller's environment without any LOSSD_* of its own, and without whatever the caller has registered."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("LOSSD")}
+    env["LOSSD_DATA_DIR"] = "/nonexistent/lossd-data"
     env.update(extra or {})
     return env
 
@@ -66,15 +69,27 @@ def command(*flags, env=None, timeout=PATIENCE):
     return done.returncode, done.stdout.decode(), done.stderr.decode()
 
 
-class Daemon:
-    """A running daemon on a free loopback port (unless the flags or the environment say where)."""
+def given(flags, env, name):
+    """Whether an option is among the flags or in the environment."""
+    variable = "LOSSD_" + name.upper().replace("-", "_")
+    return variable in (env or {}) or any(f == "--" + name or f.startswith("--" + name + "=") for f in flags)
 
-    def __init__(self, *flags, env=None):
-        if not any(f == "--listen" or f.startswith("--listen=") for f in flags) and "LOSSD_LISTEN" not in (env or {}):
+
+class Daemon:
+    """A running daemon on a free loopback port, with a data directory of its own that it has to make itself (unless the
+    flags or the environment say where). `user`: the id it runs as, where we may choose."""
+
+    def __init__(self, *flags, env=None, user=None):
+        if not given(flags, env, "listen"):
             flags = ("--listen", "127.0.0.1:0", *flags)
+        self.home = tempfile.TemporaryDirectory(prefix="lossd-")  # goes with this object
+        self.data = os.path.join(self.home.name, "data")
+        if not given(flags, env, "data-dir"):
+            flags = ("--data-dir", self.data, *flags)
         self.errors = tempfile.TemporaryFile()
+        options = {} if user is None else {"user": user, "group": user, "extra_groups": []}
         self.process = subprocess.Popen([BINARY, *flags], env=environment(env), stdin=subprocess.DEVNULL,
-                                        stdout=subprocess.PIPE, stderr=self.errors)
+                                        stdout=subprocess.PIPE, stderr=self.errors, **options)
         self.pid = self.process.pid
         line = self._first_line()
         match = READY.match(line)
@@ -112,6 +127,11 @@ class Daemon:
         self.process.stdout.close()
         return code
 
+    def kill(self):
+        """SIGKILL: nothing is finished."""
+        self.process.kill()
+        self.wait()
+
     def stop(self, timeout=PATIENCE):
         """Terminate; the exit code."""
         if self.process.returncode is not None:
@@ -123,6 +143,13 @@ class Daemon:
             self.process.kill()
             self.wait()
             return -99
+
+    def put(self, target, body, content_type=JSON, **headers):
+        body = json.dumps(body).encode() if not isinstance(body, bytes) else body
+        return self.request("PUT", target, body, {"Content-Type": content_type, **headers})
+
+    def delete(self, target):
+        return self.request("DELETE", target)
 
     def connect(self, timeout=PATIENCE):
         return Connection(self.port, timeout)

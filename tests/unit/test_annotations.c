@@ -12,7 +12,7 @@
 #include "../support/suite.h"
 #include "../support/tensors.h"
 
-static const proto_limits limits = {1 << 20};
+static const proto_limits limits = {.json_memory = 1 << 20};
 
 /* ---- bodies of /v1/match ----------------------------------------------------------------------------------------- */
 

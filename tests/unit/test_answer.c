@@ -21,7 +21,7 @@
 #define WORDS   "images,classes,levels,objects,assignment,targets"
 
 static const proto_timing timing = {1.5, 0, 0.25};
-static const proto_limits limits = {1 << 20};
+static const proto_limits limits = {.json_memory = 1 << 20};
 
 /* ---- a small batch, computed ------------------------------------------------------------------------------------- */
 
@@ -571,8 +571,8 @@ START_TEST(bound) {
     for (int i = 0; i < L; i++)
         memset(levels[i].name, 1, 15), levels[i].count = INT32_MIN;
     for (int i = 0; i < N; i++) {
-        images[i] = (bx_image_row){most,      INT32_MIN, INT32_MIN, INT32_MIN, INT32_MIN,
-                                   INT32_MIN, INT32_MIN, INT32_MIN, INT32_MIN, INT32_MIN};
+        images[i] = (bx_image_row){most,      INT32_MIN, INT32_MIN, INT32_MIN, INT32_MIN, INT32_MIN,
+                                   INT32_MIN, INT32_MIN, INT32_MIN, INT32_MIN, 0};
         normalizers[i] = (bx_sums){long_normalizer, long_normalizer, long_normalizer};
         listed[i + 1] = (i + 1) * P;
     }

@@ -9,7 +9,7 @@
 #include "../../proto/internal.h"
 #include "../support/suite.h"
 
-static const proto_limits limits = {1 << 24};
+static const proto_limits limits = {.json_memory = 1 << 24};
 
 /* ---- a catalog with a criterion of one's own --------------------------------------------------------------------- */
 
@@ -278,7 +278,7 @@ START_TEST(names) {
     ck_assert_int_eq(read_named(&untouched, "mine", "[]", &error), BX_MALFORMED);
     ck_assert_int_eq(read_named(&untouched, "mine", "{", &error), BX_MALFORMED);
     ck_assert_int_eq(read_named(&untouched, "mine", "{\"base\":\"a\",\"base\":\"b\"}", &error), BX_MALFORMED);
-    const proto_limits little = {64};
+    const proto_limits little = {.json_memory = 64};
     ck_assert_int_eq(proto_criterion_read(&untouched, "mine", "{\"matcher\":{}}", 14, &catalog, &little, NULL),
                      BX_TOO_LARGE);
     ck_assert_ptr_null(untouched);
@@ -317,7 +317,7 @@ START_TEST(ranges) {
          "classification.gamma",
          {"0", "100"},
          {"-1", "100.1"}},
-        {"{\"mining\":{\"ratio\":%s}}", "mining.ratio", {"0", "0.5", "1e9"}, {"-1"}},
+        {"{\"mining\":{\"ratio\":%s}}", "mining.ratio", {"0", "0.5", "1e6"}, {"-1", "1e9"}},
         {"{\"mining\":{\"min_negatives\":%s}}", "mining.min_negatives", {"0", "9223372036854775807"}, {"-1"}},
         {"{\"localization\":{\"beta\":%s}}", "localization.beta", {"0", "0.11"}, {"-1"}},
         {"{\"base\":\"retinanet-focal\",\"localization\":{\"delta\":%s}}",

@@ -10,7 +10,7 @@
 #include "../support/suite.h"
 #include "../support/tensors.h"
 
-static const proto_limits limits = {1 << 20};
+static const proto_limits limits = {.json_memory = 1 << 20};
 
 #define BOXES "[[0.25,0.25,0.5,0.5],[0.5,0.5,1,1]]"
 #define GRID  "{\"generator\":\"grid\",\"image_size\":[32,32]}"

@@ -8,7 +8,7 @@
 #include "../support/suite.h"
 #include "../support/tree.h"
 
-static const proto_limits limits = {1 << 20};
+static const proto_limits limits = {.json_memory = 1 << 20};
 
 START_TEST(problem) {
     proto_buffer out = {0};

@@ -12,7 +12,7 @@
 
 static bx_status decode(proto_request *request, proto_task task, const char *body, size_t bytes, size_t memory,
                         bx_error *error) {
-    const proto_limits limits = {memory};
+    const proto_limits limits = {.json_memory = memory};
     *error = (bx_error){0};
     return proto_request_decode(request, task, PROTO_JSON, body, bytes, NULL, 0, &proto_catalog_builtin, &limits,
                                 error);
@@ -341,7 +341,7 @@ END_TEST
 
 START_TEST(query) {
     const char *body = WITH("\"include\":\"images\",\"priors\":[[0.5,0.5,1,1],[0.5,0.5,1,1]]");
-    const proto_limits limits = {1 << 20};
+    const proto_limits limits = {.json_memory = 1 << 20};
     proto_request r;
     bx_error error = {0};
     const proto_option good[] = {{"include", "objects,,targets,"}, {"priors", "ssd300"}, {"device", "cpu"}};

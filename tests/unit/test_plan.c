@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * bx_plan_init: every refusal with its status, code and path; the sizes of what is accepted; the layout of a job.
+ * bx_plan_init: every refusal with its status, code and path; the sizes of what is accepted; the layout of a job and of
+ * its gradients.
  */
 #include <float.h>
 #include <math.h>
@@ -17,6 +18,9 @@ static int64_t labels[3];
 static int32_t first[3];
 static float predictions[1];
 static bx_batch batch;
+static bx_criterion mine; /* what `criterion` points to, unless a test says otherwise */
+static const bx_criterion *criterion;
+static bx_gradients gradients;
 
 static void set_up(void) {
     static const float unit[3][4] = {{.5f, .5f, .2f, .2f}, {.2f, .2f, .2f, .2f}, {.7f, .7f, .3f, .2f}};
@@ -29,6 +33,9 @@ static void set_up(void) {
         labels[g] = g;
     }
     memcpy(first, (int32_t[3]){0, 1, 3}, sizeof first);
+    mine = *bx_criterion_preset("ssd-multibox");
+    criterion = &mine;
+    gradients = BX_GRADIENTS_NONE;
     batch = (bx_batch){
         .n_images = 2,
         .n_priors = 3,
@@ -47,7 +54,7 @@ static void tear_down(void) {
 }
 
 static bx_status plan_it(bx_plan *plan, const bx_priors *priors, bx_error *error) {
-    return bx_plan_init(plan, bx_criterion_preset("ssd-multibox"), priors, &batch, error);
+    return bx_plan_init(plan, criterion, priors, &batch, gradients, error);
 }
 
 static void accepted(const bx_priors *priors) {
@@ -102,6 +109,77 @@ START_TEST(priors_of_the_predictions) {
         batch.n_priors = wrong[i];
         batch.conf.data = predictions;
         refused(relative, BX_SHAPE, "shape", "predictions.loc");
+        batch.conf.data = NULL;
+        accepted(relative);
+    }
+}
+END_TEST
+
+/* Without a background column one column is a class already. */
+START_TEST(columns_without_background) {
+    static const int32_t wrong[] = {0, -1, INT32_MIN, BX_MAX_COLUMNS + 1};
+    criterion = bx_criterion_preset("retinanet-focal");
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        batch.n_columns = wrong[i];
+        refused(relative, BX_SHAPE, "shape", "predictions.conf");
+    }
+    memset(labels, 0, sizeof labels);
+    batch.n_columns = 1;
+    accepted(relative);
+    labels[2] = 1;
+    refused(relative, BX_INVALID, "label_range", "annotations[1].labels[1]");
+    batch.n_columns = 2;
+    accepted(relative);
+}
+END_TEST
+
+START_TEST(classes) {
+    static const bx_background places[] = {BX_BACKGROUND_FIRST, BX_BACKGROUND_LAST, BX_BACKGROUND_NONE};
+    for (int i = 0; i < 3; i++) {
+        mine = *bx_criterion_preset("retinanet-focal");
+        mine.classification.background = places[i];
+        int32_t owed = places[i] == BX_BACKGROUND_NONE ? 5 : 4;
+        bx_plan plan;
+        ck_assert_int_eq(bx_criterion_classes(criterion, 5), owed);
+        ck_assert_int_eq(plan_it(&plan, relative, NULL), BX_OK);
+        ck_assert_int_eq(plan.n_classes, owed);
+        labels[0] = owed;
+        refused(relative, BX_INVALID, "label_range", "annotations[0].labels[0]");
+        labels[0] = owed - 1;
+        accepted(relative);
+    }
+}
+END_TEST
+
+START_TEST(class_weights) {
+    static const float weights[6] = {1, 2, 0, 4, 5, 6};
+    mine.classification.class_weights = weights;
+    for (int32_t n = 0; n <= 6; n++) {
+        mine.classification.n_class_weights = n;
+        batch.conf.data = predictions;
+        if (n == 5) {
+            accepted(relative);
+        } else {
+            refused(relative, BX_SHAPE, "shape", "criterion.classification.class_weights");
+        }
+        batch.conf.data = NULL; /* nothing to weigh */
+        accepted(relative);
+    }
+}
+END_TEST
+
+START_TEST(alphas) {
+    static const float list[6] = {.1f, .2f, .3f, .4f, .5f, .6f};
+    mine = *bx_criterion_preset("retinanet-focal");
+    mine.classification.alphas = list;
+    for (int32_t n = 0; n <= 6; n++) {
+        mine.classification.n_alphas = n;
+        batch.conf.data = predictions;
+        if (n == 5) {
+            accepted(relative);
+        } else {
+            refused(relative, BX_SHAPE, "shape", "criterion.classification.alpha");
+        }
         batch.conf.data = NULL;
         accepted(relative);
     }
@@ -167,6 +245,80 @@ START_TEST(box_range) {
 }
 END_TEST
 
+/* cx cy w h: the native form of iou = sizes. */
+START_TEST(boxes_as_sizes) {
+    mine.matcher.iou = BX_IOU_SIZES;
+    accepted_box(relative, .5f, .5f, .2f, .3f);
+    refused_box(relative, .5f, .5f, -.2f, .3f, "box_inverted");
+    refused_box(relative, .5f, .5f, .2f, -.3f, "box_inverted");
+    refused_box(relative, .5f, .5f, -.2f, -.3f, "box_inverted"); /* the area would be positive */
+    refused_box(relative, .5f, .5f, 0, .3f, "box_degenerate");
+    refused_box(relative, .5f, .5f, .2f, 0, "box_degenerate");
+    refused_box(relative, .5f, .5f, 1e-23f, 1e-23f, "box_degenerate");
+    refused_box(relative, .5f, .5f, 1e-9f, .3f, "box_degenerate"); /* the corners coincide */
+    refused_box(pixels, 1e9f, 0, 10, 10, "box_degenerate");
+    refused_box(pixels, 0, 0, 1e20f, 1e20f, "box_degenerate");
+    refused_box(relative, NAN, .5f, .2f, .3f, "box_not_finite");
+    refused_box(relative, .5f, .5f, .2f, INFINITY, "box_not_finite");
+    refused_box(relative, -.9f, .5f, .3f, .3f, "box_range");
+    refused_box(relative, .5f, .5f, 3.1f, .3f, "box_range");
+    accepted_box(relative, .5f, .5f, 3, 3);
+    accepted_box(relative, 0, 0, 1e-22f, 1e-22f);
+    accepted_box(pixels, 500, 500, 200, 300);
+    boxes[2][2] = -2; /* named by its corners */
+    boxes[2][0] = 5;
+    bx_plan plan;
+    bx_error error = {0};
+    ck_assert_int_eq(plan_it(&plan, pixels, &error), BX_INVALID);
+    ck_assert_ptr_nonnull(strstr(error.text, "[6, 350, 4, 650] as corners"));
+}
+END_TEST
+
+START_TEST(box_faults) {
+    static const struct {
+        float box[4];
+        bx_box_fault corners, sizes;
+    } rows[] = {
+        {{.1f, .2f, .3f, .4f}, BX_BOX_GOOD, BX_BOX_GOOD},
+        {{.5f, .5f, .3f, .4f}, BX_BOX_INVERTED, BX_BOX_GOOD},
+        {{-.5f, -.5f, -.3f, .4f}, BX_BOX_GOOD, BX_BOX_INVERTED},
+        {{.3f, .2f, .3f, .4f}, BX_BOX_DEGENERATE, BX_BOX_GOOD},
+        {{-1, -1, 0, .4f}, BX_BOX_GOOD, BX_BOX_DEGENERATE},
+        {{0, 0, 1e-23f, 1e-23f}, BX_BOX_DEGENERATE, BX_BOX_DEGENERATE},
+        {{0, 0, 1e20f, 1e20f}, BX_BOX_DEGENERATE, BX_BOX_DEGENERATE},
+        {{NAN, .2f, .3f, .4f}, BX_BOX_NOT_FINITE, BX_BOX_NOT_FINITE},
+        {{.5f, .2f, .3f, -INFINITY}, BX_BOX_NOT_FINITE, BX_BOX_NOT_FINITE}, /* before inverted */
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        ck_assert_int_eq(bx_box_check(rows[i].box, BX_IOU_CORNERS), rows[i].corners);
+        ck_assert_int_eq(bx_box_check(rows[i].box, BX_IOU_SIZES), rows[i].sizes);
+    }
+}
+END_TEST
+
+/* Labels of ignored objects and all of dropped ones are not looked at. */
+START_TEST(objects_that_are_not_used) {
+    uint8_t use[3] = {BX_OBJECT_USED, BX_OBJECT_USED, BX_OBJECT_IGNORED};
+    batch.use = use;
+    labels[2] = 99;
+    accepted(relative);
+    refused_box(relative, .3f, .2f, .1f, .4f, "box_inverted");
+    refused_box(relative, .3f, .2f, .3f, .4f, "box_degenerate");
+    refused_box(relative, NAN, .2f, .3f, .4f, "box_not_finite");
+    use[2] = BX_OBJECT_DROPPED;
+    accepted_box(relative, .3f, .2f, .1f, .4f);
+    accepted_box(relative, .3f, .2f, .3f, .4f);
+    accepted_box(relative, 0, 0, 1e20f, 1e20f);
+    use[2] = BX_OBJECT_USED;
+    memcpy(boxes[2], boxes[0], 16);
+    refused(relative, BX_INVALID, "label_range", "annotations[1].labels[1]");
+    bx_plan plan;
+    memset(use, BX_OBJECT_DROPPED, sizeof use);
+    ck_assert_int_eq(plan_it(&plan, relative, NULL), BX_OK);
+    ck_assert_int_eq(plan.n_objects, 3); /* all as sent */
+}
+END_TEST
+
 START_TEST(label_range) {
     static const int64_t wrong[] = {-1,
                                     4,
@@ -217,6 +369,134 @@ START_TEST(numbers_in_the_text) {
 }
 END_TEST
 
+/* ---- targets ----------------------------------------------------------------------------------------------------- */
+
+START_TEST(targets) {
+    static const int32_t none[3] = {0, 0, 0};
+    static float loc[6][4];
+    int32_t small[6] = {-1, 3, -2, 0, -1, -1};
+    int64_t large[6] = {-1, 3, -2, 0, -1, -1};
+    bx_priors *boxless = NULL;
+    ck_assert_int_eq(bx_priors_new(&boxless, NULL, 3, NULL), BX_OK);
+    const bx_priors *sets[] = {relative, boxless};
+    batch.boxes = NULL;
+    batch.labels = NULL;
+    batch.first = none;
+    batch.target_loc = (bx_tensor){BX_F32, loc};
+    for (int round = 0; round < 4; round++) {
+        const bx_priors *priors = sets[round / 2];
+        static const int64_t wrong[] = {-3, 4, INT32_MIN, INT32_MAX};
+        batch.target_classes = round % 2 ? (bx_tensor){BX_I64, large} : (bx_tensor){BX_I32, small};
+        bx_plan plan;
+        ck_assert_int_eq(plan_it(&plan, priors, NULL), BX_OK);
+        ck_assert(plan.with_targets && plan.with_predictions);
+        ck_assert_int_eq(plan.n_objects, 0);
+        for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+            small[4] = (int32_t)wrong[i];
+            large[4] = wrong[i];
+            refused(priors, BX_INVALID, "label_range", "targets.classes[1][1]");
+        }
+        large[4] = (INT64_C(1) << 32) + 1;
+        if (round % 2) {
+            refused(priors, BX_INVALID, "label_range", "targets.classes[1][1]");
+        }
+        small[4] = -1;
+        large[4] = -1;
+        for (int c = 0; c < 4; c++) {
+            loc[1][c] = c % 2 ? NAN : INFINITY; /* prior 1 is positive */
+            refused(priors, BX_INVALID, "target_not_finite", "targets.loc[0][1]");
+            loc[1][c] = 0;
+            loc[0][c] = loc[2][c] = loc[5][c] = c % 2 ? -INFINITY : NAN; /* these are not */
+            accepted(priors);
+        }
+        batch.n_priors = 4;
+        refused(priors, BX_SHAPE, "shape", "predictions.loc");
+        batch.conf.data = NULL; /* the targets alone have priors too */
+        refused(priors, BX_SHAPE, "shape", "predictions.loc");
+        batch.n_priors = 3;
+        accepted(priors);
+        batch.conf.data = predictions;
+    }
+    bx_priors_free(boxless);
+}
+END_TEST
+
+/* ---- rounds and gradients ---------------------------------------------------------------------------------------- */
+
+START_TEST(second_round) {
+    static const bx_gradients wanted[] = {BX_GRADIENTS_NONE, BX_GRADIENTS_SPARSE, BX_GRADIENTS_DENSE};
+    for (int i = 0; i < 3 * 2 * 2 * 2; i++) {
+        bool predicted = i / 3 % 2, across = i / 6 % 2, mined = i / 12;
+        bx_plan plan;
+        gradients = wanted[i % 3];
+        batch.conf.data = predicted ? predictions : NULL;
+        mine.mining.scope = across ? BX_SCOPE_BATCH : BX_SCOPE_IMAGE;
+        mine.mining.kind = mined ? BX_MINING_HARD_NEGATIVE : BX_MINING_NONE;
+        ck_assert_int_eq(plan_it(&plan, relative, NULL), BX_OK);
+        ck_assert_int_eq(plan.gradients, gradients);
+        ck_assert_int_eq(plan.mines_across, predicted && across && mined);
+        ck_assert_int_eq(plan.second_round, predicted && (i % 3 != 0 || (across && mined)));
+    }
+}
+END_TEST
+
+/* Where a job keeps its gradients: index, loc and conf in order, apart, aligned, within the memory. */
+START_TEST(the_layout_of_gradients) {
+    static const int64_t counts[] = {0, 1, 3, 1000};
+    for (int i = 0; i < 8; i++) {
+        bx_plan plan;
+        bx_job job;
+        int64_t listed[3] = {0, 0, counts[i / 2]};
+        bool dense = i % 2;
+        gradients = dense ? BX_GRADIENTS_DENSE : BX_GRADIENTS_SPARSE;
+        ck_assert_int_eq(plan_it(&plan, relative, NULL), BX_OK);
+        char *work = aligned_alloc(64, plan.work_bytes);
+        bx_job_init(&job, &plan, &batch, work);
+        job.listed = listed;
+        const int64_t n = bx_job_gradient_rows(&job);
+        ck_assert_int_eq(n, dense ? 6 : counts[i / 2]);
+        const size_t bytes = bx_gradient_bytes(&plan, n);
+        ck_assert_uint_eq(bytes % 64, 0);
+        ck_assert_uint_ge(bytes, (size_t)n * (4 * 4 + 5 * 4 + (dense ? 0 : 8)));
+        ck_assert_uint_le(bytes, (size_t)n * (4 * 4 + 5 * 4 + (dense ? 0 : 8)) + 3 * 64);
+        char *memory = aligned_alloc(64, bytes + 64);
+        bx_job_place_gradients(&job, memory);
+        char *index = (char *)job.grad_index, *loc = (char *)job.grad_loc, *conf = (char *)job.grad_conf;
+        ck_assert(dense ? index == NULL && loc == memory : index == memory && loc >= index + 8 * n);
+        ck_assert(conf >= loc + 16 * n && conf + 20 * n <= memory + bytes);
+        ck_assert_uint_eq((size_t)(loc - memory) % 64, 0);
+        ck_assert_uint_eq((size_t)(conf - memory) % 64, 0);
+        free(memory);
+        plan.gradients = BX_GRADIENTS_NONE;
+        ck_assert_int_eq(bx_job_gradient_rows(&job), 0);
+        free(work);
+    }
+}
+END_TEST
+
+/* Dearer work is estimated to take longer. */
+START_TEST(estimates) {
+    bx_priors *priors = NULL;
+    ck_assert_int_eq(bx_priors_builtin(&priors, "ssd300", NULL), BX_OK);
+    batch.n_priors = priors->n;
+    batch.n_columns = 21;
+    bx_plan plain, other;
+    ck_assert_int_eq(plan_it(&plain, priors, NULL), BX_OK);
+    gradients = BX_GRADIENTS_DENSE;
+    ck_assert_int_eq(plan_it(&other, priors, NULL), BX_OK);
+    ck_assert(other.cost_us > plain.cost_us);
+    gradients = BX_GRADIENTS_NONE;
+    batch.n_columns = 91;
+    ck_assert_int_eq(plan_it(&other, priors, NULL), BX_OK);
+    ck_assert(other.cost_us > plain.cost_us);
+    batch.n_columns = 21;
+    batch.conf.data = NULL;
+    ck_assert_int_eq(plan_it(&other, priors, NULL), BX_OK);
+    ck_assert(other.cost_us < plain.cost_us);
+    bx_priors_free(priors);
+}
+END_TEST
+
 /* ---- sizes ------------------------------------------------------------------------------------------------------- */
 
 static bx_priors *many_priors(int32_t n) {
@@ -257,22 +537,22 @@ START_TEST(dimensions) {
         batch.n_priors = rows[i].n;
         ck_assert_int_eq(plan_it(&plan, priors, NULL), BX_OK);
         ck_assert_ptr_eq(plan.priors, priors);
-        ck_assert_ptr_eq(plan.criterion, bx_criterion_preset("ssd-multibox"));
+        ck_assert_ptr_eq(plan.criterion, criterion);
         ck_assert_int_eq(plan.n_images, 2);
         ck_assert_int_eq(plan.n_priors, rows[i].n);
         ck_assert_int_eq(plan.n_columns, 5);
         ck_assert_int_eq(plan.n_classes, 4);
         ck_assert_int_eq(plan.n_objects, 3);
         ck_assert_int_eq(plan.n_blocks, rows[i].blocks);
-        ck_assert(plan.with_predictions);
+        ck_assert(plan.with_predictions && !plan.with_targets && !plan.second_round);
         ck_assert(plan.cost_us > 0 && isfinite(plan.cost_us));
         ck_assert_uint_eq(plan.work_bytes % 64, 0);
         size_t prior_rows = 2 * (size_t)rows[i].n;
         size_t owed = prior_rows * 13 + (size_t)rows[i].blocks * (3 * 8 + 2 * sizeof(bx_bad)) +
                       2 * sizeof(bx_image_row) + 8 * sizeof(bx_class_row) + 2 * sizeof(bx_level_row) +
-                      3 * sizeof(bx_object_row);
+                      3 * sizeof(bx_object_row) + 2 * 5 * sizeof(float) + 2 * sizeof(bx_sums) + 3 * sizeof(int64_t);
         ck_assert_uint_ge(plan.work_bytes, owed);
-        ck_assert_uint_le(plan.work_bytes, owed + 11 * 64);
+        ck_assert_uint_le(plan.work_bytes, owed + 15 * 64);
         bx_priors_free(priors);
     }
     batch.conf.data = NULL;
@@ -298,6 +578,7 @@ START_TEST(the_layout_of_a_job) {
     bx_plan plan;
     bx_job job;
     batch.n_priors = 4099;
+    mine.matcher.force = _i ? BX_FORCE_GREEDY : BX_FORCE_LAST;
     ck_assert_int_eq(plan_it(&plan, priors, NULL), BX_OK);
     char *work = aligned_alloc(64, plan.work_bytes);
     ck_assert_ptr_nonnull(work);
@@ -320,8 +601,14 @@ START_TEST(the_layout_of_a_job) {
         {job.classes, 2 * 4 * sizeof(bx_class_row)},
         {job.levels, 2 * sizeof(bx_level_row)},
         {job.objects, 3 * sizeof(bx_object_row)},
+        {job.hard, 5 * sizeof(float)},
+        {job.soft, 5 * sizeof(float)},
+        {job.normalizers, 2 * sizeof(bx_sums)},
+        {job.listed, 3 * sizeof(int64_t)},
+        {job.heap, 3 * sizeof(int32_t)},
     };
-    const size_t n = sizeof arrays / sizeof *arrays;
+    ck_assert(!job.grad_index && !job.grad_loc && !job.grad_conf && !job.cancel);
+    const size_t n = sizeof arrays / sizeof *arrays - (_i == 0); /* only greedy forcing has a heap */
     for (size_t i = 0; i < n; i++) {
         const char *at = arrays[i].at;
         const char *end = i + 1 < n ? arrays[i + 1].at : work + plan.work_bytes;
@@ -341,17 +628,28 @@ int main(void) {
     tcase_add_checked_fixture(tests, set_up, tear_down);
     tcase_add_test(tests, no_images);
     tcase_add_test(tests, columns);
+    tcase_add_test(tests, columns_without_background);
+    tcase_add_test(tests, classes);
+    tcase_add_test(tests, class_weights);
+    tcase_add_test(tests, alphas);
     tcase_add_test(tests, priors_of_the_predictions);
     tcase_add_test(tests, box_inverted);
     tcase_add_test(tests, box_degenerate);
     tcase_add_test(tests, box_not_finite);
     tcase_add_test(tests, box_range);
+    tcase_add_test(tests, boxes_as_sizes);
+    tcase_add_test(tests, box_faults);
+    tcase_add_test(tests, objects_that_are_not_used);
     tcase_add_test(tests, label_range);
     tcase_add_test(tests, the_first_culprit_is_named);
     tcase_add_test(tests, numbers_in_the_text);
+    tcase_add_test(tests, targets);
+    tcase_add_test(tests, second_round);
+    tcase_add_test(tests, the_layout_of_gradients);
+    tcase_add_test(tests, estimates);
     tcase_add_test(tests, too_large);
     tcase_add_test(tests, dimensions);
     tcase_add_test(tests, a_batch_without_objects);
-    tcase_add_test(tests, the_layout_of_a_job);
+    tcase_add_loop_test(tests, the_layout_of_a_job, 0, 2);
     return suite_run(suite);
 }

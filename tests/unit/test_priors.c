@@ -574,9 +574,9 @@ START_TEST(relative_or_pixels) {
         float box[4];
         bool relative;
     } rows[] = {
-        {{.5f, .5f, 1, 1}, true},       {{.5f, .5f, 3, 3}, true}, /* corners at -1 and 2 exactly */
-        {{.5f, .5f, 3.001f, 1}, false}, {{.5f, .5f, 1, 3.001f}, false}, {{-.6f, .5f, 1, 1}, false},
-        {{1.6f, .5f, 1, 1}, false},     {{.5f, -.6f, 1, 1}, false},     {{.5f, 1.6f, 1, 1}, false},
+        {{.5f, .5f, 1, 1}, true},    {{.5f, .5f, 4, 4}, true}, /* a large prior may reach beyond the image */
+        {{-1, -1, 1, 1}, true},      {{2, 2, 1, 1}, true},         {{-1.01f, .5f, 1, 1}, false},
+        {{2.01f, .5f, 1, 1}, false}, {{.5f, -1.01f, 1, 1}, false}, {{.5f, 2.01f, 1, 1}, false},
         {{150, 150, 30, 30}, false},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {

@@ -28,7 +28,7 @@ static struct body build(const char *header, const void *data, size_t data_bytes
 }
 
 static bx_status decode(proto_request *request, proto_task task, const void *bytes, size_t n, bx_error *error) {
-    const proto_limits limits = {0};
+    const proto_limits limits = {.json_memory = 0};
     *error = (bx_error){0};
     return proto_request_decode(request, task, PROTO_SAFETENSORS, bytes, n, NULL, 0, &proto_catalog_builtin, &limits,
                                 error);
@@ -92,7 +92,7 @@ START_TEST(both_encodings) {
         "{\"predictions\":{\"loc\":[[[1,2,3,4],[5,6,7,8]],[[9,10,11,12],[13,14,15,16]]],"
         "\"conf\":{\"shape\":[2,2,3],\"data\":[0.5,1,2,3,4,5,6,7,8,9,10,11]}},"
         "\"annotations\":[{\"boxes\":[],\"labels\":[]},{\"boxes\":[[0.1,0.2,0.3,0.4],[0,0,1,1]],\"labels\":[1,0]}]}";
-    const proto_limits limits = {1 << 20};
+    const proto_limits limits = {.json_memory = 1 << 20};
     struct body body = with_header("{" ALL "}");
     proto_request r;
     bx_error error;
