@@ -103,8 +103,20 @@ class Criteria(Case):
         self.assertEqual((got["priors"], got["assignment"]["priors"]), ("three", 3))
         self.gone(self.daemon.delete("/v1/priors/three"))
         got = self.daemon.post("/v1/match?criterion=with-three", body, lossd.JSON)
-        self.problem(got, 422, "unknown_priors", "three")
+        self.problem(got, 422, "unknown_priors", 'the criterion "with-three" takes the prior set "three"')
         self.gone(self.daemon.delete("/v1/criteria/with-three"))
+        self.problem(self.daemon.put("/v1/criteria/with-none", {"priors": "sdd300"}), 422, "unknown_priors",
+                     'did you mean "ssd300"', "^/priors$")
+        self.problem(self.daemon.get("/v1/criteria/with-none"), 404)
+
+    def test_text(self):
+        """What differs from its base is not described by its base's words."""
+        for body, text in (({"base": "ssd-keras"}, self.good(self.daemon.get("/v1/criteria/ssd-keras"))["text"]),
+                           ({"base": "ssd-keras", "mining": {"ratio": 2}}, "based on ssd-keras"),
+                           ({"base": "ssd-keras", "mining": {"ratio": 2}, "text": "ours"}, "ours")):
+            got = self.daemon.put("/v1/criteria/told", body)
+            self.assertEqual(got.json()["text"], text)
+        self.gone(self.daemon.delete("/v1/criteria/told"))
 
     def test_what_is_refused_changes_nothing(self):
         before = self.registered(self.daemon.put("/v1/criteria/stays", MINE), 201)
