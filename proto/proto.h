@@ -19,7 +19,8 @@ typedef enum proto_encoding { PROTO_JSON, PROTO_SAFETENSORS } proto_encoding;
 #define PROTO_TYPE_SAFETENSORS "application/vnd.safetensors"
 #define PROTO_TYPE_PROBLEM     "application/problem+json"
 
-/* Guess from the first byte: white space or '{' is JSON. */
+/* Guess from the first bytes: JSON begins with white space or '{', and has no NUL, of which a safetensors header length
+ * (8 bytes, little-endian) has several. */
 proto_encoding proto_encoding_guess(const void *body, size_t bytes);
 
 /* A growing text or byte buffer. Zero-initialise it; a failed growth sets `failed` and drops what follows, so that a

@@ -225,7 +225,10 @@ static void draft_fini(proto_draft *draft) {
 /* ---- requests ---------------------------------------------------------------------------------------------------- */
 
 proto_encoding proto_encoding_guess(const void *body, size_t bytes) {
-    return bytes > 0 && strchr("{ \t\r\n", *(const char *)body) && *(const char *)body ? PROTO_JSON : PROTO_SAFETENSORS;
+    const char *first = body;
+    if (bytes == 0 || memchr(first, '\0', bytes < 8 ? bytes : 8)) /* no JSON has a NUL, and every header length has */
+        return PROTO_SAFETENSORS;
+    return strchr("{ \t\r\n", *first) ? PROTO_JSON : PROTO_SAFETENSORS;
 }
 
 bx_status proto_request_decode(proto_request *request, proto_task task, proto_encoding encoding, const void *body,

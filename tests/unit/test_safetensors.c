@@ -111,6 +111,12 @@ START_TEST(both_encodings) {
     ck_assert_int_eq(proto_encoding_guess(body.bytes, 4), PROTO_SAFETENSORS);
     ck_assert_int_eq(proto_encoding_guess("", 0), PROTO_SAFETENSORS);
     ck_assert_int_eq(proto_encoding_guess("\0", 1), PROTO_SAFETENSORS);
+    static const char lengths[] = "{ \t\r\n"; /* as the low byte of a header length they are no JSON */
+    for (size_t i = 0; lengths[i]; i++) {
+        const char file[9] = {lengths[i], 1, 0, 0, 0, 0, 0, 0, '{'};
+        ck_assert_int_eq(proto_encoding_guess(file, sizeof file), PROTO_SAFETENSORS);
+        ck_assert_int_eq(proto_encoding_guess(lengths + i, 1), PROTO_JSON);
+    }
 }
 END_TEST
 
