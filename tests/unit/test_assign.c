@@ -21,6 +21,7 @@ typedef struct scene {
     float *boxes;           /* (n,4) native form of criterion.matcher.iou */
     uint8_t *use;           /* (n) */
     int64_t *labels;        /* (n) */
+    bool in_ranges;         /* match in random ranges */
     bx_priors *priors;
     bx_batch batch;
     computation c;
@@ -59,6 +60,22 @@ static void close_contexts(void) {
     }
 }
 
+/* Matching and assignment again, each block in ranges as short as rows may arrive. */
+static void match_in_ranges(scene *s, bx_context *context) {
+    bx_job *job = &s->c.job;
+    for (int32_t first = 0; first < s->p; first += BX_BLOCK) {
+        const int32_t end = first + BX_BLOCK < s->p ? first + BX_BLOCK : s->p;
+        bx_stage_begin(job, 0, first / BX_BLOCK);
+        for (int32_t at = first, n; at < end; at += n) {
+            n = 1 + below(below(2) ? 300 : 30);
+            n = n < end - at ? n : end - at;
+            bx_stage_match(context, job, 0, at, n);
+        }
+    }
+    bx_stage_assign(context, job, 0);
+    bx_stage_reduce(job, 0, 0, s->p);
+}
+
 static void scene_run(scene *s, bx_context *context) {
     bx_error error = {0};
     s->batch = (bx_batch){
@@ -68,6 +85,9 @@ static void scene_run(scene *s, bx_context *context) {
     }
     computation_free(&s->c);
     bx_status status = compute_images(&s->c, context, &s->criterion, s->priors, &s->batch, BX_GRADIENTS_NONE, &error);
+    if (s->in_ranges) {
+        match_in_ranges(s, context);
+    }
     status = status == BX_OK ? compute_rest(&s->c, context, &error) : status;
     HOLDS(status == BX_OK, "%s: %s", error.path, error.text);
 }
@@ -682,6 +702,26 @@ START_TEST(lattices) {
 }
 END_TEST
 
+/* Neighbours lie together, so that objects meet few culling runs; what is matched begins and ends anywhere. */
+START_TEST(ranges_of_neighbours) {
+    static const int32_t priors[] = {300, 1000, BX_BLOCK + 700};
+    random_state = 6000 + (uint64_t)_i;
+    for (size_t i = 0; i < 3; i++) {
+        scene s;
+        scene_open(&s, priors[i], 12, matcher_of(_i));
+        for (int32_t p = 0; p < s.p; p++) {
+            float x = (float)(p / 4) / (float)(s.p / 4);
+            memcpy(s.prior_boxes + 4 * p, (float[4]){x, .5f, .02f + .02f * (float)(p % 4), .25f}, 16);
+        }
+        random_objects(&s, 1);
+        random_use(&s, 1 + below(2));
+        s.in_ranges = true;
+        check(&s);
+        scene_close(&s);
+    }
+}
+END_TEST
+
 /* Ties across blocks: copies of priors of the first block in the later ones, and the other way round. */
 START_TEST(across_blocks) {
     static const int32_t priors[] = {BX_BLOCK - 1, BX_BLOCK, BX_BLOCK + 1, 2 * BX_BLOCK, 2 * BX_BLOCK + 129};
@@ -850,6 +890,7 @@ int main(void) {
     tcase_add_test(tests, tiny_boxes);
     tcase_add_loop_test(tests, every_rule, 0, N_RULES);
     tcase_add_loop_test(tests, lattices, 0, N_RULES);
+    tcase_add_loop_test(tests, ranges_of_neighbours, 0, N_RULES);
     tcase_add_loop_test(tests, across_blocks, 0, 5 * 8);
     tcase_add_test(tests, identical_everything);
     tcase_add_loop_test(tests, unused_objects_do_not_matter, 0, N_RULES);
