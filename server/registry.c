@@ -541,7 +541,7 @@ static bool knows_set(registry *g, const char *name) {
 
 bx_status registry_put(registry *g, const registration *d, bool *created, proto_buffer *description, bx_error *error) {
     bool known;
-    entry e;
+    entry e = {NULL, NULL};
     sweep(g);
     pthread_mutex_lock(&g->writing);
     bx_status status = registry_check_name(d->kind, d->name, error);
