@@ -122,7 +122,7 @@ static bx_status check_box(const bx_plan *plan, const float *box, int image, int
     case BX_BOX_NOT_FINITE:
         return refuse_box(error, "box_not_finite", image, object, &o, "a coordinate is not finite");
     case BX_BOX_INVERTED:
-        return refuse_box(error, "box_inverted", image, object, &o, "xmax < xmin or ymax < ymin");
+        return refuse_box(error, "box_inverted", image, object, &o, "xmax < xmin or ymax < ymin; is box_format right?");
     case BX_BOX_DEGENERATE:
         return refuse_box(error, "box_degenerate", image, object, &o, "its area in float32 is not positive and finite");
     case BX_BOX_GOOD:
@@ -130,7 +130,7 @@ static bx_status check_box(const bx_plan *plan, const float *box, int image, int
     }
     if (plan->priors->relative && (o.box[0] < -1 || o.box[1] < -1 || o.box[2] > 2 || o.box[3] > 2)) {
         return refuse_box(error, "box_range", image, object, &o,
-                          "outside [-1, 2] although the priors are relative to the image; are these pixels?");
+                          "outside [-1, 2] although the priors are relative to the image; pixels need image_size");
     }
     return BX_OK;
 }
@@ -147,12 +147,32 @@ static bx_status check_object(const bx_batch *batch, const bx_plan *plan, int im
     int64_t label = batch->labels[g];
     if (label < 0 || label >= plan->n_classes) {
         bx_fail(error, BX_INVALID, "label_range",
-                "image %d, label %d is %lld; %d classes are numbered 0 to %d, the background not counted", image,
-                object, (long long)label, (int)plan->n_classes, (int)plan->n_classes - 1);
+                "image %d, label %d is %lld; %d classes are numbered 0 to %d, the background not counted (from 1? "
+                "label_base 1)",
+                image, object, (long long)label, (int)plan->n_classes, (int)plan->n_classes - 1);
         bx_at(error, "annotations[%d].labels[%d]", image, object);
         return BX_INVALID;
     }
     return BX_OK;
+}
+
+/* Boxes that all lie where shares of an image do, although the priors are in pixels. */
+static bx_status check_units(const bx_plan *plan, const bx_batch *batch, bx_error *error) {
+    bool any = false;
+    for (int32_t g = 0; g < plan->n_objects && !plan->priors->relative; g++) {
+        const bx_object o = bx_object_of(batch->boxes + 4 * (size_t)g, plan->criterion->matcher.iou == BX_IOU_SIZES);
+        if (bx_is_used(batch, g) && (o.box[0] < -1 || o.box[1] < -1 || o.box[2] > 2 || o.box[3] > 2)) {
+            return BX_OK;
+        }
+        any |= bx_is_used(batch, g);
+    }
+    if (!any) {
+        return BX_OK;
+    }
+    bx_fail(error, BX_INVALID, "box_range",
+            "every box lies within [-1, 2] although the priors are in pixels; are these shares of the image?");
+    bx_at(error, "annotations");
+    return BX_INVALID;
 }
 
 static bx_status check_annotations(const bx_plan *plan, const bx_batch *batch, bx_error *error) {
@@ -164,7 +184,7 @@ static bx_status check_annotations(const bx_plan *plan, const bx_batch *batch, b
             }
         }
     }
-    return BX_OK;
+    return check_units(plan, batch, error);
 }
 
 /* ---- targets ----------------------------------------------------------------------------------------------------- */

@@ -363,6 +363,18 @@ class Options(LossCase):
         document["annotations"][0]["boxes"][0][0] = 1e39
         self.problem(ask(invalid_boxes="drop"), 422, "box_not_finite", pointer="/annotations/0/boxes/0")
 
+    def test_the_wrong_units(self):
+        annotations = [{"boxes": [], "labels": []}, {"boxes": [[.1, .2, .4, .6], [.5, .5, .9, .9]], "labels": [0, 1]}]
+        ask = lambda **options: self.daemon.post("/v1/match", json.dumps({"annotations": annotations, **options}).encode(), lossd.JSON)
+        problem = self.problem(ask(priors="retinanet-64x64"), 422, "box_range")
+        self.assertIn("shares of the image?", problem["detail"])
+        self.good(ask(priors="ssd300"))
+        annotations[0] = {"boxes": [[10, 20, 40, 60]], "labels": [0]}
+        self.good(ask(priors="retinanet-64x64"))
+        problem = self.problem(ask(priors="ssd300"), 422, "box_range", pointer="/annotations/0/boxes/0")
+        self.assertIn("image_size", problem["detail"])
+        self.problem(ask(priors="retinanet-64x64", image_size=[64, 64]), 422, "invalid_option", pointer="/image_size")
+
     def test_criteria_that_make_no_sense(self):
         for criterion, pointer, words in (
                 ({"classification": {"background": "none"}}, "classification/background", ("background", "kind")),
