@@ -50,3 +50,4 @@ if ! buildah inspect --type image "$base" >/dev/null 2>&1 && ! buildah pull -q "
 fi
 
 buildah bud --pull=never --format docker -t "$tag" . # the docker format keeps HEALTHCHECK
+echo "built $tag in buildah's store; for an engine elsewhere: buildah push $tag docker-archive:lossd.tar"

@@ -246,6 +246,45 @@ static inline __attribute__((always_inline)) bool softmax_tile(const float *rest
     return worst < 0x7f800000;
 }
 
+/* Class weights and smoothing: what softmax_tile gave to `out` becomes the weighted sum over all columns. The logarithm
+ * is taken once more; these options are rare. */
+static __attribute__((noinline)) void weigh_softmax_tile(const bx_scoring *s, const float *restrict tile, int32_t lanes,
+                                                         const int32_t *restrict label, float *restrict out) {
+    float max[BX_LANES], sum[BX_LANES], all[BX_LANES] = {0};
+    int32_t below[BX_LANES];
+    for (int32_t i = 0; i < lanes; i++) {
+        max[i] = tile[i];
+        sum[i] = 0;
+        below[i] = 0;
+    }
+    for (int32_t c = 1; c < s->n_columns; c++) {
+        const float *restrict x = tile + (size_t)c * (size_t)lanes;
+        for (int32_t i = 0; i < lanes; i++) {
+            max[i] = x[i] > max[i] ? x[i] : max[i];
+        }
+    }
+    for (int32_t c = 0; s->smoothing > 0 && c < s->n_columns; c++) {
+        const float *restrict x = tile + (size_t)c * (size_t)lanes;
+        for (int32_t i = 0; i < lanes; i++) {
+            sum[i] += bx_softmax_term(x[i], max[i], &below[i]);
+        }
+    }
+    for (int32_t i = 0; i < lanes; i++) {
+        sum[i] = bx_log1p(bx_softmax_rest(sum[i], below[i], s->n_columns));
+    }
+    for (int32_t c = 0; s->smoothing > 0 && c < s->n_columns; c++) {
+        const float *restrict x = tile + (size_t)c * (size_t)lanes;
+        const float factor = s->hard[c];
+        for (int32_t i = 0; i < lanes; i++) {
+            all[i] += factor * bx_softmax_ce(sum[i], max[i] - x[i]);
+        }
+    }
+    for (int32_t i = 0; i < lanes; i++) {
+        float own = s->hard[label[i]] * out[i];
+        out[i] = bx_rank((1 - s->smoothing) * own + s->smoothing / (float)s->n_columns * all[i]);
+    }
+}
+
 static bool softmax_rows(const bx_scoring *s, const float *rows, int32_t n, const int32_t *label, float *out,
                          float *tile, int32_t lanes) {
     float gathered[BX_LANES];
@@ -258,8 +297,16 @@ static bool softmax_rows(const bx_scoring *s, const float *rows, int32_t n, cons
         x_label = tile + (size_t)s->background * (size_t)lanes;
     }
     uintptr_t ahead = (uintptr_t)rows + (size_t)n * (size_t)s->n_columns * sizeof(float);
-    return lanes == BX_LANES ? softmax_tile(tile, BX_LANES, s->n_columns, x_label, out, ahead)
-                             : softmax_tile(tile, BX_MIN_LANES, s->n_columns, x_label, out, ahead);
+    bool finite = lanes == BX_LANES ? softmax_tile(tile, BX_LANES, s->n_columns, x_label, out, ahead)
+                                    : softmax_tile(tile, BX_MIN_LANES, s->n_columns, x_label, out, ahead);
+    if (!s->plain) {
+        int32_t own[BX_LANES];
+        for (int32_t i = 0; i < lanes; i++) {
+            own[i] = label ? label[i < n ? i : n - 1] : s->background;
+        }
+        weigh_softmax_tile(s, tile, lanes, own, out);
+    }
+    return finite;
 }
 
 /* Called with constant lanes, gamma and smoothing where they are the usual ones, and labelled = 0 where no column is
@@ -308,12 +355,12 @@ static bool sigmoid_rows(const bx_scoring *s, int32_t n, const int32_t *given, f
     return sigmoid_tile(s, tile, lanes, s->gamma, s->smoothing, 1, label, out);
 }
 
-/* The skeletons that have a form of their own here; the others, and the rarer options, are ref's. */
+/* The skeletons that have a form of their own here; the others are ref's. */
 static bool score_rows(const bx_scoring *s, const float *rows, int32_t n, const int32_t *label, float *out,
                        float *tile) {
     float lane[BX_LANES];
     int32_t lanes = n > BX_MIN_LANES ? BX_LANES : BX_MIN_LANES;
-    bool softmax = s->kind == BX_CLASSIFICATION_SOFTMAX_CE && s->plain;
+    bool softmax = s->kind == BX_CLASSIFICATION_SOFTMAX_CE;
     bool sigmoid = s->kind == BX_CLASSIFICATION_SIGMOID_FOCAL;
     if (!softmax && !sigmoid) {
         return bx_kernels_ref.score_rows(s, rows, n, label, out, tile);
