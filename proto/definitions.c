@@ -42,10 +42,12 @@ const proto_catalog proto_catalog_builtin = {.priors = builtin_priors, .criterio
 
 bx_status proto_name_check(const char *name, bx_error *error) {
     size_t plain = strspn(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-");
-    if (plain >= 1 && plain <= 63 && name[plain] == '\0')
+    if (plain >= 1 && plain <= 63 && name[plain] == '\0' && !strchr("._-", name[0]))
         return BX_OK;
     return bx_fail(error, BX_INVALID, "invalid_name",
-                   "a name is 1 to 63 of the letters A-Z and a-z, digits, '.', '_' and '-', not \"%.64s\"", name);
+                   "a name is 1 to 63 of the letters A-Z and a-z, digits, '.', '_' and '-', and begins with a letter "
+                   "or a digit, not \"%.64s\"",
+                   name);
 }
 
 /* ---- prior sets -------------------------------------------------------------------------------------------------- */

@@ -167,7 +167,7 @@ void proto_criterion_describe(proto_buffer *out, const bx_criterion *criterion);
 
 /* ---- definitions ------------------------------------------------------------------------------------------------- */
 
-/* [A-Za-z0-9._-]{1,63}. Errors: BX_INVALID "invalid_name". */
+/* [A-Za-z0-9][A-Za-z0-9._-]{0,62}. Errors: BX_INVALID "invalid_name". */
 BX_MUST_USE bx_status proto_name_check(const char *name, bx_error *error);
 /* The body of PUT /v1/criteria/{name}: a criterion object, its base taken from the catalog. The caller frees it with
  * bx_criterion_free. Errors: BX_MALFORMED json_*, BX_INVALID, BX_TOO_LARGE, BX_NOMEM. */

@@ -28,10 +28,13 @@ static bx_status check_device(request *r) {
     return BX_OK;
 }
 
-/* What a batch is not allowed to ask for, whoever asks. How large the sparse gradients are is not known yet. */
+/* What a batch is not allowed to ask for, whoever asks. Sparse gradients have nearly every row where nothing is mined;
+ * how many they have otherwise is not known yet. */
 static bx_status check_cost(request *r) {
     const bx_plan *plan = &r->plan;
-    const int64_t rows = plan->gradients == BX_GRADIENTS_DENSE ? (int64_t)plan->n_images * plan->n_priors : 0;
+    const bool all = plan->gradients == BX_GRADIENTS_DENSE ||
+                     (plan->gradients != BX_GRADIENTS_NONE && plan->criterion->mining.kind == BX_MINING_NONE);
+    const int64_t rows = all ? (int64_t)plan->n_images * plan->n_priors : 0;
     const size_t answer = proto_answer_bytes(&r->decoded_request, plan, rows, r->accept);
     r->answer_bytes = proto_answer_bytes(&r->decoded_request, plan, 0, r->accept);
     const size_t bytes = plan->work_bytes + bx_gradient_bytes(plan, rows) + answer;
@@ -72,7 +75,7 @@ static bx_status take_work(request *r) {
     return BX_OK;
 }
 
-static bx_status decode(request *r, size_t bytes, bool by_worker) {
+static bx_status decode(request *r, size_t bytes, bool by_worker, bool makes) {
     size_t tree = 0;
     reservation own = {.request = r, .by_worker = by_worker};
     bx_status status = r->encoding == PROTO_JSON ? request_borrow_tree(r, &tree) : BX_OK;
@@ -80,7 +83,7 @@ static bx_status decode(request *r, size_t bytes, bool by_worker) {
         return status;
     }
     status = proto_request_decode(&r->decoded_request, r->route->task, r->encoding, r->body.data, bytes, r->query,
-                                  r->n_query, registry_catalog(r->server->registry, by_worker),
+                                  r->n_query, registry_catalog(r->server->registry, makes),
                                   &(proto_limits){tree, request_reserve, &own}, &r->error);
     lease_return(&r->lease, tree + own.bytes);
     r->decoded = status == BX_OK;
@@ -90,8 +93,8 @@ static bx_status decode(request *r, size_t bytes, bool by_worker) {
     return status;
 }
 
-bx_status batch_prepare(request *r, size_t bytes, bool by_worker) {
-    bx_status status = decode(r, bytes, by_worker);
+bx_status batch_prepare(request *r, size_t bytes, bool by_worker, bool makes) {
+    bx_status status = decode(r, bytes, by_worker, makes);
     if (status == BX_OK) {
         status = check_device(r);
     }
@@ -110,7 +113,7 @@ bx_status batch_prepare(request *r, size_t bytes, bool by_worker) {
 }
 
 bx_status batch_prepare_here(request *r, size_t bytes) {
-    bx_status status = batch_prepare(r, bytes, false);
+    bx_status status = batch_prepare(r, bytes, false, false);
     r->later = status != BX_OK && !strcmp(r->error.code, REGISTRY_LATER);
     if (r->later) {
         r->error = (bx_error){0};

@@ -56,6 +56,9 @@ void head_add(head *h, const char *name, const char *value) {
         {"Content-Encoding", &h->encoding, NULL},
         {"Accept", &h->accept, NULL},
         {"X-Request-Id", &h->id, NULL},
+        {"If-Match", &h->if_match, NULL},
+        {"If-None-Match", &h->if_none_match, NULL},
+        {"Content-Range", &h->content_range, NULL},
     };
     for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
         if (!strcasecmp(name, known[i].name)) {
@@ -133,6 +136,20 @@ static int hex(char c) {
            : c >= 'a' && c <= 'f' ? c - 'a' + 10
            : c >= 'A' && c <= 'F' ? c - 'A' + 10
                                   : -1;
+}
+
+/* There are no entity tags here, so "*" is all that can be asked for. */
+bool head_condition(const head *h, condition *condition, refusal *why) {
+    const char *given = h->if_match ? h->if_match : h->if_none_match;
+    *condition = !given ? CONDITION_NONE : h->if_match ? CONDITION_KNOWN : CONDITION_NEW;
+    if (h->content_range) {
+        return refuse(why, 400, "framing_header", "A definition cannot be sent in part (Content-Range).");
+    }
+    if (given && (strcmp(given, "*") || (h->if_match && h->if_none_match))) {
+        return refuse(why, 412, "precondition_failed",
+                      "There are no entity tags here: If-None-Match: * or If-Match: *, one of them, can be asked for.");
+    }
+    return true;
 }
 
 bool uri_is_sane(const char *uri) {

@@ -309,8 +309,8 @@ static enum MHD_Result begin(exchange *x, const char *url, const char *method, c
     if (!route) {
         const char *near = bx_nearest(url, route_path);
         char detail[128];
-        snprintf(detail, sizeof detail, "There is nothing here; %s%s",
-                 near ? "did you mean " : "/openapi.yaml lists what there is.", near ? near : "");
+        snprintf(detail, sizeof detail, "There is nothing here; %s%s%s",
+                 near ? "did you mean " : "/openapi.yaml lists what there is.", near ? near : "", near ? "?" : "");
         return refuse(x, &h, answer_problem(404, "not_found", detail, "", x->id));
     }
     proto_encoding accept = PROTO_JSON;
@@ -324,6 +324,14 @@ static enum MHD_Result begin(exchange *x, const char *url, const char *method, c
     if (route->how == ROUTE_BY_CLERK && registry_check_name(route->kind, name, &error) != BX_OK) {
         return refuse(x, &h, answer_error(&error, NULL, PROTO_JSON, x->id));
     }
+    if (route->how == ROUTE_BY_CLERK &&
+        MHD_get_connection_values(x->connection, MHD_GET_ARGUMENT_KIND, NULL, NULL) > 0) {
+        return refuse_why(x, &h, (refusal){422, "unknown_member", "This path has no query options."});
+    }
+    admission wanted = {.route = route, .name = name, .accept = accept, .id = x->id};
+    if (route->how == ROUTE_BY_CLERK && route->has_body && !head_condition(&h, &wanted.condition, &why)) {
+        return refuse_why(x, &h, why);
+    }
     if (route->how == ROUTE_AT_ONCE || route->how == ROUTE_BY_WORKER) {
         answer a = route->handler(
             &(route_call){.server = x->server, .route = route, .name = name, .accept = accept, .request_id = x->id});
@@ -331,7 +339,6 @@ static enum MHD_Result begin(exchange *x, const char *url, const char *method, c
             return refuse(x, &h, a);
         }
     }
-    admission wanted = {.route = route, .name = name, .accept = accept, .id = x->id};
     return begin_request(x, &h, &wanted);
 }
 

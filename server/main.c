@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * lossd: options, signals, exit codes. 0: stopped as asked; 1: could not start, or unhealthy; 2: bad usage.
+ * lossd: options, signals, exit codes. 0: stopped as asked; 1: could not start, or unhealthy; 2: bad usage; 75: another
+ * daemon uses the data directory.
  */
 #include <netdb.h>
 #include <netinet/in.h>
@@ -115,7 +116,7 @@ int main(int argc, char **argv) {
     bx_status status = server_start(&server, &error);
     if (status != BX_OK) {
         fprintf(stderr, "lossd: %s\n", error.text);
-        return status == BX_INVALID ? 2 : 1;
+        return status == BX_INVALID ? 2 : !strcmp(error.code, "store_unavailable") ? 75 : 1;
     }
     char host[256];
     snprintf(host, sizeof host, "%s", o->listen);

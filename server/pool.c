@@ -1,21 +1,28 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The worker pool: one mutex, one condition variable, a ring of requests that have something to do.
+ * The worker pool: one mutex, a ring of requests that have something to do, and another of what takes long at a time.
  *
  * A worker takes one unit of the request at the head and moves the request to the tail, so a small request never waits
  * behind all of a large one. A request is in the ring exactly while it has a unit that may run (`queued`), and the ring
  * holds one reference. Its units, in the order they are taken: what the whole body is for, finish an image whose blocks
  * are done, run the next block whose rows have arrived; then the second round of each image. The queue is bounded
  * because every request in it was admitted.
+ *
+ * Bodies that need the set of a pattern made, which cannot be cut into units, wait in a ring of their own for a worker
+ * of their own (`slow`), so that the others never wait for it.
  */
 #include <stdlib.h>
 
 #include "server.h"
 
+typedef struct ring {
+    request *head, *tail;
+    pthread_cond_t work;
+} ring;
+
 struct pool {
     pthread_mutex_t lock;
-    pthread_cond_t work;
-    request *head, *tail;
+    ring rings[2]; /* of the workers, and of the one for what is slow */
     bool stopping;
     size_t n_workers, n_started;
     pthread_t *threads;
@@ -26,7 +33,8 @@ struct pool {
 
 typedef struct worker {
     pool *pool;
-    bx_context *context;
+    ring *ring;
+    bx_context *context; /* NULL: it takes bodies only */
 } worker;
 
 /* ---- the ring, under the lock ------------------------------------------------------------------------------------ */
@@ -36,40 +44,41 @@ static bool has_work(const request *r) {
            r->next_row < r->ready_rows;
 }
 
-static void append(pool *p, request *r) {
+static void append(ring *g, request *r) {
     r->next = NULL;
-    r->previous = p->tail;
-    *(p->tail ? &p->tail->next : &p->head) = r;
-    p->tail = r;
+    r->previous = g->tail;
+    *(g->tail ? &g->tail->next : &g->head) = r;
+    g->tail = r;
     r->queued = true;
 }
 
-static void unlink_request(pool *p, request *r) {
-    *(r->previous ? &r->previous->next : &p->head) = r->next;
-    *(r->next ? &r->next->previous : &p->tail) = r->previous;
+static void unlink_request(ring *g, request *r) {
+    *(r->previous ? &r->previous->next : &g->head) = r->next;
+    *(r->next ? &r->next->previous : &g->tail) = r->previous;
     r->queued = false;
 }
 
 /* Something of r became ready. */
 static void enqueue(pool *p, request *r) {
+    ring *g = &p->rings[r->slow];
     if (!r->queued && has_work(r) && !atomic_load(&r->cancelled)) {
         request_ref(r);
-        append(p, r);
+        append(g, r);
     }
-    pthread_cond_signal(&p->work);
+    pthread_cond_signal(&g->work);
 }
 
 typedef struct unit {
-    enum { BODY, IMAGE, BLOCK, ROWS } kind;
+    enum { BODY, SLOW_BODY, IMAGE, BLOCK, ROWS } kind;
     int64_t index;
 } unit;
 
 /* Take a unit of the head; the caller gets a reference. */
-static request *take(pool *p, unit *out) {
-    request *r = p->head;
+static request *take(ring *g, unit *out) {
+    request *r = g->head;
     if (r->body_ready) {
         r->body_ready = false;
-        *out = (unit){BODY, 0};
+        *out = (unit){r->slow ? SLOW_BODY : BODY, 0};
     } else if (r->images_head < r->images_tail) {
         *out = (unit){IMAGE, r->images_ready[r->images_head++]};
     } else if (r->next_unit < r->ready_units) {
@@ -77,11 +86,12 @@ static request *take(pool *p, unit *out) {
     } else {
         *out = (unit){ROWS, r->next_row++};
     }
-    unlink_request(p, r);
+    unlink_request(g, r);
+    r->slow = false; /* what comes of it is as fast as any */
     if (has_work(r)) {
         request_ref(r); /* the ring keeps its own; this one is the unit's */
-        append(p, r);
-        pthread_cond_signal(&p->work);
+        append(g, r);
+        pthread_cond_signal(&g->work);
     }
     return r;
 }
@@ -91,7 +101,8 @@ static request *take(pool *p, unit *out) {
 static void run(request *r, bx_context *context, unit u) {
     switch (u.kind) {
     case BODY:
-        request_run_body(r);
+    case SLOW_BODY:
+        request_run_body(r, u.kind == SLOW_BODY);
         break;
     case IMAGE:
         batch_run_image(r, context, (int32_t)u.index);
@@ -111,14 +122,14 @@ static void *worker_main(void *argument) {
     pool *p = w.pool;
     pthread_mutex_lock(&p->lock);
     for (;;) {
-        while (!p->head && !p->stopping) {
-            pthread_cond_wait(&p->work, &p->lock);
+        while (!w.ring->head && !p->stopping) {
+            pthread_cond_wait(&w.ring->work, &p->lock);
         }
-        if (!p->head) {
+        if (!w.ring->head) {
             break;
         }
         unit u;
-        request *r = take(p, &u);
+        request *r = take(w.ring, &u);
         pthread_mutex_unlock(&p->lock);
         if (!atomic_load(&r->cancelled)) {
             run(r, w.context, u);
@@ -130,13 +141,14 @@ static void *worker_main(void *argument) {
     return NULL;
 }
 
-static bx_status start_workers(pool *p, bx_error *error) {
-    for (size_t i = 0; i < p->n_workers; i++) {
+/* And one more for what is slow, where there is such a thing. */
+static bx_status start_workers(pool *p, bool slow, bx_error *error) {
+    for (size_t i = 0; i < p->n_workers + slow; i++) {
         worker *w = malloc(sizeof *w);
         if (!w) {
             return bx_fail(error, BX_NOMEM, "out_of_memory", "no memory for worker %zu", i);
         }
-        *w = (worker){p, p->contexts[i]};
+        *w = i < p->n_workers ? (worker){p, &p->rings[0], p->contexts[i]} : (worker){p, &p->rings[1], NULL};
         if (pthread_create(&p->threads[i], NULL, worker_main, w)) {
             free(w);
             return bx_fail(error, BX_BUSY, "threads", "cannot start worker thread %zu", i);
@@ -152,9 +164,10 @@ bx_status pool_start(pool **out, size_t n_workers, size_t n_spares, const char *
         return bx_fail(error, BX_NOMEM, "out_of_memory", "no memory for the worker pool");
     }
     pthread_mutex_init(&p->lock, NULL);
-    pthread_cond_init(&p->work, NULL);
+    pthread_cond_init(&p->rings[0].work, NULL);
+    pthread_cond_init(&p->rings[1].work, NULL);
     p->n_workers = n_workers;
-    p->threads = calloc(n_workers, sizeof *p->threads);
+    p->threads = calloc(n_workers + 1, sizeof *p->threads);
     p->contexts = calloc(n_workers + n_spares, sizeof(bx_context *));
     p->spares = calloc(n_spares + 1, sizeof(bx_context *)); /* none is no failure */
     bx_status status = BX_OK;
@@ -170,7 +183,7 @@ bx_status pool_start(pool **out, size_t n_workers, size_t n_spares, const char *
             p->spares[p->n_spares++] = p->contexts[p->n_contexts];
         }
     }
-    status = status == BX_OK ? start_workers(p, error) : status;
+    status = status == BX_OK ? start_workers(p, level != NULL, error) : status;
     if (status != BX_OK) {
         pool_stop(p);
         return status;
@@ -185,7 +198,8 @@ void pool_stop(pool *p) {
     }
     pthread_mutex_lock(&p->lock);
     p->stopping = true;
-    pthread_cond_broadcast(&p->work);
+    pthread_cond_broadcast(&p->rings[0].work);
+    pthread_cond_broadcast(&p->rings[1].work);
     pthread_mutex_unlock(&p->lock);
     for (size_t i = 0; i < p->n_started; i++) {
         pthread_join(p->threads[i], NULL);
@@ -196,7 +210,8 @@ void pool_stop(pool *p) {
     free(p->threads);
     free(p->contexts);
     free(p->spares);
-    pthread_cond_destroy(&p->work);
+    pthread_cond_destroy(&p->rings[0].work);
+    pthread_cond_destroy(&p->rings[1].work);
     pthread_mutex_destroy(&p->lock);
     free(p);
 }
@@ -207,9 +222,10 @@ const char *pool_level(const pool *p) {
 
 /* ---- what requests ask for --------------------------------------------------------------------------------------- */
 
-void pool_push_body(pool *p, request *r) {
+void pool_push_body(pool *p, request *r, bool slow) {
     pthread_mutex_lock(&p->lock);
     r->body_ready = true;
+    r->slow = slow;
     enqueue(p, r);
     pthread_mutex_unlock(&p->lock);
 }
@@ -241,7 +257,7 @@ void pool_cancel(pool *p, request *r) {
     pthread_mutex_lock(&p->lock);
     bool was_queued = r->queued;
     if (was_queued) {
-        unlink_request(p, r);
+        unlink_request(&p->rings[r->slow], r);
     }
     atomic_store(&r->cancelled, true);
     pthread_mutex_unlock(&p->lock);

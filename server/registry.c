@@ -4,8 +4,8 @@
  * as retinanet-800x800, of which the last few are kept.
  *
  * Sets are shared by reference, so one that is replaced, deleted or evicted lives on while requests use it. Every set
- * but the built-in ones counts against the memory budget until nobody holds it; kept ones go, the least recently used
- * first, when the budget has no room (reclaim).
+ * but the built-in ones counts against the memory budget; a retired one does so until, after its last user, something
+ * is registered or made or the budget has no room. Then kept ones go too, the least recently used first (reclaim).
  *
  * Three locks: `writing` is held over a whole registration, the disk included; `making` while a pattern's set is made,
  * so that it is made once; `lock` only while the tables are read or changed. Nothing is reserved under `lock`, because
@@ -18,6 +18,8 @@
 
 #define MOST_REGISTERED 64 /* of each kind */
 #define MOST_KEPT       16
+#define SHARE           4 /* registered sets and criteria take this part of the budget at most */
+#define RETRY_NS        NS_PER_S
 
 typedef enum role { BUILT_IN, REGISTERED, KEPT, RETIRED } role;
 
@@ -40,12 +42,16 @@ struct registry {
     store *store;
     proto_limits limits;
     pthread_mutex_t writing, making, lock;
-    atomic_bool loaded; /* what is stored is here */
+    atomic_bool loaded;      /* what is stored is here */
+    atomic_llong next_retry; /* when reading it may be tried again */
+    void (*ask)(void *context);
+    void *ask_context;
     /* under lock */
     set *sets;   /* the built-in ones first, then by name */
     rule *rules; /* by name */
     unsigned long clock;
     int n_kept, n_registered[N_DEFINITIONS];
+    size_t registered_bytes;
     /* what may be named; each catalog's context */
     struct view {
         struct registry *registry;
@@ -145,7 +151,20 @@ static const char *rule_name(size_t i) {
     return preset ? preset->name : NULL;
 }
 
+/* Have what could not be read read again, by a thread that may wait for the disk. */
+static void ask_for_load(registry *g) {
+    long long next = atomic_load(&g->next_retry), now = now_ns();
+    if (g->ask && now >= next && atomic_compare_exchange_strong(&g->next_retry, &next, now + RETRY_NS)) {
+        g->ask(g->ask_context);
+    }
+}
+
 static bx_status unknown(registry *g, definition kind, const char *name, bx_error *error) {
+    if (!registry_ready(g)) {
+        return bx_fail(error, BX_BUSY, "store_unavailable",
+                       "whether there is a %s \"%.64s\" is not known: what is registered could not be read yet",
+                       words[kind].word, name);
+    }
     pthread_mutex_lock(&g->lock);
     asked = g;
     const char *near = bx_nearest(name, kind == DEFINITION_PRIORS ? set_name : rule_name);
@@ -410,6 +429,10 @@ static bx_status read_entry(registry *g, const registration *d, entry *out, bx_e
     return status;
 }
 
+static size_t entry_bytes(entry e) {
+    return e.set ? e.set->lease.reserved : e.rule ? e.rule->lease.reserved : 0;
+}
+
 /* Under the lock: take the definition of that name out, if there is one. A set that is in use stays, without its name,
  * and nothing is returned. */
 static bool take_entry(registry *g, definition kind, const char *name, entry *out) {
@@ -419,11 +442,13 @@ static bool take_entry(registry *g, definition kind, const char *name, entry *ou
         out->rule = *at;
         *at = *at ? (*at)->next : NULL;
         g->n_registered[kind] -= out->rule != NULL;
+        g->registered_bytes -= entry_bytes(*out);
         return out->rule != NULL;
     }
     set **at = find_set(g, name), *s = *at;
     if (s) {
         g->n_registered[kind]--;
+        g->registered_bytes -= s->lease.reserved;
         s->role = RETIRED;
         if (is_idle(s)) {
             out->set = s;
@@ -444,6 +469,7 @@ static void install(registry *g, definition kind, const char *name, entry e) {
         insert_rule(g, e.rule);
     }
     g->n_registered[kind]++;
+    g->registered_bytes += entry_bytes(e);
     pthread_mutex_unlock(&g->lock);
     free_entry(old);
 }
@@ -457,6 +483,23 @@ static bx_status check_room(registry *g, definition kind, const char *name, bool
     return room ? BX_OK
                 : bx_fail(error, BX_BUSY, "registry_full", "%d of this kind are registered, as many as are possible",
                           MOST_REGISTERED);
+}
+
+/* The same for the bytes of an entry that has been read. What is registered is never taken back, so it leaves most of
+ * the budget to requests. */
+static bx_status check_share(registry *g, definition kind, const char *name, entry e, bx_error *error) {
+    const size_t most = memory_limit(g->memory) / SHARE;
+    pthread_mutex_lock(&g->lock);
+    const set *s = kind == DEFINITION_PRIORS ? *find_set(g, name) : NULL;
+    rule *r = kind == DEFINITION_CRITERION ? *find_rule(g, name) : NULL;
+    size_t others = g->registered_bytes - (s ? s->lease.reserved : r ? r->lease.reserved : 0);
+    pthread_mutex_unlock(&g->lock);
+    if (others + entry_bytes(e) <= most) {
+        return BX_OK;
+    }
+    return bx_fail(error, BX_BUSY, "registry_full",
+                   "it takes %zu bytes besides the %zu of what is registered: more than a quarter of --memory-limit",
+                   entry_bytes(e), others);
 }
 
 /* ---- what is stored ---------------------------------------------------------------------------------------------- */
@@ -483,8 +526,14 @@ static void load_row(void *context, const store_row *row) {
         status = read_entry(g, &d, &e, &error);
     }
     if (status == BX_OK) {
-        install(g, d.kind, d.name, e);
-    } else {
+        status = check_share(g, d.kind, d.name, e, &error);
+        if (status == BX_OK) {
+            install(g, d.kind, d.name, e);
+        } else {
+            free_entry(e);
+        }
+    }
+    if (status != BX_OK) {
         LOG(LOG_WARN, "skipped", {"kind", row->kind, 0}, {"name", row->name, 0}, {"text", error.text, 0});
     }
 }
@@ -494,6 +543,7 @@ static bx_status load(registry *g, bx_error *error) {
     if (atomic_load(&g->loaded)) {
         return BX_OK;
     }
+    atomic_store(&g->next_retry, now_ns() + RETRY_NS);
     bx_status status = store_each(g->store, load_row, g, error);
     atomic_store(&g->loaded, status == BX_OK);
     return status;
@@ -506,8 +556,28 @@ static bx_status log_store(registry *g, bx_status status, const bx_error *error)
     return status;
 }
 
-bool registry_ready(const registry *g) {
-    return atomic_load(&g->loaded);
+bool registry_ready(registry *g) {
+    bool ready = atomic_load(&g->loaded);
+    if (!ready) {
+        ask_for_load(g);
+    }
+    return ready;
+}
+
+void registry_on_unread(registry *g, void (*ask)(void *context), void *context) {
+    g->ask = ask;
+    g->ask_context = context;
+}
+
+/* The log has the failure already. */
+void registry_load(registry *g) {
+    bx_error unwanted = {0};
+    pthread_mutex_lock(&g->writing);
+    bool before = atomic_load(&g->loaded);
+    if (load(g, &unwanted) == BX_OK && !before) {
+        LOG(LOG_INFO, "store", {"file", store_file(g->store), 0}, {"text", "what is registered has been read", 0});
+    }
+    pthread_mutex_unlock(&g->writing);
 }
 
 /* Under `writing`: an entry that has been read, to the disk and into the tables. Takes the entry. */
@@ -521,8 +591,14 @@ static bx_status store_entry(registry *g, const registration *d, entry e, proto_
         row.bytes = description->data; /* complete, whatever its base becomes */
         row.n_bytes = description->bytes;
     }
-    bx_status status = description->failed ? bx_fail(error, BX_NOMEM, "out_of_memory", "no memory for the answer")
-                                           : log_store(g, store_put(g->store, &row, error), error);
+    bx_status status;
+    if (description->failed) {
+        status = bx_fail(error, BX_NOMEM, "out_of_memory", "no memory for the answer");
+    } else if (d->cancelled && atomic_load(d->cancelled)) {
+        status = bx_fail(error, BX_BUSY, "timeout", "nobody waits for it any more");
+    } else {
+        status = log_store(g, store_put(g->store, &row, error), error);
+    }
     if (status != BX_OK) {
         free_entry(e);
         return status;
@@ -551,8 +627,18 @@ bx_status registry_put(registry *g, const registration *d, bool *created, proto_
     if (status == BX_OK) {
         status = check_room(g, d->kind, d->name, &known, error);
     }
+    if (status == BX_OK && d->condition != CONDITION_NONE && known != (d->condition == CONDITION_KNOWN)) {
+        status = bx_fail(error, BX_INVALID, "precondition_failed", "the name \"%.64s\" is %s", d->name,
+                         known ? "registered already" : "not registered");
+    }
     if (status == BX_OK) {
         status = read_entry(g, d, &e, error);
+    }
+    if (status == BX_OK) {
+        status = check_share(g, d->kind, d->name, e, error);
+        if (status != BX_OK) {
+            free_entry(e);
+        }
     }
     if (status == BX_OK && e.rule && !knows_set(g, e.rule->criterion->priors)) {
         status = unknown(g, DEFINITION_PRIORS, e.rule->criterion->priors, error);
@@ -622,6 +708,7 @@ bx_status registry_open(registry **out, memory *memory, const char *directory, b
     pthread_mutex_init(&g->making, NULL);
     pthread_mutex_init(&g->lock, NULL);
     atomic_init(&g->loaded, false);
+    atomic_init(&g->next_retry, 0);
     g->memory = memory;
     g->store = store;
     g->limits.json_memory = memory_limit(memory) / 2;
@@ -630,7 +717,10 @@ bx_status registry_open(registry **out, memory *memory, const char *directory, b
         g->catalogs[i] = (proto_catalog){&g->views[i], catalog_priors, catalog_criterion};
     }
     memory_on_full(memory, reclaim, g);
-    bx_status status = add_builtins(g, error);
+    bx_status status = store_claim(store, error);
+    if (status == BX_OK) {
+        status = add_builtins(g, error);
+    }
     if (status != BX_OK) {
         registry_close(g);
         return status;
@@ -639,6 +729,10 @@ bx_status registry_open(registry **out, memory *memory, const char *directory, b
     log_store(g, load(g, &why), &why); /* losses need no store */
     *out = g;
     return BX_OK;
+}
+
+void registry_hurry(registry *g) {
+    store_hurry(g->store);
 }
 
 void registry_close(registry *g) {

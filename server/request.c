@@ -18,6 +18,7 @@
 #define FIRST_CHUNKED_BYTES ((size_t)64 << 10)
 #define BASE_BYTES          ((size_t)256 << 10)
 #define LATER_BYTES         ((size_t)256 << 10) /* of prior boxes or JSON texts: a worker makes them */
+#define MOST_AT_CLERK       8                   /* requests that wait for the disk, however slow it is */
 
 /* ---- admission --------------------------------------------------------------------------------------------------- */
 
@@ -26,7 +27,7 @@
  * float. */
 static size_t needed_bytes(const admission *a, size_t bytes) {
     if (a->route->how != ROUTE_BATCH) {
-        return bytes + BASE_BYTES;
+        return a->route->has_body ? bytes + BASE_BYTES : 0;
     }
     return bytes / 2 * (a->encoding == PROTO_JSON || a->guess ? 8 : 5) + BASE_BYTES;
 }
@@ -56,11 +57,31 @@ static request *new_request(server *server, const admission *a, size_t need, ans
     r->encoding = a->encoding;
     r->guess = a->guess;
     r->accept = a->accept;
+    r->condition = a->condition;
     r->expected = a->expected;
     r->began_ns = now_ns();
     snprintf(r->name, sizeof r->name, "%s", a->name ? a->name : "");
     snprintf(r->id, sizeof r->id, "%s", a->id);
     return r;
+}
+
+/* What waits for the disk has tickets of its own, so that it never takes those of what computes. */
+static bool take_ticket(server *server, const admission *a, answer *refusal) {
+    const bool clerk = a->route->how == ROUTE_BY_CLERK;
+    atomic_long *tickets = clerk ? &server->at_clerk : &server->tickets;
+    if (atomic_fetch_add(tickets, 1) < (clerk ? MOST_AT_CLERK : server->options.queue_limit)) {
+        return true;
+    }
+    atomic_fetch_sub(tickets, 1);
+    *refusal = refuse(503, 1, "queue_full",
+                      clerk ? "As many registrations as are possible at a time wait for the disk."
+                            : "As many requests as --queue-limit allows are being served.",
+                      a->id);
+    return false;
+}
+
+static void give_ticket(server *server, const route *route) {
+    atomic_fetch_sub(route->how == ROUTE_BY_CLERK ? &server->at_clerk : &server->tickets, 1);
 }
 
 request *request_admit(server *server, const admission *a, answer *refusal) {
@@ -74,14 +95,12 @@ request *request_admit(server *server, const admission *a, answer *refusal) {
         *refusal = refuse(413, 0, "body_too_large", "A body of this size may need more than --memory-limit.", a->id);
         return NULL;
     }
-    if (atomic_fetch_add(&server->tickets, 1) >= server->options.queue_limit) {
-        atomic_fetch_sub(&server->tickets, 1);
-        *refusal = refuse(503, 1, "queue_full", "As many requests as --queue-limit allows are being served.", a->id);
+    if (!take_ticket(server, a, refusal)) {
         return NULL;
     }
     request *r = new_request(server, a, need, refusal);
     if (!r) {
-        atomic_fetch_sub(&server->tickets, 1);
+        give_ticket(server, a->route);
         return NULL;
     }
     if (first > 0 && lease_take(&r->lease, first, &r->body) != BX_OK) {
@@ -98,7 +117,7 @@ void request_ref(request *r) {
 
 static void return_ticket(request *r) {
     if (!atomic_exchange(&r->ticket_returned, true)) {
-        atomic_fetch_sub(&r->server->tickets, 1);
+        give_ticket(r->server, r->route);
     }
 }
 
@@ -340,7 +359,7 @@ bool request_complete(request *r) {
                     r->received <= (r->encoding == PROTO_JSON ? JSON_DECODE_BYTES : DECODE_BYTES);
         ok = !here || batch_prepare_here(r, r->received) == BX_OK;
         if (ok && !r->planned) {
-            pool_push_body(r->pool, r);
+            pool_push_body(r->pool, r, r->route->how == ROUTE_BY_WORKER);
             return false;
         }
     }
@@ -397,8 +416,12 @@ static answer handle(request *r) {
         return request_error(r, &r->error);
     }
     reservation boxes = {.request = r, .by_worker = true};
-    registration body = {
-        .encoding = r->encoding, .body = r->body.data, .bytes = r->received, .limits = {most, request_reserve, &boxes}};
+    registration body = {.encoding = r->encoding,
+                         .body = r->body.data,
+                         .bytes = r->received,
+                         .limits = {most, request_reserve, &boxes},
+                         .cancelled = &r->cancelled,
+                         .condition = r->condition};
     answer a = r->route->handler(&(route_call){.server = r->server,
                                                .route = r->route,
                                                .name = r->name,
@@ -411,12 +434,15 @@ static answer handle(request *r) {
     return a;
 }
 
-void request_run_body(request *r) {
+void request_run_body(request *r, bool makes) {
     request_mark_begun(r);
     if (r->route->how != ROUTE_BATCH) {
         request_settle(r, handle(r));
-    } else if (batch_prepare(r, r->received, true) == BX_OK) {
+    } else if (batch_prepare(r, r->received, true, makes) == BX_OK) {
         batch_progress(r);
+    } else if (!makes && !strcmp(r->error.code, REGISTRY_LATER)) {
+        r->error = (bx_error){0};
+        pool_push_body(r->pool, r, true);
     } else {
         request_settle(r, request_error(r, &r->error));
     }

@@ -19,7 +19,7 @@ static int http_status_of(const bx_error *error) {
     static const struct {
         const char *code;
         int status;
-    } by_code[] = {{"name_reserved", 409}, {"registry_full", 409}, {"store_full", 507}};
+    } by_code[] = {{"name_reserved", 409}, {"registry_full", 409}, {"store_full", 507}, {"precondition_failed", 412}};
     for (size_t i = 0; i < sizeof by_code / sizeof *by_code; i++) {
         if (!strcmp(error->code, by_code[i].code)) {
             return by_code[i].status;
@@ -41,6 +41,7 @@ static const char *http_reason(int status) {
         {408, "Request Timeout"},
         {409, "Conflict"},
         {411, "Length Required"},
+        {412, "Precondition Failed"},
         {413, "Content Too Large"},
         {415, "Unsupported Media Type"},
         {417, "Expectation Failed"},

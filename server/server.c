@@ -27,8 +27,8 @@ static long usable_cores(void) {
 
 static void free_parts(server *s) {
     http_stop(s);
+    pool_stop(s->pool); /* whose lookups may call the clerk */
     pool_stop(s->clerk);
-    pool_stop(s->pool);
     s->clerk = s->pool = NULL;
     registry_close(s->registry);
     s->registry = NULL;
@@ -36,12 +36,36 @@ static void free_parts(server *s) {
     s->memory = NULL;
 }
 
+/* ---- what could not be read at the start ------------------------------------------------------------------------- */
+
+static answer read_again(const route_call *call) {
+    registry_load(call->server->registry);
+    return (answer){.status = 204};
+}
+
+/* A request of nobody's. When it is refused, the next one that finds something missing asks again. */
+static void ask_clerk(void *context) {
+    static const route reading = {.method = "", .path = "", .label = "", .how = ROUTE_BY_CLERK, .handler = read_again};
+    server *s = context;
+    answer refused = {0};
+    request *r = request_admit(s, &(admission){.route = &reading, .id = ""}, &refused);
+    if (r) {
+        pool_push_body(s->clerk, r, false);
+        request_unref(r);
+    } else {
+        answer_free(&refused);
+    }
+}
+
+/* ---- start and stop ---------------------------------------------------------------------------------------------- */
+
 bx_status server_start(server *s, bx_error *error) {
     const options *o = &s->options;
     size_t workers = (size_t)(o->workers > 0 ? o->workers : usable_cores());
     atomic_init(&s->draining, false);
     atomic_init(&s->closing, false);
     atomic_init(&s->tickets, 0);
+    atomic_init(&s->at_clerk, 0);
     s->memory = memory_new((size_t)o->memory_limit);
     bx_status status = s->memory ? BX_OK : bx_fail(error, BX_NOMEM, "out_of_memory", "no memory to start");
     status = status == BX_OK ? http_listen(s, error) : status; /* before anything on the disk is opened */
@@ -52,7 +76,10 @@ bx_status server_start(server *s, bx_error *error) {
         status = pool_start(&s->pool, workers, (size_t)o->http_threads, o->cpu_level, error);
     }
     status = status == BX_OK ? pool_start(&s->clerk, 1, 0, NULL, error) : status;
-    status = status == BX_OK ? http_start(s, error) : status;
+    if (status == BX_OK) {
+        registry_on_unread(s->registry, ask_clerk, s);
+        status = http_start(s, error);
+    }
     if (status != BX_OK) {
         free_parts(s);
         return status;
@@ -76,6 +103,7 @@ void server_stop(server *s) {
     http_close_listener(s);
     atomic_store(&s->closing, true);
     http_finish(s, now_ns() + o->drain_timeout * NS_PER_S);
+    registry_hurry(s->registry);
     free_parts(s);
     LOG(LOG_INFO, "stop", {"version", LOSSD_VERSION, 0});
 }

@@ -114,9 +114,10 @@ BX_MUST_USE bx_status pool_start(pool **pool, size_t n_workers, size_t spares, c
 /* Finish what is queued, then stop the workers. */
 void pool_stop(pool *pool);
 const char *pool_level(const pool *pool);
-/* Hand work to the workers; none of these can fail. What the whole body is for; run the block units below `ready`;
+/* Hand work to the workers; none of these can fail. What the whole body is for, which may be `slow` where the pool
+ * computes (a set has to be made: one thread of its own does that); run the block units below `ready`;
  * finish an image whose blocks are done and whose loc rows are in; the second round of every image. */
-void pool_push_body(pool *pool, request *request);
+void pool_push_body(pool *pool, request *request, bool slow);
 void pool_advance(pool *pool, request *request, int64_t ready);
 void pool_push_image(pool *pool, request *request, int32_t image);
 void pool_push_rows(pool *pool, request *request);
@@ -142,6 +143,11 @@ typedef struct store_row {
 store *store_open(const char *directory);
 void store_close(store *store);
 const char *store_file(const store *store);
+/* Make the directory this process's own if there is a database in it; otherwise the first call that stores does.
+ * Errors: BX_BUSY "store_unavailable": it is another's. */
+BX_MUST_USE bx_status store_claim(store *store, bx_error *error);
+/* From now on nobody waits for a database that another process has locked. */
+void store_hurry(store *store);
 /* Any thread; each is on the disk when it returns. *found: whether there was such a row. Errors: BX_BUSY
  * "store_unavailable" or "store_full", BX_TOO_LARGE, BX_NOMEM; nothing has changed then. */
 BX_MUST_USE bx_status store_put(store *store, const store_row *row, bx_error *error);
@@ -157,6 +163,9 @@ typedef enum definition { DEFINITION_PRIORS, DEFINITION_CRITERION, N_DEFINITIONS
 
 typedef struct registry registry;
 
+/* Whether the name must be new or known; If-None-Match and If-Match. */
+typedef enum condition { CONDITION_NONE, CONDITION_NEW, CONDITION_KNOWN } condition;
+
 /* What a client defines. */
 typedef struct registration {
     definition kind;
@@ -165,14 +174,22 @@ typedef struct registration {
     const void *body;
     size_t bytes;
     proto_limits limits;
+    const atomic_bool *cancelled; /* nobody wants it any more; NULL: never */
+    condition condition;
 } registration;
 
 /* The built-in sets and presets, and what is stored in `directory`; a store that cannot be used is logged and leaves
- * the rest working. Errors: BX_NOMEM. */
+ * the rest working. Errors: BX_NOMEM; BX_BUSY "store_unavailable" when another daemon uses the directory. */
 BX_MUST_USE bx_status registry_open(registry **registry, memory *memory, const char *directory, bx_error *error);
 void registry_close(registry *registry);
-/* Whether what is stored could be read. */
-bool registry_ready(const registry *registry);
+/* Let nobody wait for the disk longer than it works. */
+void registry_hurry(registry *registry);
+/* Whether what is stored could be read. Until it is, a name that is not known is BX_BUSY "store_unavailable". */
+bool registry_ready(registry *registry);
+/* As long as it could not, `ask` is called when something is looked for in vain, at most once a second: it has another
+ * thread call registry_load. Set it before there are others. */
+void registry_on_unread(registry *registry, void (*ask)(void *context), void *context);
+void registry_load(registry *registry);
 /* What requests may name, for proto_request_decode. One that `makes` makes the sets of patterns, which can take long;
  * the other fails with this code instead. */
 #define REGISTRY_LATER "registry_later"
@@ -181,9 +198,9 @@ const proto_catalog *registry_catalog(const registry *registry, bool makes);
 void registry_list(registry *registry, definition kind, proto_writer *writer);
 /* Whether clients may register that name. Errors: BX_INVALID "invalid_name", "name_reserved". */
 BX_MUST_USE bx_status registry_check_name(definition kind, const char *name, bx_error *error);
-/* Register, on the disk when it returns; *created when the name is new. Appends what GET answers to `description`.
- * Errors: those of registry_check_name, of reading the body and of the store; BX_BUSY "registry_full" or "memory_full";
- * nothing has changed then. */
+/* Register, on the disk when it returns; *created, set on success only, when the name was new. Appends what GET answers
+ * to `description`. Errors: those of registry_check_name, of reading the body and of the store; BX_BUSY "registry_full"
+ * or "memory_full"; BX_INVALID "precondition_failed"; nothing has changed then. */
 BX_MUST_USE bx_status registry_put(registry *registry, const registration *registration, bool *created,
                                    proto_buffer *description, bx_error *error);
 /* Requests that use it go on with it. Errors: those of registry_check_name and of the store; BX_INVALID
@@ -199,7 +216,8 @@ typedef struct server {
     registry *registry;
     atomic_bool draining; /* /readyz says 503 */
     atomic_bool closing;  /* no more work is admitted */
-    atomic_long tickets;  /* admitted requests */
+    atomic_long tickets;  /* admitted requests that compute */
+    atomic_long at_clerk; /* and those for the clerk */
     struct http *http;
     int port;
 } server;
@@ -239,6 +257,7 @@ typedef struct admission {
     proto_encoding encoding, accept;
     bool guess;      /* the first byte decides the encoding */
     size_t expected; /* bytes of the body; 0: not known (chunked), or the route takes none */
+    condition condition;
     const char *id;
 } admission;
 
@@ -255,6 +274,7 @@ struct request {
     char id[136];
     proto_encoding encoding, accept;
     bool guess; /* the first byte decides the encoding */
+    condition condition;
     proto_option *query;
     size_t n_query;
 
@@ -296,9 +316,10 @@ struct request {
     int32_t images_head, images_tail;
     int32_t next_row, ready_rows; /* images of the second round */
     bool body_ready;
+    bool slow; /* it waits in the ring for what is slow */
 };
 
-/* Admit a request: a ticket and memory for its body. On failure *refusal is the answer. */
+/* Admit a request: a ticket and memory for its body, if it has one. On failure *refusal is the answer. */
 BX_MUST_USE request *request_admit(server *server, const admission *admission, answer *refusal);
 void request_ref(request *request);
 void request_unref(request *request);
@@ -318,8 +339,8 @@ BX_MUST_USE bool request_expire(request *request);
 bool request_expired(request *request);
 /* The connection is gone or answered: drops its reference. */
 void request_abandon(request *request);
-/* Called by workers: what the whole body is for. */
-void request_run_body(request *request);
+/* Called by workers: what the whole body is for. Only one that `makes` makes the sets of patterns. */
+void request_run_body(request *request, bool makes);
 /* For whoever works on it. The last unit, and what never had one, settles; other answers lose against an earlier one.
  */
 void request_settle(request *request, answer given);
@@ -344,9 +365,9 @@ typedef struct reservation {
 } reservation;
 BX_MUST_USE bx_status request_reserve(void *reservation, size_t bytes, bx_error *error);
 /* Body -> batch -> plan -> job. `bytes` is the body's full length, of which the annotations at least are there. Done
- * here, by the receiving thread, it leaves to a worker what takes long: then request->later is set. Errors are in
- * request->error. */
-BX_MUST_USE bx_status batch_prepare(request *request, size_t bytes, bool by_worker);
+ * here, by the receiving thread, it leaves to a worker what takes long: then request->later is set. A worker that does
+ * not make the sets of patterns fails with REGISTRY_LATER. Errors are in request->error. */
+BX_MUST_USE bx_status batch_prepare(request *request, size_t bytes, bool by_worker, bool makes);
 BX_MUST_USE bx_status batch_prepare_here(request *request, size_t bytes);
 /* Hand the workers what may run, of a batch that has been prepared. */
 void batch_progress(request *request);
@@ -374,6 +395,7 @@ typedef struct head {
     int n_headers, n_length, n_transfer, n_host;
     size_t bytes;
     const char *length, *transfer, *expect, *type, *encoding, *accept, *id;
+    const char *if_match, *if_none_match, *content_range; /* of a PUT */
     /* known after head_check */
     int64_t content_length; /* -1: none */
     bool chunked, expects_continue;
@@ -389,6 +411,8 @@ void head_add(head *head, const char *name, const char *value);
 BX_MUST_USE bool head_check(head *head, refusal *why);
 /* Raw request target: no %00 or other encoded control bytes, no broken escapes, printable ASCII only. */
 bool uri_is_sane(const char *uri);
+/* On what condition a PUT is to be done. */
+BX_MUST_USE bool head_condition(const head *head, condition *condition, refusal *why);
 /* The encoding of a posted body; *guess when its first byte decides. */
 BX_MUST_USE bool head_body_encoding(const head *head, proto_encoding *encoding, bool *guess, refusal *why);
 /* JSON or safetensors by Accept; JSON when both are equally welcome. */
@@ -450,7 +474,7 @@ struct route {
     const char *label;         /* as people write it */
     enum {
         ROUTE_AT_ONCE,   /* the receiving thread calls the handler */
-        ROUTE_BY_WORKER, /* a worker does, when its answer without a lease has status 0: it would take long */
+        ROUTE_BY_WORKER, /* the worker for what is slow does, when its answer without a lease has status 0 */
         ROUTE_BY_CLERK,  /* the clerk does, because of the disk */
         ROUTE_BATCH,     /* predictions: no handler, but units of work */
     } how;

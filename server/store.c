@@ -2,16 +2,18 @@
 /*
  * What survives a restart: one SQLite database, used in this file only.
  *
- * Nothing is created before something is stored. A row is on the disk when store_put returns (write-ahead log,
- * synchronous FULL). Several processes may share the file; SQLite's locks order them. Whatever goes wrong closes the
- * database, so that the next call starts afresh: a disk that has room again needs no restart. A database is never
- * repaired or deleted here.
+ * Nothing is created before something is stored. A row is on the disk when store_put returns (rollback journal,
+ * synchronous EXTRA), and what could not be written is rolled back, if need be by the next who opens the file. One
+ * daemon at a time uses a directory: it holds a lock on the directory itself, from the moment there is a database. A
+ * call that the disk or the file fails closes the database, so that the next one starts afresh: a disk that has room
+ * again needs no restart. A database is never repaired or deleted here.
  */
 #include <errno.h>
 #include <fcntl.h>
 #include <sqlite3.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
@@ -19,8 +21,9 @@
 #include "server.h"
 
 #define FILE_NAME "lossd.sqlite3"
-#define BUSY_MS   2000  /* how long another process may hold the write lock */
-#define SPARE     65536 /* bytes of the disk that are left alone */
+#define BUSY_MS   2000  /* how long another process (a backup, a shell) may hold the database's lock */
+#define WAIT_MS   10    /* between two attempts */
+#define SPARE     65536 /* bytes of the disk that are left for the journal: deleting needs one too */
 
 struct store {
     pthread_mutex_t lock;
@@ -28,6 +31,8 @@ struct store {
     char *file;
     sqlite3 *db;   /* NULL: not open */
     bool readable; /* db cannot be written */
+    int claim;     /* descriptor of the locked directory; -1: not locked */
+    atomic_bool hurried;
 };
 
 /* Statements that lead from each schema version to the next; user_version counts them. */
@@ -104,69 +109,40 @@ static int run(sqlite3 *db, const char *sql) {
     return sqlite3_exec(db, sql, NULL, NULL, NULL);
 }
 
-static int read_version(sqlite3 *db, int *version) {
+static int read_number(sqlite3 *db, const char *pragma, int *number) {
     sqlite3_stmt *statement;
-    int rc = sqlite3_prepare_v2(db, "PRAGMA user_version", -1, &statement, NULL);
+    int rc = sqlite3_prepare_v2(db, pragma, -1, &statement, NULL);
     if (rc == SQLITE_OK) {
         rc = sqlite3_step(statement);
-        *version = rc == SQLITE_ROW ? sqlite3_column_int(statement, 0) : 0;
+        *number = rc == SQLITE_ROW ? sqlite3_column_int(statement, 0) : 0;
         int end = sqlite3_finalize(statement);
         rc = rc == SQLITE_ROW ? SQLITE_OK : end;
     }
     return rc;
 }
 
-/* Open a file or a file: URI and read from it. */
-static int try_open(store *s, const char *name, int flags, int *version) {
+static int wait_for_lock(void *context, int attempt) {
+    const store *s = context;
+    return attempt < BUSY_MS / WAIT_MS && !atomic_load(&s->hurried) && !usleep(WAIT_MS * 1000);
+}
+
+/* Open the file and read from it. */
+static int try_open(store *s, int flags, int *version) {
     close_db(s);
-    int rc = sqlite3_open_v2(name, &s->db, flags | SQLITE_OPEN_NOMUTEX, NULL);
+    int rc = sqlite3_open_v2(s->file, &s->db, flags | SQLITE_OPEN_NOMUTEX, NULL);
     if (rc != SQLITE_OK) {
         return rc;
     }
     sqlite3_extended_result_codes(s->db, 1);
-    sqlite3_busy_timeout(s->db, BUSY_MS);
+    sqlite3_busy_handler(s->db, wait_for_lock, s);
     sqlite3_db_config(s->db, SQLITE_DBCONFIG_DEFENSIVE, 1, NULL);
     sqlite3_db_config(s->db, SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0, NULL);
-    rc = run(s->db, "PRAGMA synchronous=FULL; PRAGMA cache_size=-2048; PRAGMA mmap_size=0;"
-                    "PRAGMA cell_size_check=ON; PRAGMA journal_size_limit=4194304");
+    rc = run(s->db, "PRAGMA synchronous=EXTRA; PRAGMA cache_size=-2048; PRAGMA mmap_size=0;"
+                    "PRAGMA cell_size_check=ON");
     if (rc == SQLITE_OK) {
-        rc = read_version(s->db, version);
+        rc = read_number(s->db, "PRAGMA user_version", version);
     }
     s->readable = rc == SQLITE_OK && sqlite3_db_readonly(s->db, "main") == 1;
-    return rc;
-}
-
-/* file:...?immutable=1, for a directory in which SQLite cannot make the files that reading a write-ahead log needs.
- * Refused while there is a log with something in it. NULL when out of memory or refused. */
-static char *immutable_name(const char *file) {
-    static const char suffix[] = "?immutable=1";
-    size_t n = strlen(file);
-    char *name = malloc(3 * n + sizeof "file:" + sizeof suffix), *to = name;
-    struct stat log;
-    if (!name) {
-        return NULL;
-    }
-    sprintf(name, "%s-wal", file);
-    if (!stat(name, &log) && log.st_size > 0) {
-        free(name);
-        return NULL;
-    }
-    to += sprintf(to, "file:");
-    for (const char *from = file; *from; from++) {
-        to += sprintf(to, strchr("%?#", *from) ? "%%%02X" : "%c", *from);
-    }
-    sprintf(to, "%s", suffix);
-    return name;
-}
-
-/* For reading only, where writing is not allowed. */
-static int try_read_only(store *s, int *version) {
-    int rc = try_open(s, s->file, SQLITE_OPEN_READONLY, version);
-    char *name = rc == SQLITE_OK ? NULL : immutable_name(s->file);
-    if (name) {
-        rc = try_open(s, name, SQLITE_OPEN_READONLY | SQLITE_OPEN_URI, version);
-        free(name);
-    }
     return rc;
 }
 
@@ -174,13 +150,7 @@ static int try_read_only(store *s, int *version) {
 static int migrate(sqlite3 *db, int version) {
     char mark[64];
     snprintf(mark, sizeof mark, "PRAGMA user_version=%d; COMMIT", (int)VERSION);
-    int rc = run(db, "PRAGMA journal_mode=WAL");
-    if (rc == SQLITE_OK) {
-        rc = run(db, "BEGIN IMMEDIATE");
-    }
-    if (rc == SQLITE_OK) {
-        rc = read_version(db, &version); /* another process may have been faster */
-    }
+    int rc = run(db, "BEGIN IMMEDIATE");
     for (; rc == SQLITE_OK && version < VERSION; version++) {
         rc = run(db, migrations[version]);
     }
@@ -193,18 +163,45 @@ static int migrate(sqlite3 *db, int version) {
     return rc;
 }
 
+/* The lock on the directory, for as long as the store is open: what this daemon computes with is what is stored. Where
+ * a file system knows no such locks there is none. */
+static bx_status claim(store *s, bx_error *error) {
+    if (s->claim >= 0) {
+        return BX_OK;
+    }
+    int fd = open(s->directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0) {
+        return BX_OK; /* opening the file will say why */
+    }
+    if (flock(fd, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK) {
+        close(fd);
+        char text[200];
+        snprintf(text, sizeof text, "another daemon uses the data directory \"%.120s\"", s->directory);
+        return unavailable(error, text);
+    }
+    s->claim = fd;
+    return BX_OK;
+}
+
 static bx_status open_db(store *s, bool create, bx_error *error) {
     int version = 0;
-    int rc = try_open(s, s->file, SQLITE_OPEN_READWRITE | (create ? SQLITE_OPEN_CREATE : 0), &version);
+    bx_status claimed = claim(s, error);
+    if (claimed != BX_OK) {
+        return claimed;
+    }
+    int rc = try_open(s, SQLITE_OPEN_READWRITE | (create ? SQLITE_OPEN_CREATE : 0), &version);
     const int primary = rc & 0xff;
     if (!create && (primary == SQLITE_READONLY || primary == SQLITE_CANTOPEN || primary == SQLITE_PERM)) {
-        rc = try_read_only(s, &version);
+        rc = try_open(s, SQLITE_OPEN_READONLY, &version);
     }
     if (rc == SQLITE_OK && version > VERSION) {
         close_db(s);
         char text[128];
         snprintf(text, sizeof text, "a newer version wrote it (schema %d; this one knows %d)", version, (int)VERSION);
         return unavailable(error, text);
+    }
+    if (rc == SQLITE_OK && !s->readable) {
+        rc = run(s->db, "PRAGMA journal_mode=DELETE"); /* whatever another program has made of it */
     }
     if (rc == SQLITE_OK && version < VERSION && !s->readable) {
         rc = migrate(s->db, version);
@@ -256,12 +253,19 @@ static bx_status open_for_writing(store *s, bx_error *error) {
 
 /* ---- rows -------------------------------------------------------------------------------------------------------- */
 
-/* A row goes to the log and from there to the database. What does not fit is not begun: a log that fills the disk could
- * not be emptied any more. */
+/* Whether a row fits, into pages of the file that are free and what the disk has left. What does not is not begun, so
+ * that something of the disk stays for the journal of a deletion. */
 static bx_status check_room(const store *s, const store_row *row, bx_error *error) {
     struct statvfs disk;
-    bool known = !statvfs(s->directory, &disk) && disk.f_blocks > 0;
-    return known && disk.f_bavail * disk.f_frsize < 2 * row->n_bytes + SPARE ? full(error) : BX_OK;
+    int pages = 0, page = 0;
+    if (statvfs(s->directory, &disk) || disk.f_blocks == 0) {
+        return BX_OK;
+    }
+    int rc = read_number(s->db, "PRAGMA freelist_count", &pages);
+    rc = rc == SQLITE_OK ? read_number(s->db, "PRAGMA page_size", &page) : rc;
+    const size_t free_pages = rc == SQLITE_OK ? (size_t)pages * (size_t)page : 0;
+    const size_t more = row->n_bytes > free_pages ? row->n_bytes - free_pages : 0;
+    return disk.f_bavail * disk.f_frsize < more + SPARE ? full(error) : BX_OK;
 }
 
 /* Run one statement with up to three texts and a blob, to its end. */
@@ -328,24 +332,25 @@ static int read_rows(sqlite3 *db, void (*each)(void *context, const store_row *r
     static const char sql[] = "SELECT kind, name, type, body FROM definition ORDER BY kind, name";
     sqlite3_stmt *statement = NULL;
     int rc = sqlite3_prepare_v2(db, sql, -1, &statement, NULL);
-    if (rc == SQLITE_OK) {
-        while ((rc = sqlite3_step(statement)) == SQLITE_ROW) {
-            const store_row row = {
-                .kind = (const char *)sqlite3_column_text(statement, 0),
-                .name = (const char *)sqlite3_column_text(statement, 1),
-                .type = (const char *)sqlite3_column_text(statement, 2),
-                .bytes = sqlite3_column_blob(statement, 3),
-                .n_bytes = (size_t)sqlite3_column_bytes(statement, 3),
-            };
-            if (!row.kind || !row.name || !row.type || (!row.bytes && row.n_bytes > 0)) {
-                rc = SQLITE_NOMEM; /* columns that cannot be NULL */
-                break;
-            }
-            each(context, &row);
-        }
+    if (rc != SQLITE_OK) {
+        return rc;
     }
-    int end = sqlite3_finalize(statement);
-    return rc == SQLITE_DONE ? SQLITE_OK : rc == SQLITE_NOMEM ? rc : end;
+    while ((rc = sqlite3_step(statement)) == SQLITE_ROW) {
+        const store_row row = {
+            .kind = (const char *)sqlite3_column_text(statement, 0),
+            .name = (const char *)sqlite3_column_text(statement, 1),
+            .type = (const char *)sqlite3_column_text(statement, 2),
+            .bytes = sqlite3_column_blob(statement, 3),
+            .n_bytes = (size_t)sqlite3_column_bytes(statement, 3),
+        };
+        if (!row.kind || !row.name || !row.type || (!row.bytes && row.n_bytes > 0)) {
+            rc = SQLITE_NOMEM; /* columns that cannot be NULL */
+            break;
+        }
+        each(context, &row);
+    }
+    sqlite3_finalize(statement);
+    return rc == SQLITE_DONE ? SQLITE_OK : rc;
 }
 
 bx_status store_each(store *s, void (*each)(void *context, const store_row *row), void *context, bx_error *error) {
@@ -354,7 +359,7 @@ bx_status store_each(store *s, void (*each)(void *context, const store_row *row)
     if (!s->db && file_exists(s)) {
         status = open_db(s, false, error);
     }
-    int version = 0, rc = status == BX_OK && s->db ? read_version(s->db, &version) : SQLITE_OK;
+    int version = 0, rc = status == BX_OK && s->db ? read_number(s->db, "PRAGMA user_version", &version) : SQLITE_OK;
     if (rc == SQLITE_OK && version > 0) {
         rc = read_rows(s->db, each, context);
     }
@@ -381,6 +386,8 @@ store *store_open(const char *directory) {
     snprintf(file, n, "%s/%s", directory, FILE_NAME);
     pthread_mutex_init(&s->lock, NULL);
     s->directory = directory;
+    s->claim = -1;
+    atomic_init(&s->hurried, false);
     s->file = file;
     return s;
 }
@@ -389,9 +396,21 @@ const char *store_file(const store *s) {
     return s->file;
 }
 
+void store_hurry(store *s) {
+    atomic_store(&s->hurried, true);
+}
+
+bx_status store_claim(store *s, bx_error *error) {
+    begin_call(s);
+    return end_call(s, file_exists(s) ? claim(s, error) : BX_OK);
+}
+
 void store_close(store *s) {
     if (s) {
         close_db(s);
+        if (s->claim >= 0) {
+            close(s->claim);
+        }
         pthread_mutex_destroy(&s->lock);
         free(s->file);
         free(s);

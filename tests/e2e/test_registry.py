@@ -255,7 +255,7 @@ class Priors(Case):
 class Names(Case):
     def test_bad_ones(self):
         for name in ("a%20b", "%C3%A4", "%FF", "a%22", "a%3Fb", "a+b", "a%2Bb", "a:b", "~", "x" * 64, "a,b", "%25",
-                     "a%7Fb"):
+                     "a%7Fb", ".", "..", ".hidden", "-", "_a", "%2E"):
             for kind, body in (("criteria", MINE), ("priors", GRID)):
                 with self.subTest(name, kind=kind):
                     target = "/v1/%s/%s" % (kind, name)
@@ -269,7 +269,7 @@ class Names(Case):
             self.problem(self.daemon.put(target, MINE), 404, "not_found")
 
     def test_good_ones(self):
-        for name in ("a", "A.b_c-9", "x" * 63, "-", "0", "retinanet", "retinanet-x", "grid-1x", "ssd300-mine", "_"):
+        for name in ("a", "A.b_c-9", "x" * 63, "0", "retinanet", "retinanet-x", "grid-1x", "ssd300-mine", "9_"):
             with self.subTest(name):
                 self.registered(self.daemon.put("/v1/priors/" + name, GRID), 201)
                 self.registered(self.daemon.put("/v1/criteria/" + name, MINE), 201)
@@ -299,6 +299,27 @@ class Names(Case):
                 answer = connection.answer()
                 self.problem(answer, status)
                 self.assertEqual(answer.interim, [])
+
+    def test_conditions(self):
+        for kind, body in (("criteria", MINE), ("priors", GRID)):
+            with self.subTest(kind):
+                target = "/v1/%s/conditional" % kind
+                new, known = {"If-None-Match": "*"}, {"If-Match": "*"}
+                self.problem(self.daemon.put(target, body, **known), 412, "precondition_failed", "not registered")
+                self.problem(self.daemon.get(target), 404)
+                self.registered(self.daemon.put(target, body, **new), 201)
+                self.problem(self.daemon.put(target, body, **new), 412, "precondition_failed", "already")
+                self.registered(self.daemon.put(target, body, **known), 200)
+                for headers in ({"If-Match": '"x"'}, {"If-None-Match": '"x"'}, {"If-None-Match": "*", "If-Match": "*"}):
+                    self.problem(self.daemon.put(target, body, **headers), 412, "precondition_failed")
+                self.problem(self.daemon.put(target, body, **{"Content-Range": "bytes 0-1/9"}), 400, "framing_header")
+                self.gone(self.daemon.delete(target))
+
+    def test_no_query_options(self):
+        for target in ("/v1/criteria/asked?dry_run=1", "/v1/criteria/asked?dry_run"):
+            self.problem(self.daemon.put(target, MINE), 422, "unknown_member")
+            self.problem(self.daemon.delete(target), 422, "unknown_member")
+        self.problem(self.daemon.get("/v1/criteria/asked"), 404)
 
     def test_nearest(self):
         self.registered(self.daemon.put("/v1/criteria/trainer-7", MINE), 201)
@@ -371,6 +392,7 @@ class Kept(Case):
             self.registered(first.put("/v1/priors/three", {"priors": BOXES}), 201)
             self.registered(first.put("/v1/priors/tensor", many_boxes(5000), lossd.SAFETENSORS), 201)
             self.registered(first.put("/v1/criteria/other", OTHER), 201)
+            self.assertEqual(os.listdir(first.data), ["lossd.sqlite3"])  # and no log that grows
             self.registered(first.put("/v1/criteria/other", dict(OTHER, weights={"loc": 7})), 200)
             self.registered(first.put("/v1/criteria/gone", OTHER), 201)
             self.gone(first.delete("/v1/criteria/gone"))
@@ -448,25 +470,24 @@ class Kept(Case):
             self.assertGreater(len(acknowledged), 5)
 
     def test_two_daemons(self):
-        """On one directory: nothing is lost or damaged, and what one has stored the next start of the other reads."""
-        with tempfile.TemporaryDirectory() as data:
-            with lossd.Daemon("--data-dir", data) as one, lossd.Daemon("--data-dir", data) as two:
-                done = [[], []]
-
-                def client(me, daemon):
-                    for i in range(20):
-                        name = "of-%d-%d" % (me, i)
-                        answer = daemon.put("/v1/criteria/" + name, MINE)
-                        if answer.status == 503:
-                            self.problem(answer, 503, "store_unavailable")
-                        else:
-                            self.registered(answer, 201)
-                            done[me].append(name)
-
-                lossd.together([lambda: client(0, one), lambda: client(1, two)])
-                self.assertTrue(done[0] and done[1])
-            with lossd.Daemon("--data-dir", data) as daemon:
-                self.assertTrue(set(done[0] + done[1]) <= self.names(daemon, "criteria"))
+        """A directory is one daemon's; the other is told so, at its start or with its first registration."""
+        with lossd.Daemon() as early:
+            one = lossd.Daemon("--data-dir", early.data)
+            self.registered(one.put("/v1/criteria/mine", MINE), 201)
+            self.problem(early.put("/v1/criteria/mine", OTHER), 503, "store_unavailable", "another daemon uses")
+            self.problem(early.delete("/v1/criteria/mine"), 503, "store_unavailable", "another daemon uses")
+            self.good(self.loss("ssd-multibox", early))
+            code, out, errors = lossd.command("--listen", "127.0.0.1:0", "--data-dir", early.data)
+            self.assertEqual((code, out), (75, ""), errors)
+            self.assertRegex(errors, r"^lossd: [^\n]*another daemon uses the data directory[^\n]*\n$")
+            one.kill()
+            self.registered(early.put("/v1/criteria/other", OTHER), 201)
+            code, _, _ = lossd.command("--listen", "127.0.0.1:0", "--data-dir", early.data)
+            self.assertEqual(code, 75)
+            early.stop()
+            with lossd.Daemon("--data-dir", early.data) as late:
+                self.good(late.get("/v1/criteria/mine"))
+                self.good(late.get("/v1/criteria/other"))
 
     def test_drain(self):
         """A PUT that has begun is answered, and it holds."""
@@ -483,6 +504,22 @@ class Kept(Case):
             self.assertEqual(daemon.wait(), 0)
             with lossd.Daemon("--data-dir", daemon.data) as again:
                 self.good(again.get("/v1/criteria/last"))
+
+    def test_drain_does_not_wait_for_a_lock(self):
+        with lossd.Daemon("--drain-timeout", "0") as daemon:
+            self.registered(daemon.put("/v1/criteria/mine", MINE), 201)
+            other = sqlite3.connect(os.path.join(daemon.data, "lossd.sqlite3"), isolation_level=None)
+            other.execute("BEGIN IMMEDIATE")
+            with daemon.connect() as connection:
+                connection.start("PUT", "/v1/criteria/late", {"Content-Length": 2})
+                connection.send(b"{}")
+                time.sleep(0.2)
+                begin = time.monotonic()
+                daemon.signal()
+                self.assertEqual(daemon.wait(), 0)
+                self.assertLess(time.monotonic() - begin, 1)
+            other.execute("ROLLBACK")
+            other.close()
 
     def test_a_definition_that_no_longer_reads(self):
         """It is skipped with a line in the log; the rest is there; it can be replaced or deleted."""
@@ -522,7 +559,8 @@ class Faults(Case):
             self.problem(answer, status, codes)
             if status == 503:
                 self.assertRegex(answer.header("Retry-After") or "", r"^\d+$")
-            self.problem(daemon.get("/v1/%s/new" % kind), 404)
+            got = daemon.get("/v1/%s/new" % kind)
+            self.problem(got, 404 if ready == 200 else 503, None if ready == 200 else "store_unavailable")
         self.good(self.loss(MINE, daemon))
         self.assertEqual(daemon.get("/readyz").status, ready)
         self.assertEqual(daemon.get("/healthz").status, 200)
@@ -574,13 +612,30 @@ class Faults(Case):
             with lossd.Daemon("--data-dir", data) as daemon:
                 self.one_warning(daemon, "newer version")
                 self.compute_only(daemon, ready=503)
-                # repaired while it runs: the next registration notices
+                self.problem(self.loss("mine", daemon), 503, "store_unavailable", '"mine"')
+                # repaired while it runs: whoever asks makes it read again
                 with sqlite3.connect(file) as db:
                     db.execute("PRAGMA user_version = 1")
                 db.close()
-                self.registered(daemon.put("/v1/criteria/new", MINE), 201)
-                self.assertEqual(daemon.get("/readyz").status, 200)
+                self.assertTrue(lossd.until(lambda: daemon.get("/readyz").status == 200, 5))
                 self.good(daemon.get("/v1/criteria/mine"))
+                self.registered(daemon.put("/v1/criteria/new", MINE), 201)
+
+    def test_repaired_while_it_runs(self):
+        """A lookup is enough to have it read again, and a registration too."""
+        with tempfile.TemporaryDirectory() as home:
+            data, file = self.prepared(home)
+            os.rename(file, file + ".aside")
+            os.mkdir(file)
+            for ask in (lambda daemon: self.loss("mine", daemon), lambda daemon: daemon.put("/v1/criteria/mine", MINE)):
+                with lossd.Daemon("--data-dir", data) as daemon:
+                    self.problem(daemon.get("/v1/criteria/mine"), 503, "store_unavailable")
+                    os.rmdir(file)
+                    os.rename(file + ".aside", file)
+                    self.assertTrue(lossd.until(lambda: ask(daemon).status == 200, 5))
+                    self.assertEqual(daemon.get("/readyz").status, 200)
+                os.rename(file, file + ".aside")
+                os.mkdir(file)
 
     def test_no_place(self):
         with tempfile.TemporaryDirectory() as home:
@@ -625,6 +680,27 @@ class Faults(Case):
                 self.skipTest("no tmpfs can be mounted here")
             try:
                 self.fill_and_free(home)
+            finally:
+                subprocess.run(["umount", "-l", home], check=True)
+
+    def test_small_disk(self):
+        """What was deleted makes room, on a disk that was full of it; again and again."""
+        with tempfile.TemporaryDirectory() as home:
+            if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "lossd-test", home],
+                              stderr=subprocess.DEVNULL).returncode:
+                self.skipTest("no tmpfs can be mounted here")
+            try:
+                body, data = many_boxes(1500), os.path.join(home, "data")
+                with lossd.Daemon("--data-dir", data) as daemon:
+                    for _ in range(3):
+                        names = ["/v1/priors/s%d" % i for i in range(30)]
+                        done = [n for n in names if daemon.put(n, body, lossd.SAFETENSORS).status == 201]
+                        self.assertIn(len(done), range(10, 25))
+                        self.problem(daemon.put(names[-1], body, lossd.SAFETENSORS), 507, "store_full")
+                        for name in done:
+                            self.gone(daemon.delete(name))
+                with lossd.Daemon("--data-dir", data) as daemon:
+                    self.registered(daemon.put(names[0], body, lossd.SAFETENSORS), 201)
             finally:
                 subprocess.run(["umount", "-l", home], check=True)
 
@@ -692,40 +768,62 @@ class Limits(Case):
             self.registered(daemon.put("/v1/priors/p", GRID), 201)
             self.gone(daemon.delete("/v1/criteria/c7"))
             self.registered(daemon.put("/v1/criteria/more", MINE), 201)
+            names = self.names(daemon, "criteria")
+            daemon.stop()
             with lossd.Daemon("--data-dir", daemon.data) as again:
-                self.assertEqual(len(self.names(again, "criteria")), len(self.names(daemon, "criteria")))
+                self.assertEqual(self.names(again, "criteria"), names)
 
     def test_memory(self):
         """Sets count against the budget until they are deleted; those of patterns make room."""
-        with lossd.Daemon("--memory-limit", "8M", "--max-body", "2M") as daemon:
-            body, names = many_boxes(40000), []
+        with lossd.Daemon("--memory-limit", "8M", "--max-body", "3M") as daemon:
+            body, names = many_boxes(15000), []
             for i in range(10):
                 answer = daemon.put("/v1/priors/p%d" % i, body, lossd.SAFETENSORS)
                 if answer.status != 201:
-                    self.problem(answer, 503, "memory_full")
+                    self.problem(answer, 409, "registry_full", "quarter")
                     break
                 names.append("p%d" % i)
-            self.assertIn(len(names), (2, 3, 4), names)
+            self.assertIn(len(names), (2, 3, 4, 5), names)
             self.good(self.loss("ssd-multibox", daemon))
-            for name in names:
+            held = []
+            while self.loss("ssd-multibox", daemon).status == 200:
+                held.append(daemon.connect())
+                held[-1].start("POST", "/v1/loss", {"Content-Type": lossd.SAFETENSORS, "Content-Length": 40000,
+                                                    "Expect": "100-continue"})
+                held[-1].interim()
+            self.problem(self.loss("ssd-multibox", daemon), 503, "memory_full")
+            for name in names:  # deleting needs no memory
                 self.gone(daemon.delete("/v1/priors/" + name))
+            for connection in held:
+                connection.reset()
+            self.assertTrue(lossd.until(lambda: self.loss("ssd-multibox", daemon).status == 200, 5))
             for i in range(25):  # 1.2 MB each
                 self.assertEqual(daemon.get("/v1/priors/retinanet-%dx320" % (340 + i)).status, 200)
             self.registered(daemon.put("/v1/priors/p", body, lossd.SAFETENSORS), 201)
             self.problem(daemon.get("/v1/priors/retinanet-1600x1600"), (413, 503), "too_expensive memory_full")
 
     def test_queue(self):
-        with lossd.Daemon("--queue-limit", "1") as daemon, daemon.connect() as held:
-            held.start("PUT", "/v1/criteria/slow", {"Content-Length": 2, "Expect": "100-continue"})
-            self.assertEqual(held.interim(), 100)
-            self.problem(daemon.put("/v1/criteria/other", MINE), 503, "queue_full")
-            self.problem(daemon.delete("/v1/criteria/other"), 503, "queue_full")
-            self.problem(daemon.post("/v1/loss", lossd.tiny().safetensors()), 503, "queue_full")
+        """However many wait for the disk, they take nothing from those who compute, and the other way round."""
+        with lossd.Daemon("--queue-limit", "1") as daemon:
+            held = [daemon.connect() for _ in range(8)]
+            for i, connection in enumerate(held):
+                connection.start("PUT", "/v1/criteria/slow%d" % i, {"Content-Length": 2, "Expect": "100-continue"})
+                self.assertEqual(connection.interim(), 100)
+            self.problem(daemon.put("/v1/criteria/other", MINE), 503, "queue_full", "disk")
+            self.problem(daemon.delete("/v1/criteria/other"), 503, "queue_full", "disk")
+            self.good(self.loss("ssd-multibox", daemon))
             for target in ("/v1/criteria", "/v1/priors", "/v1/criteria/ssd-keras", "/v1/priors/ssd300"):
                 self.assertEqual(daemon.get(target).status, 200)
-            held.send(b"{}")
-            self.registered(held.answer(), 201)
-            self.assertTrue(lossd.until(lambda: daemon.delete("/v1/criteria/slow").status == 204, 5))
+            for connection in held:
+                connection.send(b"{}")
+                self.registered(connection.answer(), 201)
+                connection.close()
+            self.assertTrue(lossd.until(lambda: daemon.delete("/v1/criteria/slow0").status == 204, 5))
+            with daemon.connect() as connection:
+                connection.start("POST", "/v1/loss", {"Content-Length": 2, "Expect": "100-continue"})
+                self.assertEqual(connection.interim(), 100)
+                self.problem(self.loss("ssd-multibox", daemon), 503, "queue_full", "queue-limit")
+                self.registered(daemon.put("/v1/criteria/other", MINE), 201)
 
     def test_late_body(self):
         with lossd.Daemon("--request-timeout", "1") as daemon, daemon.connect() as connection:
@@ -733,6 +831,32 @@ class Limits(Case):
             connection.send(b"{")
             self.problem(connection.answer(), 408, "body_timeout")
             self.problem(daemon.get("/v1/criteria/late"), 404)
+
+    def test_patterns_hold_nobody_up(self):
+        """However long their sets take to be made, the only worker goes on with the losses of others."""
+        batch = lossd.random_batch(5, 2, 8732, 21).safetensors()
+        with lossd.Daemon("--workers", "1", "--request-timeout", "60") as daemon:
+            taken, running = [], [True]
+
+            def look(i):
+                self.good(daemon.get("/v1/priors/retinanet-%dx640" % (8000 + i)))
+                return time.monotonic()
+
+            def compute():
+                while running[0] or not taken:
+                    begin = time.monotonic()
+                    self.good(daemon.post("/v1/loss", batch))
+                    taken.append(time.monotonic() - begin)
+
+            computing = threading.Thread(target=compute)
+            begin = time.monotonic()
+            computing.start()
+            try:
+                ends = lossd.together([lambda i=i: look(i) for i in range(8)])
+            finally:
+                running[0] = False
+                computing.join()
+            self.assertLess(max(taken), (max(ends) - begin) / 2, (taken, ends, begin))
 
     def test_clients_that_vanish(self):
         with lossd.Daemon("--queue-limit", "2") as daemon:
@@ -812,6 +936,18 @@ class SecondRound(Case):
             held.reset()
             self.assertTrue(lossd.until(lambda: daemon.post("/v1/loss?include=dense_gradients", body,
                                                             headers=tensors).status == 200, 5))
+
+    def test_sparse_where_nothing_is_mined(self):
+        """Then nearly every row is listed, and what that costs is known before anything is computed."""
+        body = self.batch(4).safetensors()
+        nan = body[:-4] + lossd.pack("F32", [float("nan")])  # which is found when it is computed
+        none = "criterion=%7B%22mining%22:%7B%22kind%22:%22none%22%7D%7D"
+        with lossd.Daemon("--memory-limit", "16M", "--max-body", "6M") as daemon:
+            self.good(daemon.post("/v1/loss?include=gradients", body))
+            self.problem(daemon.post("/v1/loss?" + none, nan), 422, "prediction_not_finite")
+            got = daemon.post("/v1/loss?include=gradients&" + none, nan)
+            self.problem(got, 413, "too_expensive", "memory-limit")
+            self.good(daemon.post("/v1/loss?" + none, body))
 
     def test_clients_that_vanish(self):
         body = self.batch().safetensors()

@@ -40,6 +40,7 @@ CODES = {
             uri_malformed duplicate_option""",
     404: "not_found unknown_priors unknown_criterion", 405: "method_not_allowed", 406: "not_acceptable",
     408: "body_timeout", 409: "name_reserved registry_full", 411: "length_required",
+    412: "precondition_failed",
     413: "body_too_large json_too_complex answer_too_large too_large too_expensive",
     415: "unsupported_media_type content_encoding", 417: "expectation_failed",
     422: """ragged_array type_mismatch unknown_member missing_member unsupported_option shape dtype counts

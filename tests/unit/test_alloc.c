@@ -209,7 +209,7 @@ static void forget_patterns(server *s) {
 
 static bool at_rest(server *s, size_t memory) {
     for (int i = 0; i < 2000; i++) {
-        if (atomic_load(&s->tickets) == 0 && memory_used(s->memory) == memory) {
+        if (atomic_load(&s->tickets) == 0 && atomic_load(&s->at_clerk) == 0 && memory_used(s->memory) == memory) {
             return true;
         }
         usleep(1000);
@@ -270,7 +270,7 @@ static bool learn(server *s, scenario *scenario) {
             fprintf(stderr, "%s: the clean request fails\n%.800s\n", scenario->name, answer_text);
             return false;
         }
-        while (atomic_load(&s->tickets) > 0) {
+        while (atomic_load(&s->tickets) > 0 || atomic_load(&s->at_clerk) > 0) {
             usleep(1000);
         }
         usleep(20000); /* memory comes back a little after the answer */

@@ -40,7 +40,7 @@ static void teardown(void) {
 
 static bx_status put(definition kind, const char *name, const char *body, bool *created, bx_error *error) {
     proto_buffer description = {0};
-    const registration d = {kind, name, PROTO_JSON, body, strlen(body), {.json_memory = 1 << 20}};
+    const registration d = {kind, name, PROTO_JSON, body, strlen(body), {.json_memory = 1 << 20}, NULL, CONDITION_NONE};
     bx_status status = registry_put(g, &d, created, &description, error);
     HOLDS(status != BX_OK ? !description.data : description.bytes > 10, "%s: a description of %zu bytes", name,
           description.bytes);
@@ -128,8 +128,9 @@ END_TEST
 START_TEST(test_names_that_cannot_be_registered) {
     static const char *const reserved[][2] = {
         {"ssd300", "ssd-keras"}, {"grid-9x9", "ssd-multibox"}, {"inline", "inline"}};
-    static const char *const bad[] = {"", "a b", "a/b", "\xc3\xa4",
-                                      "0123456789012345678901234567890123456789012345678901234567890123"};
+    static const char *const bad[] = {
+        "",   "a b", "a/b", "\xc3\xa4", ".",
+        "..", ".a",  "-a",  "_",        "0123456789012345678901234567890123456789012345678901234567890123"};
     for (int kind = 0; kind < N_DEFINITIONS; kind++) {
         for (size_t i = 0; i < sizeof reserved / sizeof *reserved; i++) {
             bx_error error[2] = {{0}};
@@ -193,6 +194,93 @@ START_TEST(test_no_more_than_64) {
     ck_assert_int_eq(registry_delete(g, DEFINITION_PRIORS, "n8", NULL), BX_OK);
     must_put(DEFINITION_PRIORS, "more", TWO, true);
     must_fail(put(DEFINITION_CRITERION, "more", "{}", NULL, &error[0]), &error[0], "registry_full", "64");
+}
+END_TEST
+
+/* What is registered stays, so it never takes what requests need; not after a restart with a smaller budget either. */
+START_TEST(test_a_quarter_of_the_budget) {
+    static const char large[] = "{\"generator\":\"grid\",\"image_size\":[800,800]}"; /* 4.4 MB */
+    char name[16];
+    int n = 0;
+    bool created;
+    bx_error error = {0};
+    bx_status status;
+    do {
+        snprintf(name, sizeof name, "n%d", n++);
+        status = put(DEFINITION_PRIORS, name, large, &created, &error);
+    } while (status == BX_OK);
+    must_fail(status, &error, "registry_full", "quarter");
+    ck_assert_int_gt(n, 2);
+    const size_t used = memory_used(budget);
+    ck_assert_uint_le(used, LIMIT / 4);
+    ck_assert_uint_gt(used, LIMIT / 8);
+    must_put(DEFINITION_PRIORS, "n0", large, false); /* in its own place */
+    must_put(DEFINITION_PRIORS, "n0", TWO, false);
+    must_put(DEFINITION_PRIORS, name, large, true);
+    ck_assert_int_eq(registry_delete(g, DEFINITION_PRIORS, name, NULL), BX_OK);
+    must_put(DEFINITION_PRIORS, name, large, true);
+    registry_close(g);
+    memory_free(budget);
+    budget = memory_new(LIMIT / 4);
+    open_registry();
+    ck_assert(registry_ready(g));
+    ck_assert_uint_le(memory_used(budget), LIMIT / 16);
+    ck_assert_int_eq(registry_delete(g, DEFINITION_PRIORS, name, NULL), BX_OK);
+}
+END_TEST
+
+static void count_asked(void *context) {
+    ++*(int *)context;
+}
+
+START_TEST(test_an_unread_store) {
+    char path[96], aside[112];
+    int n = 0;
+    const bx_priors *priors;
+    bx_criterion *criterion;
+    bx_error error[3] = {{0}};
+    must_put(DEFINITION_CRITERION, "c", "{}", true);
+    registry_close(g);
+    snprintf(path, sizeof path, "%s/lossd.sqlite3", directory);
+    snprintf(aside, sizeof aside, "%s.aside", path);
+    ck_assert_int_eq(rename(path, aside), 0);
+    FILE *junk = fopen(path, "w");
+    fprintf(junk, "%0999d", 0);
+    fclose(junk);
+    open_registry();
+    registry_on_unread(g, count_asked, &n);
+    ck_assert(!registry_ready(g));
+    must_fail(find_priors("p", true, &priors, &error[0]), &error[0], "store_unavailable", "\"p\"");
+    must_fail(find_criterion("c", &criterion, &error[1]), &error[1], "store_unavailable", "\"c\"");
+    bx_priors_free(must_find("ssd300"));
+    ck_assert_int_eq(n, 0); /* it has just been tried */
+    usleep(1010000);
+    ck_assert(!registry_ready(g) && !registry_ready(g));
+    ck_assert_int_eq(n, 1);
+    registry_load(g);
+    ck_assert(!registry_ready(g));
+    ck_assert_int_eq(rename(aside, path), 0);
+    registry_load(g);
+    ck_assert(registry_ready(g));
+    ck_assert_double_eq(loc_weight("c"), 1);
+    must_fail(find_priors("p", true, &priors, &error[2]), &error[2], "unknown_priors", "");
+}
+END_TEST
+
+/* It waited so long that its client was told 504: the best that can be done is nothing. */
+START_TEST(test_cancelled) {
+    atomic_bool cancelled = true;
+    bool created;
+    bx_error error[2] = {{0}};
+    const bx_priors *priors;
+    proto_buffer description = {0};
+    registration d = {DEFINITION_PRIORS,        "p",        PROTO_JSON,    TWO, strlen(TWO),
+                      {.json_memory = 1 << 20}, &cancelled, CONDITION_NONE};
+    must_fail(registry_put(g, &d, &created, &description, &error[0]), &error[0], "timeout", "");
+    must_fail(find_priors("p", true, &priors, &error[1]), &error[1], "unknown_priors", "");
+    atomic_store(&cancelled, false);
+    ck_assert_int_eq(registry_put(g, &d, &created, &description, NULL), BX_OK);
+    proto_buffer_free(&description);
 }
 END_TEST
 
@@ -392,6 +480,9 @@ int main(void) {
     tcase_add_test(c, test_names_that_cannot_be_registered);
     tcase_add_test(c, test_replace_and_delete);
     tcase_add_test(c, test_no_more_than_64);
+    tcase_add_test(c, test_a_quarter_of_the_budget);
+    tcase_add_test(c, test_an_unread_store);
+    tcase_add_test(c, test_cancelled);
     tcase_add_test(c, test_refused_ones_leave_nothing);
     tcase_add_test(c, test_without_a_store);
     tcase_add_test(c, test_patterns_are_made_once_and_later);

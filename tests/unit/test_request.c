@@ -109,7 +109,7 @@ static void end(request *r, connection *c) {
 
 static bool at_rest(void) {
     for (int i = 0; i < 5000; i++) {
-        if (atomic_load(&s.tickets) == 0 && memory_used(s.memory) == memory_at_rest) {
+        if (atomic_load(&s.tickets) == 0 && atomic_load(&s.at_clerk) == 0 && memory_used(s.memory) == memory_at_rest) {
             return true;
         }
         usleep(1000);

@@ -134,7 +134,7 @@ START_TEST(test_rows) {
     ck_assert_str_eq(rows(s), "criterion/b=2;priors/a=;");
     must_put(s, "priors", "c", "'; DROP TABLE definition; --");
     store_close(s);
-    must_answer("PRAGMA journal_mode", "wal");
+    must_answer("PRAGMA journal_mode", "delete");
     must_answer("PRAGMA user_version", "1");
     must_answer("SELECT count(*) FROM definition", "3");
 }
@@ -151,7 +151,7 @@ static void compare_large(void *context, const store_row *row) {
 START_TEST(test_large_binary_rows) {
     store *s = open_store();
     int n = 0;
-    struct stat log;
+    struct stat state;
     char name[112];
     for (size_t i = 0; i < sizeof large; i++) {
         large[i] = (char)(i * 2654435761u >> 13);
@@ -162,9 +162,10 @@ START_TEST(test_large_binary_rows) {
     }
     ck_assert_int_eq(store_each(s, compare_large, &n, NULL), BX_OK);
     ck_assert_int_eq(n, 2);
-    snprintf(name, sizeof name, "%s-wal", file);
-    ck_assert_int_eq(stat(name, &log), 0);
-    ck_assert_int_le(log.st_size, 32 << 20);
+    snprintf(name, sizeof name, "%s-journal", file);
+    ck_assert_int_eq(stat(name, &state), -1);
+    ck_assert_int_eq(stat(file, &state), 0);
+    ck_assert_int_le(state.st_size, 16 << 20);
     store_close(s);
 }
 END_TEST
@@ -236,17 +237,22 @@ START_TEST(test_one_store_many_threads) {
 }
 END_TEST
 
-/* As two daemons would. */
-START_TEST(test_many_stores_one_file) {
-    for (int i = 0; i < THREADS; i++) {
-        shared[i] = open_store();
-    }
-    write_together();
-    for (int i = 0; i < THREADS; i++) {
-        store_close(shared[i]);
-    }
-    must_answer("SELECT count(*) FROM definition", "100");
-    must_answer("PRAGMA integrity_check", "ok");
+/* As two daemons would: the second is told so, whenever it comes. */
+START_TEST(test_a_directory_is_one_store_s) {
+    store *early = open_store(), *s = open_store();
+    bx_error error[4] = {{0}};
+    bool found;
+    ck_assert_int_eq(store_claim(early, NULL), BX_OK);
+    ck_assert_int_eq(store_claim(s, NULL), BX_OK); /* there is nothing to claim */
+    must_put(s, "k", "a", "1");
+    must_refuse(put(early, "k", "b", "2", &error[0]), &error[0], "store_unavailable", "another daemon");
+    must_refuse(store_delete(early, "k", "a", &found, &error[1]), &error[1], "store_unavailable", "another daemon");
+    must_refuse(store_claim(early, &error[2]), &error[2], "store_unavailable", directory);
+    must_refuse(store_each(early, add_row, NULL, &error[3]), &error[3], "store_unavailable", "another daemon");
+    store_close(s);
+    ck_assert_int_eq(store_claim(early, NULL), BX_OK);
+    ck_assert_str_eq(rows(early), "k/a=1;");
+    store_close(early);
 }
 END_TEST
 
@@ -260,8 +266,17 @@ START_TEST(test_locked_by_another) {
     must_refuse(put(s, "k", "b", "2", &error), &error, "store_unavailable", "lock");
     ck_assert_str_eq(rows(s), "k/a=1;"); /* readers do not wait */
     ck_assert_int_eq(sqlite3_exec(other, "COMMIT", NULL, NULL, NULL), SQLITE_OK);
-    sqlite3_close(other);
     must_put(s, "k", "b", "2");
+    ck_assert_int_eq(sqlite3_exec(other, "BEGIN IMMEDIATE", NULL, NULL, NULL), SQLITE_OK);
+    store_hurry(s);
+    struct timespec begin, end;
+    clock_gettime(CLOCK_MONOTONIC, &begin);
+    error = (bx_error){0};
+    must_refuse(put(s, "k", "b", "3", &error), &error, "store_unavailable", "lock");
+    clock_gettime(CLOCK_MONOTONIC, &end);
+    ck_assert_int_le(end.tv_sec - begin.tv_sec, 1);
+    ck_assert_int_eq(sqlite3_exec(other, "COMMIT", NULL, NULL, NULL), SQLITE_OK);
+    sqlite3_close(other);
     store_close(s);
 }
 END_TEST
@@ -330,6 +345,34 @@ START_TEST(test_damaged_pages) {
     bx_error error = {0};
     s = open_store();
     must_refuse(store_each(s, ignore_row, NULL, &error), &error, "store_unavailable", "malformed");
+    store_close(s);
+}
+END_TEST
+
+START_TEST(test_made_a_log_by_another) {
+    store *s = open_store();
+    char mode[256];
+    must_put(s, "k", "a", "1");
+    store_close(s);
+    query("PRAGMA journal_mode=WAL", mode);
+    ck_assert_str_eq(mode, "wal");
+    s = open_store();
+    must_put(s, "k", "b", "2");
+    ck_assert_str_eq(rows(s), "k/a=1;k/b=2;");
+    store_close(s);
+    must_answer("PRAGMA journal_mode", "delete");
+}
+END_TEST
+
+/* What cannot be read is not the same as nothing. */
+START_TEST(test_without_its_table) {
+    sqlite3 *db;
+    bx_error error = {0};
+    ck_assert_int_eq(sqlite3_open(file, &db), SQLITE_OK);
+    ck_assert_int_eq(sqlite3_exec(db, "PRAGMA user_version=1", NULL, NULL, NULL), SQLITE_OK);
+    sqlite3_close(db);
+    store *s = open_store();
+    must_refuse(store_each(s, ignore_row, NULL, &error), &error, "store_unavailable", "SQL");
     store_close(s);
 }
 END_TEST
@@ -634,6 +677,33 @@ START_TEST(test_every_write_is_synced) {
 }
 END_TEST
 
+/* What could not be synced is not there, not even for one who opens the file after a crash. */
+START_TEST(test_refused_is_not_kept) {
+    bx_error error = {0};
+    int status;
+    failure = SQLITE_IOERR_FSYNC;
+    store *first = open_store();
+    must_put(first, "k", "a", "1");
+    store_close(first);
+    pid_t child = fork();
+    if (child == 0) {
+        use_shim();
+        store *s = open_store();
+        ck_assert_str_eq(rows(s), "k/a=1;");
+        for_ever = true;
+        countdown = 1;
+        must_refuse(put(s, "k", "lost", "2", &error), &error, "store_unavailable", "");
+        kill(getpid(), SIGKILL);
+    }
+    waitpid(child, &status, 0);
+    ck_assert(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+    store *s = open_store();
+    ck_assert_str_eq(rows(s), "k/a=1;");
+    store_close(s);
+    must_answer("PRAGMA integrity_check", "ok");
+}
+END_TEST
+
 static sqlite3_mem_methods real_memory;
 
 static void *failing_malloc(int n) {
@@ -669,17 +739,20 @@ int main(void) {
     tcase_add_test(c, test_large_binary_rows);
     tcase_add_test(c, test_killed_without_closing);
     tcase_add_test(c, test_one_store_many_threads);
-    tcase_add_test(c, test_many_stores_one_file);
+    tcase_add_test(c, test_a_directory_is_one_store_s);
     tcase_add_test(c, test_locked_by_another);
     tcase_add_test(c, test_newer_version);
     tcase_add_test(c, test_not_a_database);
     tcase_add_test(c, test_damaged_pages);
+    tcase_add_test(c, test_made_a_log_by_another);
+    tcase_add_test(c, test_without_its_table);
     tcase_add_test(c, test_empty_file);
     tcase_add_test(c, test_no_place_for_a_directory);
     tcase_add_loop_test(c, test_read_only, 0, 2);
     tcase_add_test(c, test_moved_away);
     tcase_add_test(c, test_full_disk);
     tcase_add_test(c, test_every_write_is_synced);
+    tcase_add_test(c, test_refused_is_not_kept);
     suite_add_tcase(suite, c);
     TCase *failing = tcase_create("failing file system");
     tcase_set_timeout(failing, 300);
