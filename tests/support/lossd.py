@@ -14,6 +14,7 @@ import os
 import random
 import re
 import select
+import shutil
 import signal
 import socket
 import struct
@@ -88,8 +89,13 @@ class Daemon:
         if not given(flags, env, "data-dir"):
             flags = ("--data-dir", self.data, *flags)
         self.errors = tempfile.TemporaryFile()
-        options = {} if user is None else {"user": user, "group": user, "extra_groups": []}
-        self.process = subprocess.Popen([BINARY, *flags], env=environment(env), stdin=subprocess.DEVNULL,
+        options, binary = {}, BINARY
+        if user is not None:   # who may not be allowed where this checkout lies
+            options = {"user": user, "group": user, "extra_groups": [], "cwd": "/"}
+            self.place = tempfile.TemporaryDirectory()
+            os.chmod(self.place.name, 0o755)
+            binary = shutil.copy(BINARY, self.place.name)
+        self.process = subprocess.Popen([binary, *flags], env=environment(env), stdin=subprocess.DEVNULL,
                                         stdout=subprocess.PIPE, stderr=self.errors, **options)
         self.pid = self.process.pid
         line = self._first_line()
