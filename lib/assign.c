@@ -76,7 +76,7 @@ static bx_best best_untaken(const bx_job *job, int32_t image, int32_t g) {
     const uint8_t *state = job->state + bx_row_index(job, image, 0);
     bx_best best = {0, 0};
     for (int32_t p = 0, end; (p = bx_next_meeting(priors, p, priors->n, &object)) < priors->n; p = end) {
-        end = priors->n - p < BX_CULL ? priors->n : p + BX_CULL;
+        end = bx_run_end(p, priors->n);
         best_of_run(priors, areas, state + p, p, end, &object, sizes, &best);
     }
     return best;
@@ -213,8 +213,7 @@ static void describe_objects(bx_job *job, int32_t image, bx_image_row *row) {
     }
 }
 
-void bx_stage_assign(bx_context *context, bx_job *job, int32_t image) {
-    (void)context;
+void bx_stage_assign(bx_job *job, int32_t image) {
     const bx_plan *plan = job->plan;
     const size_t base = bx_row_index(job, image, 0), n = (size_t)plan->n_priors;
     if (plan->with_targets) {

@@ -570,7 +570,7 @@ void bx_stage_begin(bx_job *job, int32_t image, int32_t block);
 void bx_stage_match(bx_context *context, bx_job *job, int32_t image, int32_t first, int32_t count);
 void bx_stage_score(bx_context *context, bx_job *job, int32_t image, int32_t first, int32_t count);
 void bx_stage_check(bx_context *context, bx_job *job, int32_t image, int32_t first, int32_t count);
-void bx_stage_assign(bx_context *context, bx_job *job, int32_t image);
+void bx_stage_assign(bx_job *job, int32_t image);
 void bx_stage_mine(bx_context *context, bx_job *job, int32_t image);
 void bx_stage_positives(bx_context *context, bx_job *job, int32_t image, int32_t first, int32_t count);
 void bx_stage_reduce(bx_job *job, int32_t image, int32_t first, int32_t count);

@@ -124,16 +124,13 @@ static void cover(bx_job *job, const bx_object *object, int32_t image, int32_t f
     const float threshold = by_iof ? matcher->ignore_iof : matcher->positive_iou;
     const float *areas = sizes ? priors->size : priors->area;
     uint8_t *state = job->state + bx_row_index(job, image, first);
-    for (int32_t p = first; p < first + count; p++) {
-        if (p % BX_CULL == 0 || p == first) {
-            p = bx_next_meeting(priors, p, first + count, object);
-            if (p == first + count) {
-                break;
-            }
+    const int32_t end = first + count;
+    for (int32_t p = first; (p = bx_next_meeting(priors, p, end, object)) < end;) {
+        for (int32_t stop = bx_run_end(p, end); p < stop; p++) {
+            float inter = bx_intersection(object, priors->x1[p], priors->y1[p], priors->x2[p], priors->y2[p]);
+            float share = by_iof ? inter / areas[p] : bx_iou_of(inter, object->area, areas[p], sizes);
+            state[p - first] |= share >= threshold ? BX_COVERED : 0;
         }
-        float inter = bx_intersection(object, priors->x1[p], priors->y1[p], priors->x2[p], priors->y2[p]);
-        float share = by_iof ? inter / areas[p] : bx_iou_of(inter, object->area, areas[p], sizes);
-        state[p - first] |= share >= threshold ? BX_COVERED : 0;
     }
 }
 
@@ -445,7 +442,7 @@ static void cpu_run_image(bx_context *context, bx_job *job, int32_t image) {
     if (predicted && !image_is_usable(context, job, image)) {
         return; /* bx_run_batch refuses the batch; ranking NaN would mean nothing */
     }
-    bx_stage_assign(context, job, image);
+    bx_stage_assign(job, image);
     if (predicted) {
         bx_stage_mine(context, job, image);
     }

@@ -120,15 +120,9 @@ static inline __attribute__((always_inline)) int32_t iou_run(const bx_priors *pr
 
 static void iou_row(const bx_priors *priors, int32_t first, int32_t count, const bx_object *object, bx_iou kind,
                     int32_t index, float *overlap, int32_t *owner, bx_best *best) {
-    const float *box = object->box;
     int32_t end = first + count;
-    for (int32_t at = first, stop; at < end; at = stop) {
-        int32_t run = at / BX_CULL;
-        stop = (run + 1) * BX_CULL < end ? (run + 1) * BX_CULL : end;
-        const float *around = priors->extent + 4 * (size_t)run;
-        if (!(box[2] > around[0] && box[3] > around[1] && box[0] < around[2] && box[1] < around[3])) {
-            continue; /* every IoU of the run is 0, which changes nothing */
-        }
+    for (int32_t at = first, stop; (at = bx_next_meeting(priors, at, end, object)) < end; at = stop) {
+        stop = bx_run_end(at, end);
         float iou[BX_CULL];
         float *o = overlap + (at - first);
         int32_t *w = owner + (at - first);

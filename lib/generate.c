@@ -451,8 +451,9 @@ bool bx_priors_is_builtin(const char *name) {
     return find_builtin(name, image_size) != NULL;
 }
 
-/* The row of a built-in name, and its image size. */
-static bx_status choose_builtin(const builtin **found, int32_t image_size[2], const char *name, bx_error *error) {
+/* The row of a built-in name, and the generator with the image size that the name says. */
+static bx_status choose_builtin(const builtin **found, bx_generator *generator, const char *name, bx_error *error) {
+    int32_t image_size[2];
     const builtin *row = find_builtin(name, image_size);
     if (!row) {
         const char *near = bx_nearest(name, bx_priors_name);
@@ -470,29 +471,21 @@ static bx_status choose_builtin(const builtin **found, int32_t image_size[2], co
         }
     }
     *found = row;
+    *generator = row->generator;
+    memcpy(generator->image_size, image_size, sizeof generator->image_size);
     return BX_OK;
 }
 
 bx_status bx_generator_builtin(bx_generator *generator, const char *name, bx_error *error) {
-    int32_t image_size[2];
     const builtin *row;
-    bx_status status = choose_builtin(&row, image_size, name, error);
-    if (!status) {
-        *generator = row->generator;
-        memcpy(generator->image_size, image_size, sizeof generator->image_size);
-    }
-    return status;
+    return choose_builtin(&row, generator, name, error);
 }
 
 bx_status bx_priors_builtin(bx_priors **priors, const char *name, bx_error *error) {
-    int32_t image_size[2];
     const builtin *row;
     bx_generator generator;
     bx_priors *p = NULL;
-    bx_status status = choose_builtin(&row, image_size, name, error);
-    if (!status) {
-        status = bx_generator_builtin(&generator, name, error);
-    }
+    bx_status status = choose_builtin(&row, &generator, name, error);
     if (!status) {
         status = bx_priors_generate(&p, &generator, error);
     }

@@ -98,11 +98,17 @@ static inline float bx_rank(float loss) {
     return loss >= 0 ? loss : bx_float(0x7f800000);
 }
 
+/* Where the culling run of prior p ends, within [p, end). */
+static inline int32_t bx_run_end(int32_t p, int32_t end) {
+    int32_t stop = (p / BX_CULL + 1) * BX_CULL;
+    return stop < end ? stop : end;
+}
+
 /* The first prior of [p, end) in a culling run that the object meets: with any other its IoU is 0. p is where a run, or
  * the range, begins; returns end when there is none. */
 static inline int32_t bx_next_meeting(const bx_priors *priors, int32_t p, int32_t end, const bx_object *object) {
     const float *box = object->box;
-    for (; p < end; p = (p / BX_CULL + 1) * BX_CULL) {
+    for (; p < end; p = bx_run_end(p, end)) {
         const float *around = priors->extent + 4 * (size_t)(p / BX_CULL);
         if (box[2] > around[0] && box[3] > around[1] && box[0] < around[2] && box[1] < around[3]) {
             return p;

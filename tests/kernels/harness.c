@@ -328,7 +328,7 @@ static void run_image_stage(int stage, bx_context *context, bx_job *job, int32_t
     const bool across = mining->kind != BX_MINING_NONE && mining->scope == BX_SCOPE_BATCH;
     const int32_t n = job->plan->n_priors;
     if (stage == ASSIGN) {
-        bx_stage_assign(context, job, image);
+        bx_stage_assign(job, image);
     } else if (stage == MINE) {
         bx_stage_mine(context, job, image);
     } else if (stage == (across ? LATE_POSITIVES : POSITIVES)) {

@@ -72,7 +72,7 @@ static void match_in_ranges(scene *s, bx_context *context) {
             bx_stage_match(context, job, 0, at, n);
         }
     }
-    bx_stage_assign(context, job, 0);
+    bx_stage_assign(job, 0);
     bx_stage_reduce(job, 0, 0, s->p);
 }
 

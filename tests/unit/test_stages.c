@@ -332,7 +332,7 @@ START_TEST(matching_with_ties) {
         scene_plan(&s);
         for (int32_t image = 0; image < 7; image++) {
             run_blocks(&s, image);
-            bx_stage_assign(s.context, &s.c.job, image);
+            bx_stage_assign(&s.c.job, image);
             check_matching(&s, image);
         }
         scene_close(&s);
@@ -354,7 +354,7 @@ START_TEST(matching_across_blocks) {
     ck_assert_int_eq(s.c.plan.n_blocks, 3);
     for (int32_t image = 0; image < 3; image++) {
         run_blocks(&s, image);
-        bx_stage_assign(s.context, &s.c.job, image);
+        bx_stage_assign(&s.c.job, image);
         check_matching(&s, image);
     }
     scene_close(&s);
@@ -491,7 +491,7 @@ static void check_mining(scene *s, int32_t image) {
     float *loss = poisoned((size_t)p * 4);
     int32_t *order = poisoned((size_t)p * 4), n = 0;
     run_blocks(s, image);
-    bx_stage_assign(s->context, &s->c.job, image);
+    bx_stage_assign(&s->c.job, image);
     memcpy(loss, s->c.job.score + base, (size_t)p * 4);
     for (int32_t i = 0; i < p; i++) {
         if (!s->c.job.state[base + (size_t)i]) { /* neither positive nor ignored */
@@ -687,7 +687,7 @@ START_TEST(ranges) {
                 in_ranges(&s, &cut.job, image, b, round ? bx_stage_match : bx_stage_score);
                 in_ranges(&s, &cut.job, image, b, bx_stage_check);
             }
-            bx_stage_assign(s.context, &cut.job, image);
+            bx_stage_assign(&cut.job, image);
             bx_stage_mine(s.context, &cut.job, image);
             if (!mines_across(&criterion)) {
                 end_image_in_ranges(&s, &cut.job, image);
