@@ -391,6 +391,8 @@ typedef struct bx_batch {
     const int64_t *labels;    /* (G) 0 .. K-1 */
     const uint8_t *use;       /* (G) BX_OBJECT_...; NULL: all are used */
     const int32_t *first;     /* (N+1) objects of image i are [first[i], first[i+1]) */
+    bool streamed;            /* loc and conf are not in memory: their rows pass by once (bx_stream_...). Their data is
+                                 not NULL and never followed */
     bx_tensor target_classes; /* (N,P) integers: 0 .. K-1, -1 background, -2 ignored */
     bx_tensor target_loc;     /* (N,P,4) encoded offsets, F32; read where the class is not negative */
 } bx_batch;
@@ -417,6 +419,7 @@ typedef struct bx_plan {
     bool with_predictions, with_targets;
     bool mines_across; /* hard negatives are those of the whole batch */
     bool second_round; /* bx_run_rows must follow bx_run_batch */
+    bool streamed;     /* as the batch is; without gradients, which need the predictions again */
     size_t work_bytes; /* memory a job needs, 64-byte aligned */
     double cost_us;    /* a rough estimate of the work on one core */
 } bx_plan;
@@ -492,19 +495,21 @@ typedef struct bx_job {
     float *overlap;            /* (N,P) best IoU of each prior */
     int32_t *owner;            /* (N,P) image-local object of that IoU, -1 none; after assign, of every positive. With
                                   targets: the class of every positive */
-    float *score;              /* (N,P) classification loss: as background, and as its own class for a positive */
-    uint8_t *state;            /* (N,P) BX_POSITIVE | ... */
-    float *block_iou;          /* (B,G) best IoU of each object within each block */
-    int32_t *block_prior;      /* (B,G) and its prior */
-    bx_bad *bad;               /* (N,B) */
-    bx_image_row *images;      /* (N) */
-    bx_class_row *classes;     /* (N,K) */
-    bx_level_row *levels;      /* (N,L) */
-    bx_object_row *objects;    /* (G) */
-    float *hard, *soft;   /* (C) factor of each column where it is the row's class and, in sigmoid rows, where not */
-    bx_sums *normalizers; /* (N) of each image's sums; all the same unless normalizer is image_positives */
-    int32_t *heap;        /* (G) of greedy forcing */
-    int64_t *listed;      /* (N+1) rows of the sparse gradient of image i are [listed[i], listed[i+1]) */
+    float *score;           /* (N,P) classification loss as background; after positives, with the sign bit of what may
+                               not be mined: minus the loss as its own class of a positive, -1 of what is ignored */
+    uint8_t *state;         /* (N,P) BX_POSITIVE | ... */
+    float *block_iou;       /* (B,G) best IoU of each object within each block */
+    int32_t *block_prior;   /* (B,G) and its prior */
+    bx_bad *bad;            /* (N,B) */
+    bx_image_row *images;   /* (N) */
+    bx_class_row *classes;  /* (N,K) */
+    bx_level_row *levels;   /* (N,L) */
+    bx_object_row *objects; /* (G) */
+    float *offsets;         /* (N,P,4) predicted, of positives; NULL unless streamed */
+    float *hard, *soft;     /* (C) factor of each column where it is the row's class and, in sigmoid rows, where not */
+    bx_sums *normalizers;   /* (N) of each image's sums; all the same unless normalizer is image_positives */
+    int32_t *heap;          /* (G) of greedy forcing */
+    int64_t *listed;        /* (N+1) rows of the sparse gradient of image i are [listed[i], listed[i+1]) */
     /* placed by bx_job_place_gradients, between bx_run_batch and bx_run_rows */
     int32_t *grad_index; /* (M,2) image and prior, ascending; sparse only */
     float *grad_loc;     /* (M,4), dense (N,P,4) */
@@ -541,11 +546,11 @@ const char *bx_context_level(const bx_context *context);
 
 /* The units of a job, in the order in which they must happen:
  *   bx_run_block   each (image, block): match and score
- *   bx_run_image   each image, after its blocks: check, assign, mine, positives, reduce
+ *   bx_run_image   each image, after its blocks: check, assign, positives, mine, reduce
  *   bx_run_batch   once, after all images: refuses predictions that cannot be used; mining across the batch;
  *                  normalisers; the size of the gradients
- *   bx_run_rows    each image, only when plan->second_round: what needed the whole batch (positives and reduce after
- *                  mining across it; gradients, for which bx_job_place_gradients comes first)
+ *   bx_run_rows    each image, only when plan->second_round: what needed the whole batch (reduce after mining
+ *                  across it; gradients, for which bx_job_place_gradients comes first)
  *   bx_finish      once
  * A unit never fails; what it finds wrong with the predictions is told by bx_run_batch. */
 void bx_run_block(bx_context *context, bx_job *job, int32_t image, int32_t block);
@@ -555,6 +560,21 @@ void bx_run_image(bx_context *context, bx_job *job, int32_t image);
 BX_MUST_USE bx_status bx_run_batch(bx_context *context, bx_job *job, bx_error *error);
 void bx_run_rows(bx_context *context, bx_job *job, int32_t image);
 
+/* ---- streamed predictions ---------------------------------------------------------------------------------------- */
+
+/* The units of a streamed job (plan->streamed), on the cpu; the answer has the same bits. Of each image, in this order:
+ *   bx_stream_assign   match and assign
+ *   bx_stream_conf     rows (count,C) of priors [first, first + count), in ascending order until all have passed
+ *   bx_stream_loc      rows (count,4) in the same way, before or after those of conf
+ *   bx_stream_mine     after all rows of conf
+ *   bx_run_image       after bx_stream_mine and all rows of loc: reduce
+ * then bx_run_batch, bx_run_rows and bx_finish as ever. Rows may lie at any address, in the dtypes of the batch; one
+ * thread at a time works on an image. */
+void bx_stream_assign(bx_context *context, bx_job *job, int32_t image);
+void bx_stream_conf(bx_context *context, bx_job *job, int32_t image, int32_t first, int32_t count, const void *rows);
+void bx_stream_loc(bx_context *context, bx_job *job, int32_t image, int32_t first, int32_t count, const void *rows);
+void bx_stream_mine(bx_context *context, bx_job *job, int32_t image);
+
 /* ---- stages, one by one: each over a range of an image's priors -------------------------------------------------- */
 
 /* The ranges of match, score and check lie within one block; all ranges come in ascending order.
@@ -562,8 +582,8 @@ void bx_run_rows(bx_context *context, bx_job *job, int32_t image);
  *   score      the classification loss as background, for every prior
  *   check      counts localization predictions that are not finite
  *   assign     thresholds and forced matches -> positives, ignored
- *   mine       hard negatives of the image
  *   positives  the classification loss of each positive as its own class
+ *   mine       hard negatives of the image
  *   reduce     sums by image, class and level; localization of positives
  *   gradients  of the total with respect to loc and conf */
 void bx_stage_begin(bx_job *job, int32_t image, int32_t block);

@@ -92,8 +92,7 @@ const float *bx_floats(const bx_kernels *kernels, bx_tensor tensor, size_t at, s
     return scratch;
 }
 
-/* Priors of a block; the last may be shorter. */
-static int32_t block_size(const bx_plan *plan, int32_t block) {
+int32_t bx_block_size(const bx_plan *plan, int32_t block) {
     int32_t left = plan->n_priors - block * BX_BLOCK;
     return left < BX_BLOCK ? left : BX_BLOCK;
 }
@@ -102,7 +101,7 @@ static int32_t block_size(const bx_plan *plan, int32_t block) {
 
 void bx_stage_begin(bx_job *job, int32_t image, int32_t block) {
     const bx_plan *plan = job->plan;
-    int32_t first = block * BX_BLOCK, count = block_size(plan, block);
+    int32_t first = block * BX_BLOCK, count = bx_block_size(plan, block);
     size_t at = bx_row_index(job, image, first);
     memset(job->overlap + at, 0, (size_t)count * sizeof *job->overlap);
     memset(job->owner + at, 0xff, (size_t)count * sizeof *job->owner); /* -1 */
@@ -189,7 +188,12 @@ bx_scoring bx_scoring_of(const bx_job *job) {
     };
 }
 
-void bx_stage_score(bx_context *context, bx_job *job, int32_t image, int32_t first, int32_t count) {
+/* The same elements from the i-th on. */
+static bx_tensor from(bx_tensor tensor, size_t i) {
+    return (bx_tensor){tensor.dtype, (const char *)tensor.data + i * bx_dtype_bytes(tensor.dtype)};
+}
+
+void bx_score_range(bx_context *context, bx_job *job, int32_t image, int32_t first, int32_t count, bx_tensor conf) {
     const bx_plan *plan = job->plan;
     const bx_kernels *kernels = context->kernels;
     const bx_scoring scoring = bx_scoring_of(job);
@@ -197,9 +201,8 @@ void bx_stage_score(bx_context *context, bx_job *job, int32_t image, int32_t fir
     bx_bad *bad = &job->bad[(size_t)image * (size_t)plan->n_blocks + (size_t)(first / BX_BLOCK)];
     for (int32_t done = 0; done < count; done += step) {
         int32_t prior = first + done, n = count - done < step ? count - done : step;
-        size_t at = bx_row_index(job, image, prior);
-        size_t elements = (size_t)n * (size_t)n_columns;
-        const float *rows = bx_floats(kernels, job->batch->conf, at * (size_t)n_columns, elements, context->rows);
+        size_t at = bx_row_index(job, image, prior), width = (size_t)n_columns;
+        const float *rows = bx_floats(kernels, conf, (size_t)done * width, (size_t)n * width, context->rows);
         if (!kernels->score_rows(&scoring, rows, n, NULL, job->score + at, context->tile)) {
             note_bad(kernels, rows, n, n_columns, prior, &bad->conf, &bad->first_conf);
             if (scoring.kind == BX_CLASSIFICATION_PROB_CE) {
@@ -209,19 +212,26 @@ void bx_stage_score(bx_context *context, bx_job *job, int32_t image, int32_t fir
     }
 }
 
-void bx_stage_check(bx_context *context, bx_job *job, int32_t image, int32_t first, int32_t count) {
+void bx_stage_score(bx_context *context, bx_job *job, int32_t image, int32_t first, int32_t count) {
+    const size_t at = bx_row_index(job, image, first) * (size_t)job->plan->n_columns;
+    bx_score_range(context, job, image, first, count, from(job->batch->conf, at));
+}
+
+void bx_check_range(bx_context *context, bx_job *job, int32_t image, int32_t first, int32_t count, bx_tensor loc) {
     const bx_kernels *kernels = context->kernels;
     const int32_t step = BX_TILE_FLOATS / 4;
     bx_bad *bad = &job->bad[(size_t)image * (size_t)job->plan->n_blocks + (size_t)(first / BX_BLOCK)];
     for (int32_t done = 0; done < count; done += step) {
         int32_t prior = first + done, n = count - done < step ? count - done : step;
-        size_t elements = (size_t)n * 4;
-        const float *loc =
-            bx_floats(kernels, job->batch->loc, bx_row_index(job, image, prior) * 4, elements, context->rows);
-        if (kernels->count_bad(loc, elements)) {
-            note_bad(kernels, loc, n, 4, prior, &bad->loc, &bad->first_loc);
+        const float *rows = bx_floats(kernels, loc, (size_t)done * 4, (size_t)n * 4, context->rows);
+        if (kernels->count_bad(rows, (size_t)n * 4)) {
+            note_bad(kernels, rows, n, 4, prior, &bad->loc, &bad->first_loc);
         }
     }
+}
+
+void bx_stage_check(bx_context *context, bx_job *job, int32_t image, int32_t first, int32_t count) {
+    bx_check_range(context, job, image, first, count, from(job->batch->loc, bx_row_index(job, image, first) * 4));
 }
 
 /* ---- mining ------------------------------------------------------------------------------------------------------ */
@@ -234,24 +244,13 @@ static double wanted_negatives(const bx_mining *mining, double positives, double
     return wanted < negatives ? wanted : negatives;
 }
 
-/* What is not background may not be chosen; a positive's own loss comes later. */
-static void exclude(float *score, const uint8_t *state, size_t n) {
-    for (size_t p = 0; (p = bx_next_state(state, p, n)) < n; p++) {
-        score[p] = -1.0f;
-    }
-}
-
 void bx_stage_mine(bx_context *context, bx_job *job, int32_t image) {
     const bx_plan *plan = job->plan;
     const bx_mining *mining = &plan->criterion->mining;
     bx_image_row *row = &job->images[image];
     const size_t base = bx_row_index(job, image, 0), n = (size_t)plan->n_priors;
-    if (mining->kind == BX_MINING_NONE) {
-        return;
-    }
-    exclude(job->score + base, job->state + base, n);
-    if (plan->mines_across) {
-        return; /* later */
+    if (mining->kind == BX_MINING_NONE || plan->mines_across) {
+        return; /* never, or later */
     }
     row->mined = wanted_negatives(mining, row->positives, row->negatives);
     row->hard_negatives = (int32_t)ceil(row->mined); /* rank < ratio x positives: a fraction takes one more */
@@ -309,7 +308,17 @@ static bool label_is_largest(const float *row, int32_t n_columns, int32_t label)
     return largest == label;
 }
 
-void bx_stage_positives(bx_context *context, bx_job *job, int32_t image, int32_t first, int32_t count) {
+/* The sign bit says what may not be mined: a positive keeps its loss under it, what is ignored has none. */
+static void exclude(bx_job *job, size_t base, int32_t first, int32_t end) {
+    const uint8_t *state = job->state + base;
+    for (size_t p = (size_t)first; (p = bx_next_state(state, p, (size_t)end)) < (size_t)end; p++) {
+        if (state[p] & BX_IGNORED) {
+            job->score[base + p] = -1;
+        }
+    }
+}
+
+void bx_positives_range(bx_context *context, bx_job *job, int32_t image, int32_t first, int32_t count, bx_tensor conf) {
     const bx_plan *plan = job->plan;
     const bx_kernels *kernels = context->kernels;
     const bx_scoring scoring = bx_scoring_of(job);
@@ -320,7 +329,7 @@ void bx_stage_positives(bx_context *context, bx_job *job, int32_t image, int32_t
         for (int32_t i = 0; i < n; i++) {
             size_t at = base + (size_t)found[i];
             float *to = context->rows + (size_t)i * width;
-            const float *row = bx_floats(kernels, job->batch->conf, at * width, width, to);
+            const float *row = bx_floats(kernels, conf, (size_t)(found[i] - first) * width, width, to);
             if (row != to) {
                 memcpy(to, row, width * sizeof *to);
             }
@@ -331,9 +340,15 @@ void bx_stage_positives(bx_context *context, bx_job *job, int32_t image, int32_t
         }
         (void)kernels->score_rows(&scoring, context->rows, n, context->label, score, context->tile);
         for (int32_t i = 0; i < n; i++) {
-            job->score[base + (size_t)found[i]] = score[i];
+            job->score[base + (size_t)found[i]] = -score[i];
         }
     }
+    exclude(job, base, first, first + count);
+}
+
+void bx_stage_positives(bx_context *context, bx_job *job, int32_t image, int32_t first, int32_t count) {
+    const size_t at = bx_row_index(job, image, first) * (size_t)job->plan->n_columns;
+    bx_positives_range(context, job, image, first, count, from(job->batch->conf, at));
 }
 
 /* Add a prior's part to its image, class and level; priors come in ascending order. */
@@ -354,10 +369,10 @@ static void add_positive(bx_job *job, int32_t image, int32_t prior, bx_level_row
         return;
     }
     float predicted[4];
-    bx_tensor_to_f32(predicted, job->batch->loc, 4 * at, 4);
+    bx_tensor_to_f32(predicted, job->offsets ? (bx_tensor){BX_F32, job->offsets} : job->batch->loc, 4 * at, 4);
     const float *box = plan->priors->boxes ? plan->priors->boxes + 4 * (size_t)prior : NULL;
     const bx_sums part = {.loc = bx_localization_loss(plan->criterion, box, predicted, target, NULL),
-                          .conf_positive = (double)job->score[at]};
+                          .conf_positive = -(double)job->score[at]};
     class->correct += (job->state[at] & BX_CORRECT) != 0;
     bx_sums_add(&class->sums, part);
     bx_sums_add(&level->sums, part);
@@ -406,7 +421,7 @@ void bx_stage_reduce(bx_job *job, int32_t image, int32_t first, int32_t count) {
 /* ---- units ------------------------------------------------------------------------------------------------------- */
 
 static void cpu_run_block(bx_context *context, bx_job *job, int32_t image, int32_t block) {
-    int32_t first = block * BX_BLOCK, count = block_size(job->plan, block);
+    int32_t first = block * BX_BLOCK, count = bx_block_size(job->plan, block);
     bx_stage_begin(job, image, block);
     bx_stage_match(context, job, image, first, count);
     if (job->plan->with_predictions) {
@@ -414,40 +429,40 @@ static void cpu_run_block(bx_context *context, bx_job *job, int32_t image, int32
     }
 }
 
-/* What follows the choice of negatives. */
-static void finish_image(bx_context *context, bx_job *job, int32_t image) {
-    if (job->plan->with_predictions) {
-        bx_stage_positives(context, job, image, 0, job->plan->n_priors);
-    }
-    bx_stage_reduce(job, image, 0, job->plan->n_priors);
-}
-
-/* Check the image's localization; true when none of its predictions is bad. */
-static bool image_is_usable(bx_context *context, bx_job *job, int32_t image) {
+bool bx_image_is_usable(const bx_job *job, int32_t image) {
     const bx_bad *bad = job->bad + (size_t)image * (size_t)job->plan->n_blocks;
     bool usable = true;
     for (int32_t b = 0; b < job->plan->n_blocks; b++) {
-        bx_stage_check(context, job, image, b * BX_BLOCK, block_size(job->plan, b));
         usable &= bad[b].conf == 0 && bad[b].loc == 0 && bad[b].range == 0;
     }
     return usable;
 }
 
-static void cpu_run_image(bx_context *context, bx_job *job, int32_t image) {
+/* Of predictions that are in memory: what precedes reduce. Ranking NaN would mean nothing. */
+static void choose_rows(bx_context *context, bx_job *job, int32_t image) {
     const bx_plan *plan = job->plan;
-    bool predicted = plan->with_predictions;
+    for (int32_t b = 0; plan->with_predictions && b < plan->n_blocks; b++) {
+        bx_stage_check(context, job, image, b * BX_BLOCK, bx_block_size(plan, b));
+    }
+    if (!bx_image_is_usable(job, image)) {
+        return;
+    }
+    bx_stage_assign(job, image);
+    if (plan->with_predictions) {
+        bx_stage_positives(context, job, image, 0, plan->n_priors);
+        bx_stage_mine(context, job, image);
+    }
+}
+
+static void cpu_run_image(bx_context *context, bx_job *job, int32_t image) {
     if (bx_job_cancelled(job)) {
         return;
     }
-    if (predicted && !image_is_usable(context, job, image)) {
-        return; /* bx_run_batch refuses the batch; ranking NaN would mean nothing */
+    if (!job->plan->streamed) {
+        choose_rows(context, job, image);
     }
-    bx_stage_assign(job, image);
-    if (predicted) {
-        bx_stage_mine(context, job, image);
-    }
-    if (!plan->mines_across) {
-        finish_image(context, job, image);
+    if (!job->plan->mines_across && bx_image_is_usable(job, image)) { /* else bx_run_batch refuses the batch */
+        bx_stage_reduce(job, image, 0, job->plan->n_priors);
     }
 }
 
@@ -462,7 +477,7 @@ static void cpu_run_rows(bx_context *context, bx_job *job, int32_t image) {
         return;
     }
     if (job->plan->mines_across) {
-        finish_image(context, job, image);
+        bx_stage_reduce(job, image, 0, job->plan->n_priors);
     }
     if (job->plan->gradients != BX_GRADIENTS_NONE) {
         bx_stage_gradients(context, job, image);

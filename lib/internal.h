@@ -180,6 +180,14 @@ static inline size_t bx_next_counted(const bx_job *job, const uint8_t *state, si
 }
 
 bx_scoring bx_scoring_of(const bx_job *job);
+/* Priors of a block; the last may be shorter. */
+int32_t bx_block_size(const bx_plan *plan, int32_t block);
+/* The stages score, positives and check on the rows of these priors wherever they lie: rows of conf, or of loc. */
+void bx_score_range(bx_context *context, bx_job *job, int32_t image, int32_t first, int32_t count, bx_tensor conf);
+void bx_positives_range(bx_context *context, bx_job *job, int32_t image, int32_t first, int32_t count, bx_tensor conf);
+void bx_check_range(bx_context *context, bx_job *job, int32_t image, int32_t first, int32_t count, bx_tensor loc);
+/* Whether no prediction of the image that was looked at is bad. */
+bool bx_image_is_usable(const bx_job *job, int32_t image);
 /* Column of class k, and of the background (-1: none), among n_columns. */
 int32_t bx_class_column(const bx_criterion *criterion, int32_t k);
 int32_t bx_background_column(const bx_criterion *criterion, int32_t n_columns);

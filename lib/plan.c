@@ -10,7 +10,7 @@
 /* Offsets of a job's arrays in its workspace. */
 typedef struct layout {
     size_t overlap, owner, score, state, block_iou, block_prior, bad, images, classes, levels, objects, hard, soft;
-    size_t normalizers, listed, heap, bytes;
+    size_t normalizers, listed, heap, offsets, bytes;
 } layout;
 
 static layout plan_layout(const bx_plan *plan) {
@@ -39,6 +39,7 @@ static layout plan_layout(const bx_plan *plan) {
     BX_PLACE(normalizers, n, bx_sums);
     BX_PLACE(listed, n + 1, int64_t);
     BX_PLACE(heap, plan->criterion->matcher.force == BX_FORCE_GREEDY ? objects : 0, int32_t);
+    BX_PLACE(offsets, plan->streamed ? rows * 4 : 0, float);
 #undef BX_PLACE
     at.bytes = bytes;
     return at;
@@ -253,9 +254,13 @@ bx_status bx_plan_init(bx_plan *plan, const bx_criterion *criterion, const bx_pr
         .n_classes = bx_criterion_classes(criterion, batch->n_columns),
         .n_objects = batch->first[batch->n_images],
         .n_blocks = (priors->n + BX_BLOCK - 1) / BX_BLOCK,
+        .streamed = batch->streamed,
         .with_predictions = batch->conf.data != NULL,
         .with_targets = batch->target_classes.data != NULL,
     };
+    if (made.streamed && (!made.with_predictions || gradients != BX_GRADIENTS_NONE)) {
+        return bx_fail(error, BX_INTERNAL, "streamed", "gradients cannot be had of predictions that are not kept");
+    }
     const bx_mining *mining = &criterion->mining;
     made.mines_across = made.with_predictions && mining->kind != BX_MINING_NONE && mining->scope == BX_SCOPE_BATCH;
     made.second_round = made.with_predictions && (gradients != BX_GRADIENTS_NONE || made.mines_across);
@@ -313,6 +318,7 @@ void bx_job_init(bx_job *job, const bx_plan *plan, const bx_batch *batch, void *
         .normalizers = (bx_sums *)(void *)(base + at.normalizers),
         .listed = (int64_t *)(void *)(base + at.listed),
         .heap = (int32_t *)(void *)(base + at.heap),
+        .offsets = plan->streamed ? (float *)(void *)(base + at.offsets) : NULL,
     };
     if (plan->with_predictions) {
         fill_factors(job);

@@ -304,11 +304,10 @@ static bool same_jobs(const char *stage, bool after_batch, const bx_job *a, cons
     return good;
 }
 
-enum { MATCH, SCORE, CHECK, ASSIGN, MINE, POSITIVES, REDUCE, BATCH, LATE_POSITIVES, LATE_REDUCE, GRADIENTS, N_STAGES };
+enum { MATCH, SCORE, CHECK, ASSIGN, POSITIVES, MINE, REDUCE, BATCH, LATE_REDUCE, GRADIENTS, N_STAGES };
 
-static const char *const stages[N_STAGES] = {"match",          "score",       "check",    "assign",
-                                             "mine",           "positives",   "reduce",   "batch",
-                                             "late positives", "late reduce", "gradients"};
+static const char *const stages[N_STAGES] = {"match", "score",  "check", "assign",      "positives",
+                                             "mine",  "reduce", "batch", "late reduce", "gradients"};
 
 static void run_block_stage(int stage, bx_context *context, bx_job *job, int32_t image, int32_t block) {
     const int32_t first = block * BX_BLOCK, left = job->plan->n_priors - first;
@@ -331,7 +330,7 @@ static void run_image_stage(int stage, bx_context *context, bx_job *job, int32_t
         bx_stage_assign(job, image);
     } else if (stage == MINE) {
         bx_stage_mine(context, job, image);
-    } else if (stage == (across ? LATE_POSITIVES : POSITIVES)) {
+    } else if (stage == POSITIVES) {
         bx_stage_positives(context, job, image, 0, n);
     } else if (stage == (across ? LATE_REDUCE : REDUCE)) {
         bx_stage_reduce(job, image, 0, n);
@@ -372,6 +371,55 @@ static guarded run_batch(bx_context *context, bx_job *job) {
     guarded gradients = guarded_new(bx_gradient_bytes(job->plan, bx_job_gradient_rows(job)), 0);
     bx_job_place_gradients(job, gradients.at);
     return gradients;
+}
+
+/* Rows of a tensor of one image in random pieces, each at an address of its own. */
+static void stream_rows(bx_context *context, bx_job *job, int32_t image, bx_tensor tensor, size_t width,
+                        void (*take)(bx_context *, bx_job *, int32_t, int32_t, int32_t, const void *)) {
+    const int32_t n = job->plan->n_priors;
+    const size_t row = width * bx_dtype_bytes(tensor.dtype);
+    char *copy = malloc((size_t)n * row + 8);
+    for (int32_t p = 0, count; p < n; p += count) {
+        char *at = copy + below(8);
+        count = 1 + below(below(2) ? 5 : n);
+        count = count < n - p ? count : n - p;
+        const size_t first = (size_t)image * (size_t)n + (size_t)p;
+        memcpy(at, (const char *)tensor.data + first * row, (size_t)count * row);
+        take(context, job, image, p, count, at);
+    }
+    free(copy);
+}
+
+/* The same batch passing by once, beside the finished job of the reference. */
+static bool check_streamed(bx_context *context, const bx_job *owed) {
+    bx_batch batch = *owed->batch;
+    bx_plan plan;
+    bx_job job;
+    batch.streamed = true;
+    if (bx_plan_init(&plan, owed->plan->criterion, owed->plan->priors, &batch, BX_GRADIENTS_NONE, NULL) != BX_OK) {
+        exit(2);
+    }
+    guarded work = guarded_new(plan.work_bytes, 0);
+    bx_job_init(&job, &plan, &batch, work.at);
+    for (int32_t image = 0; image < plan.n_images; image++) {
+        const bool loc_first = below(2);
+        bx_stream_assign(context, &job, image);
+        if (loc_first) {
+            stream_rows(context, &job, image, batch.loc, 4, bx_stream_loc);
+        }
+        stream_rows(context, &job, image, batch.conf, (size_t)plan.n_columns, bx_stream_conf);
+        bx_stream_mine(context, &job, image);
+        if (!loc_first) {
+            stream_rows(context, &job, image, batch.loc, 4, bx_stream_loc);
+        }
+        bx_run_image(context, &job, image);
+    }
+    bool good = bx_run_batch(context, &job, NULL) == BX_OK;
+    for (int32_t image = 0; good && plan.second_round && image < plan.n_images; image++) {
+        bx_run_rows(context, &job, image);
+    }
+    good = good && same_jobs("streamed", true, owed, &job);
+    return holds(guarded_free(&work), "streamed", "wrote outside the workspace") && good;
 }
 
 /* The levels' jobs, stage by stage beside the reference's. */
@@ -415,7 +463,14 @@ static void check_job(bx_context *const *contexts, size_t n_levels) {
         if (fine && status == BX_OK) {
             fine = same("finish", "loss", &owed.loss, &got.loss, 5, sizeof(double), sizeof(double));
         }
-        fine &= holds(guarded_free(&work[l]), "job", "wrote outside the workspace");
+        if (s.gradients == BX_GRADIENTS_NONE && s.batch.conf.data) {
+            fine &= check_streamed(contexts[l], &jobs[0]);
+        }
+        verdict(fine);
+    }
+    for (size_t l = 0; l < n_levels; l++) {
+        kernels = bx_kernels_at(l);
+        bool fine = holds(guarded_free(&work[l]), "job", "wrote outside the workspace");
         fine &= holds(guarded_free(&gradients[l]), "gradients", "wrote outside their memory");
         verdict(fine);
     }

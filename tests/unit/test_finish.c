@@ -519,7 +519,7 @@ START_TEST(sums_of_priors) {
                     double d = fabs((double)loc[4 * at + (size_t)c] - target[c]);
                     sums[0] += _i == 1 ? d : d < 1 ? d * d / 2 : d - .5;
                 }
-                sums[1] += (double)job->score[at];
+                sums[1] -= (double)job->score[at];
             } else if (_i == 2 ? !(job->state[at] & BX_IGNORED) : job->state[at] & BX_HARD_NEGATIVE) {
                 sums[2] += (double)job->score[at];
             }

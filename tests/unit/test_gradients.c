@@ -323,8 +323,9 @@ static void check_conf_row(const computation *c, int32_t image, int32_t prior, c
         x[k] = (double)conf[at][k];
     }
     double loss = row_loss(x, y, m);
-    HOLDS(fabs((double)c->job.score[at] - loss) <= TOLERANCE * loss, "loss of row %d, %d: %.9g, not %.9g", image, prior,
-          (double)c->job.score[at], loss);
+    const double got_loss = fabs((double)c->job.score[at]);
+    HOLDS(fabs(got_loss - loss) <= TOLERANCE * loss, "loss of row %d, %d: %.9g, not %.9g", image, prior, got_loss,
+          loss);
     for (int k = 0; k < C; k++) {
         owed[k] = scale * slope_of(row_loss, x, C, k, y, m);
         HOLDS(!isnan(owed[k]), "slope %d of row %d, %d is nowhere", k, image, prior);
@@ -564,7 +565,7 @@ START_TEST(differences_of_the_total) {
         const double factor = criterion.weights.conf / (positive ? by->conf_positive : by->conf_negative);
         const double x = (double)conf[at][k], h = given ? .05 * fmin(x, 1 - x) : .02;
         double got = (double)c.job.grad_conf[row * C + k], owed = total_slope(context, &c, &conf[at][k], h);
-        double tolerance = factor * noise * (double)c.job.score[at] / h;
+        double tolerance = factor * noise * fabs((double)c.job.score[at]) / h;
         tolerance += 1e-5 * fabs(got) + 4 * DBL_EPSILON * c.result.loss.total / h;
         HOLDS(isnan(owed) || fabs(got - owed) <= tolerance, "conf %d of row %d, %d: %.9g, not %.9g +- %.2g", k, image,
               prior, got, owed, tolerance);
@@ -786,7 +787,7 @@ START_TEST(extreme_logits) {
             for (int k = 0; k < C; k++) {
                 x[k] = (double)logits[row][k];
             }
-            double owed = row_loss(x, y, &criterion.classification), got = (double)c.job.score[0];
+            double owed = row_loss(x, y, &criterion.classification), got = fabs((double)c.job.score[0]);
             HOLDS(fabs(got - owed) <= 1e-5 * owed + 1e-36, "loss of %zu under %d: %.9g, not %.9g", row, i, got, owed);
             for (int k = 0; k < C; k++) {
                 double slope = (double)c.job.grad_conf[k];

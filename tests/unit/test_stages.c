@@ -459,7 +459,8 @@ START_TEST(scores) {
     for (int32_t i = 0; i < p; i++) {
         int32_t label = s.c.job.state[i] & BX_POSITIVE ? 1 + (int32_t)s.labels[s.c.job.owner[i]] : 0;
         double owed = cross_entropy(s.conf + i * c, c, label);
-        HOLDS(fabs((double)s.c.job.score[i] - owed) <= 1e-6 * owed + 1e-7, "own score of %d", i);
+        double sign = label > 0 ? -1 : 1; /* so that it is not mined */
+        HOLDS(fabs(sign * (double)s.c.job.score[i] - owed) <= 1e-6 * owed + 1e-7, "own score of %d", i);
         int32_t largest = 0;
         for (int32_t k = 1; k < c; k++) {
             largest = s.conf[i * c + k] > s.conf[i * c + largest] ? k : largest;
@@ -500,6 +501,11 @@ static void check_mining(scene *s, int32_t image) {
     }
     ranked = loss;
     qsort(order, (size_t)n, sizeof *order, by_loss);
+    bx_stage_positives(s->context, &s->c.job, image, 0, p);
+    for (int32_t i = 0; i < p; i++) {
+        HOLDS(!signbit(s->c.job.score[base + (size_t)i]) == !s->c.job.state[base + (size_t)i], "sign of prior %d", i);
+        s->c.job.state[base + (size_t)i] &= (uint8_t)~BX_CORRECT;
+    }
     bx_stage_mine(s->context, &s->c.job, image);
     const bx_image_row *row = &s->c.job.images[image];
     double wanted = wanted_of(mining, row->positives);
@@ -657,9 +663,6 @@ static void reduce_range(bx_context *context, bx_job *job, int32_t image, int32_
 
 /* What follows an image's choice of negatives, in ranges. */
 static void end_image_in_ranges(scene *s, bx_job *job, int32_t image) {
-    for (int32_t b = s->c.plan.n_blocks - 1; b >= 0; b--) {
-        in_ranges(s, job, image, b, bx_stage_positives);
-    }
     for (int32_t b = 0; b < s->c.plan.n_blocks; b++) {
         in_ranges(s, job, image, b, reduce_range);
     }
@@ -688,6 +691,9 @@ START_TEST(ranges) {
                 in_ranges(&s, &cut.job, image, b, bx_stage_check);
             }
             bx_stage_assign(&cut.job, image);
+            for (int32_t b = s.c.plan.n_blocks - 1; b >= 0; b--) {
+                in_ranges(&s, &cut.job, image, b, bx_stage_positives);
+            }
             bx_stage_mine(s.context, &cut.job, image);
             if (!mines_across(&criterion)) {
                 end_image_in_ranges(&s, &cut.job, image);
