@@ -83,13 +83,18 @@ static void cpu_close(bx_context *context) {
 
 /* ---- reading predictions ----------------------------------------------------------------------------------------- */
 
-const float *bx_floats(const bx_kernels *kernels, bx_tensor tensor, size_t at, size_t n, float *scratch) {
+const void *bx_float32(const bx_kernels *kernels, bx_tensor tensor, size_t at, size_t n, float *scratch) {
     const char *data = (const char *)tensor.data + at * bx_dtype_bytes(tensor.dtype);
-    if (tensor.dtype == BX_F32 && (uintptr_t)data % _Alignof(float) == 0) {
-        return (const float *)(const void *)data;
+    if (tensor.dtype == BX_F32) {
+        return data;
     }
     kernels->load(scratch, data, tensor.dtype, n);
     return scratch;
+}
+
+const float *bx_floats(const bx_kernels *kernels, bx_tensor tensor, size_t at, size_t n, float *scratch) {
+    const void *found = bx_float32(kernels, tensor, at, n, scratch);
+    return (uintptr_t)found % _Alignof(float) ? memcpy(scratch, found, n * sizeof *scratch) : found;
 }
 
 int32_t bx_block_size(const bx_plan *plan, int32_t block) {
@@ -154,10 +159,10 @@ void bx_stage_match(bx_context *context, bx_job *job, int32_t image, int32_t fir
 }
 
 /* Count what is not finite in rows of `width` elements whose first row is prior `first`. */
-static void note_bad(const bx_kernels *kernels, const float *rows, int32_t n, int32_t width, int32_t first,
+static void note_bad(const bx_kernels *kernels, const char *rows, int32_t n, int32_t width, int32_t first,
                      int32_t *count, int32_t *first_bad) {
     for (int32_t i = 0; i < n; i++) {
-        size_t bad = kernels->count_bad(rows + (size_t)i * (size_t)width, (size_t)width);
+        size_t bad = kernels->count_bad(rows + (size_t)i * (size_t)width * sizeof(float), (size_t)width);
         if (bad && *count == 0) {
             *first_bad = first + i;
         }
@@ -165,9 +170,11 @@ static void note_bad(const bx_kernels *kernels, const float *rows, int32_t n, in
     }
 }
 
-static void note_improbable(const float *rows, int32_t n, int32_t width, int32_t first, bx_bad *bad) {
+static void note_improbable(const char *rows, int32_t n, int32_t width, int32_t first, bx_bad *bad) {
     for (int32_t i = 0; i < n * width; i++) {
-        if (!bx_is_probability(rows[i])) {
+        float p;
+        memcpy(&p, rows + (size_t)i * sizeof p, sizeof p);
+        if (!bx_is_probability(p)) {
             bad->first_range = bad->range == 0 ? first + i / width : bad->first_range;
             bad->range++;
         }
@@ -202,7 +209,7 @@ void bx_score_range(bx_context *context, bx_job *job, int32_t image, int32_t fir
     for (int32_t done = 0; done < count; done += step) {
         int32_t prior = first + done, n = count - done < step ? count - done : step;
         size_t at = bx_row_index(job, image, prior), width = (size_t)n_columns;
-        const float *rows = bx_floats(kernels, conf, (size_t)done * width, (size_t)n * width, context->rows);
+        const void *rows = bx_float32(kernels, conf, (size_t)done * width, (size_t)n * width, context->rows);
         if (!kernels->score_rows(&scoring, rows, n, NULL, job->score + at, context->tile)) {
             note_bad(kernels, rows, n, n_columns, prior, &bad->conf, &bad->first_conf);
             if (scoring.kind == BX_CLASSIFICATION_PROB_CE) {
@@ -223,7 +230,7 @@ void bx_check_range(bx_context *context, bx_job *job, int32_t image, int32_t fir
     bx_bad *bad = &job->bad[(size_t)image * (size_t)job->plan->n_blocks + (size_t)(first / BX_BLOCK)];
     for (int32_t done = 0; done < count; done += step) {
         int32_t prior = first + done, n = count - done < step ? count - done : step;
-        const float *rows = bx_floats(kernels, loc, (size_t)done * 4, (size_t)n * 4, context->rows);
+        const void *rows = bx_float32(kernels, loc, (size_t)done * 4, (size_t)n * 4, context->rows);
         if (kernels->count_bad(rows, (size_t)n * 4)) {
             note_bad(kernels, rows, n, 4, prior, &bad->loc, &bad->first_loc);
         }
@@ -329,7 +336,7 @@ void bx_positives_range(bx_context *context, bx_job *job, int32_t image, int32_t
         for (int32_t i = 0; i < n; i++) {
             size_t at = base + (size_t)found[i];
             float *to = context->rows + (size_t)i * width;
-            const float *row = bx_floats(kernels, conf, (size_t)(found[i] - first) * width, width, to);
+            const void *row = bx_float32(kernels, conf, (size_t)(found[i] - first) * width, width, to);
             if (row != to) {
                 memcpy(to, row, width * sizeof *to);
             }

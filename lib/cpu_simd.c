@@ -79,16 +79,19 @@ static void load(float *out, const void *in, bx_dtype dtype, size_t n) {
     }
 }
 
-static size_t count_bad(const float *x, size_t n) {
+static size_t count_bad(const void *x, size_t n) {
+    const char *at = x;
     size_t bad = 0;
     while (n > 0) { /* in runs short enough for 32-bit lanes */
         size_t run = n < 65536 ? n : 65536;
         int32_t in_run = 0;
         for (size_t i = 0; i < run; i++) {
-            in_run += (bx_bits(x[i]) & 0x7f800000) == 0x7f800000;
+            int32_t bits;
+            memcpy(&bits, at + i * sizeof bits, sizeof bits);
+            in_run += (bits & 0x7f800000) == 0x7f800000;
         }
         bad += (size_t)in_run;
-        x += run;
+        at += run * sizeof(float);
         n -= run;
     }
     return bad;
@@ -140,8 +143,8 @@ static void iou_row(const bx_priors *priors, int32_t first, int32_t count, const
 
 /* ---- scoring ----------------------------------------------------------------------------------------------------- */
 
-/* Vectors at any float's address. */
-typedef float quad __attribute__((vector_size(4 * sizeof(float)), aligned(sizeof(float)), may_alias));
+/* Four columns of a row, at any address; a tile's lanes, at any float's. */
+typedef float quad __attribute__((vector_size(4 * sizeof(float)), aligned(1), may_alias));
 typedef float lanes_of_column __attribute__((vector_size(WIDTH * sizeof(float)), aligned(sizeof(float)), may_alias));
 
 #if WIDTH == 8 /* rows i and i + 4 side by side: the two halves turn as one */
@@ -160,8 +163,8 @@ typedef float lanes_of_column __attribute__((vector_size(WIDTH * sizeof(float)),
 #define LAST(a, b)  __builtin_shufflevector(a, b, 2, 3, 6, 7)
 #endif
 
-/* WIDTH rows of `stride` floats, columns 0 .. 3, turned so that each column's WIDTH lanes lie together in the tile. */
-static inline void transpose_block(const float *rows, size_t stride, float *tile, size_t lanes) {
+/* WIDTH rows of `stride` bytes, columns 0 .. 3, turned so that each column's WIDTH lanes lie together in the tile. */
+static inline void transpose_block(const char *rows, size_t stride, float *tile, size_t lanes) {
     vector r0 = ROWS(0), r1 = ROWS(1), r2 = ROWS(2), r3 = ROWS(3);
     vector low01 = LOW(r0, r1), high01 = HIGH(r0, r1), low23 = LOW(r2, r3), high23 = HIGH(r2, r3);
     *(lanes_of_column *)tile = FIRST(low01, low23);
@@ -171,24 +174,25 @@ static inline void transpose_block(const float *rows, size_t stride, float *tile
 }
 
 /* Rows (n,C) -> tile (C,lanes); lanes past n repeat the last row. */
-static inline void fill_tile(const float *rows, int32_t n, int32_t n_columns, float *tile, int32_t n_lanes) {
-    const size_t stride = (size_t)n_columns, lanes = (size_t)n_lanes, whole = (size_t)(n / WIDTH * WIDTH);
+static inline void fill_tile(const char *rows, int32_t n, int32_t n_columns, float *tile, int32_t n_lanes) {
+    const size_t columns = (size_t)n_columns, stride = columns * sizeof *tile;
+    const size_t lanes = (size_t)n_lanes, whole = (size_t)(n / WIDTH * WIDTH);
     size_t i = 0;
     for (; n_columns >= 4 && i < whole; i += WIDTH) {
-        const float *from = rows + i * stride;
+        const char *from = rows + i * stride;
         size_t c = 0;
-        for (; c + 4 <= stride; c += 4) {
-            transpose_block(from + c, stride, tile + c * lanes + i, lanes);
+        for (; c + 4 <= columns; c += 4) {
+            transpose_block(from + c * sizeof *tile, stride, tile + c * lanes + i, lanes);
         }
-        if (c < stride) { /* the last block overlaps the one before */
-            c = stride - 4;
-            transpose_block(from + c, stride, tile + c * lanes + i, lanes);
+        if (c < columns) { /* the last block overlaps the one before */
+            c = columns - 4;
+            transpose_block(from + c * sizeof *tile, stride, tile + c * lanes + i, lanes);
         }
     }
     for (; i < lanes; i++) {
-        const float *from = rows + (i < (size_t)n ? i : (size_t)n - 1) * stride;
-        for (size_t c = 0; c < stride; c++) {
-            tile[c * lanes + i] = from[c];
+        const char *from = rows + (i < (size_t)n ? i : (size_t)n - 1) * stride;
+        for (size_t c = 0; c < columns; c++) {
+            memcpy(tile + c * lanes + i, from + c * sizeof *tile, sizeof *tile);
         }
     }
 }
@@ -279,7 +283,7 @@ static __attribute__((noinline)) void weigh_softmax_tile(const bx_scoring *s, co
     }
 }
 
-static bool softmax_rows(const bx_scoring *s, const float *rows, int32_t n, const int32_t *label, float *out,
+static bool softmax_rows(const bx_scoring *s, const char *rows, int32_t n, const int32_t *label, float *out,
                          float *tile, int32_t lanes) {
     float gathered[BX_LANES];
     const float *x_label = gathered;
@@ -350,7 +354,7 @@ static bool sigmoid_rows(const bx_scoring *s, int32_t n, const int32_t *given, f
 }
 
 /* The skeletons that have a form of their own here; the others are ref's. */
-static bool score_rows(const bx_scoring *s, const float *rows, int32_t n, const int32_t *label, float *out,
+static bool score_rows(const bx_scoring *s, const void *rows, int32_t n, const int32_t *label, float *out,
                        float *tile) {
     float lane[BX_LANES];
     int32_t lanes = n > BX_MIN_LANES ? BX_LANES : BX_MIN_LANES;

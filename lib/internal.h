@@ -58,18 +58,18 @@ typedef struct bx_kernels {
     bool (*runs_here)(void);
     /* n elements of a floating-point dtype at any alignment -> float32 */
     void (*load)(float *out, const void *in, bx_dtype dtype, size_t n);
-    /* How many of n floats are not finite. */
-    size_t (*count_bad)(const float *x, size_t n);
+    /* How many of n floats, at any alignment, are not finite. */
+    size_t (*count_bad)(const void *x, size_t n);
     /* Priors [first, first + count) against one object: where the IoU exceeds overlap[p] (indexed from the range's
      * start), take it and set owner[p] = index. Raises *best to the first prior with the greatest IoU, when it exceeds
      * best->iou. */
     void (*iou_row)(const bx_priors *priors, int32_t first, int32_t count, const bx_object *object, bx_iou iou,
                     int32_t index, float *overlap, int32_t *owner, bx_best *best);
-    /* Classification loss of n rows (n,C) as class column label[i], or as background when label is NULL, to out (n):
-     * >= 0, or infinity where it overflows. Rows with an element that cannot be used give any value. tile:
-     * BX_TILE_FLOATS floats, 64-byte aligned. n <= bx_tile_rows(C). Returns false when some element of the rows cannot
-     * be used: is not finite, or no probability (prob_ce). */
-    bool (*score_rows)(const bx_scoring *scoring, const float *rows, int32_t n, const int32_t *label, float *out,
+    /* Classification loss of n rows, (n,C) float32 at any alignment, as class column label[i], or as background when
+     * label is NULL, to out (n): >= 0, or infinity where it overflows. Rows with an element that cannot be used give
+     * any value. tile: BX_TILE_FLOATS floats, 64-byte aligned. n <= bx_tile_rows(C). Returns false when some element of
+     * the rows cannot be used: is not finite, or no probability (prob_ce). */
+    bool (*score_rows)(const bx_scoring *scoring, const void *rows, int32_t n, const int32_t *label, float *out,
                        float *tile);
     /* state[i] |= mark for the k largest of n values, the lowest index first among equals. Values are >= 0 or exactly
      * -1, which marks what may not be chosen; 1 <= k <= number of values >= 0. */
@@ -192,7 +192,9 @@ bool bx_image_is_usable(const bx_job *job, int32_t image);
 int32_t bx_class_column(const bx_criterion *criterion, int32_t k);
 int32_t bx_background_column(const bx_criterion *criterion, int32_t n_columns);
 
-/* Elements [at, at + n) of a tensor as float32: in place when they are aligned float32, else loaded into `scratch`. */
+/* Elements [at, at + n) of a tensor as float32 at any alignment: in place when they are float32, else loaded into
+ * `scratch`. bx_floats: aligned, in place when they already are. */
+const void *bx_float32(const bx_kernels *kernels, bx_tensor tensor, size_t at, size_t n, float *scratch);
 const float *bx_floats(const bx_kernels *kernels, bx_tensor tensor, size_t at, size_t n, float *scratch);
 
 /* ---- localization ------------------------------------------------------------------------------------------------ */

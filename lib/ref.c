@@ -58,10 +58,12 @@ static void load(float *out, const void *in, bx_dtype dtype, size_t n) {
     }
 }
 
-static size_t count_bad(const float *x, size_t n) {
+static size_t count_bad(const void *x, size_t n) {
     size_t bad = 0;
     for (size_t i = 0; i < n; i++) {
-        bad += !isfinite(x[i]);
+        float value;
+        memcpy(&value, (const char *)x + i * sizeof value, sizeof value);
+        bad += !isfinite(value);
     }
     return bad;
 }
@@ -157,12 +159,13 @@ static bool probable_row(const float *p, int32_t n) {
     usable &= finite_row(x, s->n_columns);                                                                             \
     loss = sigmoid_row(s, x, y, formula)
 
-static bool score_rows(const bx_scoring *s, const float *rows, int32_t n, const int32_t *label, float *out,
+static bool score_rows(const bx_scoring *s, const void *rows, int32_t n, const int32_t *label, float *out,
                        float *tile) {
-    (void)tile;
+    const size_t stride = (size_t)s->n_columns * sizeof(float);
+    const float *x = tile; /* the row, aligned */
     bool usable = true;
     for (int32_t i = 0; i < n; i++) {
-        const float *x = rows + (size_t)i * (size_t)s->n_columns;
+        memcpy(tile, (const char *)rows + (size_t)i * stride, stride);
         int32_t y = label ? label[i] : s->background;
         float loss = 0;
         switch (s->kind) {

@@ -121,19 +121,20 @@ static void check_load(bx_dtype dtype) {
 
 static void check_count_bad(void) {
     const size_t n = (size_t)(one_in(20) ? 65536 + below(70000) : one_in(2) ? pick_priors() : below(200));
-    guarded in = guarded_new(n * 4, 4 * (size_t)below(16));
-    float *x = (float *)(void *)in.at;
+    const size_t skew = (size_t)below(64);
+    guarded in = guarded_new(n * 4, skew);
     size_t bad = 0;
     int32_t rare = PICK(1, 2, 50, 5000);
     for (size_t i = 0; i < n; i++) {
         static const int32_t patterns[] = {0x7f800000, -0x800000, 0x7fc00000, 0x7f800001, -1};
         bool spoilt = one_in(rare);
-        x[i] = spoilt ? bx_float(patterns[below(5)]) : bx_float((int32_t)(random_bits() & 0xbf7fffff));
+        int32_t bits = spoilt ? patterns[below(5)] : (int32_t)(random_bits() & 0xbf7fffff);
+        memcpy(in.at + 4 * i, &bits, 4);
         bad += spoilt;
     }
-    at_dims("n %zu, %zu bad", n, bad);
-    bool good = holds(ref->count_bad(x, n) == bad, "count_bad", "ref counts wrong");
-    good &= holds(kernels->count_bad(x, n) == bad, "count_bad", "counts wrong");
+    at_dims("n %zu, %zu bytes off, %zu bad", n, skew, bad);
+    bool good = holds(ref->count_bad(in.at, n) == bad, "count_bad", "ref counts wrong");
+    good &= holds(kernels->count_bad(in.at, n) == bad, "count_bad", "counts wrong");
     guarded_free(&in);
     verdict(good);
 }
@@ -196,13 +197,14 @@ static void check_score_rows(float *tile, bool spoil) {
     const bx_scoring scoring = random_scoring(c, hard, soft);
     const bool labelled = scoring.background < 0 ? one_in(2) : !one_in(3);
     const bool probabilities = scoring.kind == BX_CLASSIFICATION_PROB_CE;
-    at_dims("%s, n %d, C %d, background %d%s%s, gamma %g, smoothing %g%s",
-            bx_menu_name(BX_MENU_CLASSIFICATION, scoring.kind), n, c, scoring.background, labelled ? ", labels" : "",
-            scoring.plain ? ", plain" : "", (double)scoring.gamma, (double)scoring.smoothing,
-            spoil ? ", not usable" : "");
-    guarded rows = guarded_new((size_t)n * columns * 4, 4 * (size_t)below(16));
+    const size_t bytes = (size_t)n * columns * 4, skew = (size_t)below(64);
+    at_dims("%s, n %d, C %d, %zu bytes off, background %d%s%s, gamma %g, smoothing %g%s",
+            bx_menu_name(BX_MENU_CLASSIFICATION, scoring.kind), n, c, skew, scoring.background,
+            labelled ? ", labels" : "", scoring.plain ? ", plain" : "", (double)scoring.gamma,
+            (double)scoring.smoothing, spoil ? ", not usable" : "");
+    float *x = checked(malloc(bytes));
+    guarded rows = guarded_new(bytes, skew);
     guarded owed = guarded_new((size_t)n * 4, 0), got = guarded_new((size_t)n * 4, 4 * (size_t)below(16));
-    float *x = (float *)(void *)rows.at;
     int32_t label[BX_LANES];
     bool bad[BX_LANES] = {false};
     for (int32_t i = 0; i < n; i++) {
@@ -215,9 +217,10 @@ static void check_score_rows(float *tile, bool spoil) {
         x[(size_t)i * columns + (size_t)below(c)] = wrong[below(probabilities ? 5 : 3)];
         bad[i] = true;
     }
-    bool usable = ref->score_rows(&scoring, x, n, labelled ? label : NULL, (float *)(void *)owed.at, tile);
+    memcpy(rows.at, x, bytes);
+    bool usable = ref->score_rows(&scoring, rows.at, n, labelled ? label : NULL, (float *)(void *)owed.at, tile);
     memset(tile, POISON, BX_TILE_FLOATS * sizeof *tile);
-    bool level = kernels->score_rows(&scoring, x, n, labelled ? label : NULL, (float *)(void *)got.at, tile);
+    bool level = kernels->score_rows(&scoring, rows.at, n, labelled ? label : NULL, (float *)(void *)got.at, tile);
     bool good = holds(usable != spoil, "score_rows", "ref misjudged whether all can be used");
     good &= holds(level != spoil, "score_rows", "misjudged whether all can be used");
     for (int32_t i = 0; i < n && good; i++) {
@@ -231,6 +234,7 @@ static void check_score_rows(float *tile, bool spoil) {
     }
     good &=
         holds(guarded_free(&rows) & guarded_free(&owed) & guarded_free(&got), "score_rows", "wrote outside its output");
+    free(x);
     if (hard != factors) {
         free(hard);
     }
