@@ -3,11 +3,11 @@
  * A request for the loss or the assignment of a batch: decoding, planning, and its units of work.
  *
  * The thread that receives the body decodes it as soon as the annotations are in (a safetensors body whose tensors come
- * in the usual order) and lets the workers run each block of priors when its conf rows have arrived and finish each
- * image when its loc rows have. Other bodies are decoded once they are complete. After the last image what needs the
- * whole batch happens once, and then, for gradients and for mining across the batch, a second round over the images.
- * The last one reduces, encodes the answer and settles the request. What costs less than INLINE_US is computed by the
- * receiving thread itself.
+ * in the usual order). Mostly the predictions are then scored as they arrive (stream.c). Where they have to be kept,
+ * the workers run each block of priors when its conf rows have arrived and finish each image when its loc rows have.
+ * Other bodies are decoded once they are complete. After the last image what needs the whole batch happens once, and
+ * then, for gradients and for mining across the batch, a second round over the images. The last one reduces, encodes
+ * the answer and settles the request. What costs less than INLINE_US is computed by the receiving thread itself.
  */
 #include <string.h>
 
@@ -55,8 +55,9 @@ static bx_status check_cost(request *r) {
 /* Memory for the work and the answer. The common case fits what admission reserved. */
 static bx_status take_work(request *r) {
     const size_t n = (size_t)r->plan.n_images;
-    size_t counters = n * (sizeof(atomic_int) + sizeof(int32_t));
-    bx_status status = lease_take(&r->lease, r->plan.work_bytes + counters, &r->work);
+    const size_t counters = n * (sizeof(atomic_int) + sizeof(int32_t));
+    const size_t more = r->plan.streamed ? stream_bytes(&r->plan) : 0;
+    bx_status status = lease_take(&r->lease, r->plan.work_bytes + more + counters, &r->work);
     if (status == BX_OK && !lease_promise(&r->lease, r->answer_bytes)) {
         status = BX_BUSY;
         lease_give(&r->lease, &r->work);
@@ -66,12 +67,16 @@ static bx_status take_work(request *r) {
     }
     bx_job_init(&r->job, &r->plan, &r->decoded_request.batch, r->work.data);
     r->job.cancel = &r->cancelled;
-    r->blocks_left = (atomic_int *)(void *)((char *)r->work.data + r->plan.work_bytes);
+    char *behind = (char *)r->work.data + r->plan.work_bytes;
+    r->blocks_left = (atomic_int *)(void *)(behind + more);
     r->images_ready = (int32_t *)(void *)(r->blocks_left + n);
     for (size_t i = 0; i < n; i++) {
         atomic_init(&r->blocks_left[i], r->plan.n_blocks + 1);
     }
     atomic_init(&r->images_left, r->plan.n_images);
+    if (r->plan.streamed) {
+        stream_begin(r, behind);
+    }
     return BX_OK;
 }
 
@@ -93,11 +98,9 @@ static bx_status decode(request *r, size_t bytes, bool by_worker, bool makes) {
     return status;
 }
 
-bx_status batch_prepare(request *r, size_t bytes, bool by_worker, bool makes) {
-    bx_status status = decode(r, bytes, by_worker, makes);
-    if (status == BX_OK) {
-        status = check_device(r);
-    }
+/* A decoded request -> plan -> job. */
+static bx_status plan_work(request *r) {
+    bx_status status = check_device(r);
     if (status == BX_OK) {
         const proto_request *q = &r->decoded_request;
         status = bx_plan_init(&r->plan, q->criterion, q->priors, &q->batch, q->gradients, &r->error);
@@ -112,13 +115,37 @@ bx_status batch_prepare(request *r, size_t bytes, bool by_worker, bool makes) {
     return status;
 }
 
-bx_status batch_prepare_here(request *r, size_t bytes) {
-    bx_status status = batch_prepare(r, bytes, false, false);
+bx_status batch_prepare(request *r, size_t bytes, bool by_worker, bool makes) {
+    bx_status status = decode(r, bytes, by_worker, makes);
+    return status == BX_OK ? plan_work(r) : status;
+}
+
+/* What takes long is left to a worker. */
+static bx_status unless_later(request *r, bx_status status) {
     r->later = status != BX_OK && !strcmp(r->error.code, REGISTRY_LATER);
     if (r->later) {
         r->error = (bx_error){0};
     }
     return r->later ? BX_OK : status;
+}
+
+bx_status batch_prepare_here(request *r, size_t bytes) {
+    return unless_later(r, batch_prepare(r, bytes, false, false));
+}
+
+bx_status batch_prepare_stream(request *r) {
+    bx_status status = decode(r, r->expected, false, false);
+    if (status != BX_OK) {
+        return unless_later(r, status);
+    }
+    if (!stream_fits(r)) { /* it will be decoded again where all of it is kept */
+        lease_return(&r->lease, r->decoded_request.memory_bytes);
+        proto_request_free(&r->decoded_request);
+        r->decoded = false;
+        return BX_OK;
+    }
+    r->decoded_request.batch.streamed = true;
+    return plan_work(r);
 }
 
 /* ---- progress: what of a planned request may run ----------------------------------------------------------------- */
@@ -258,6 +285,10 @@ void batch_run_image(request *r, bx_context *context, int32_t image) {
 }
 
 void batch_run_unit(request *r, bx_context *context, int64_t unit) {
+    if (r->plan.streamed) {
+        stream_run_unit(r, context, unit);
+        return;
+    }
     int32_t image = (int32_t)(unit / r->plan.n_blocks), block = (int32_t)(unit % r->plan.n_blocks);
     request_mark_begun(r);
     bx_run_block(context, &r->job, image, block);

@@ -144,6 +144,12 @@ bool lease_begin(lease *l, memory *m, size_t bytes) {
     return room;
 }
 
+bool lease_reserve(lease *l, size_t bytes) {
+    bool room = reserve(l->memory, bytes);
+    l->reserved += room ? bytes : 0;
+    return room;
+}
+
 bool lease_borrow(lease *l, size_t bytes) {
     bool room = reserve(l->memory, bytes);
     l->held += room ? bytes : 0;

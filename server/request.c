@@ -12,24 +12,25 @@
 #include "server.h"
 
 #define EARLY_BYTES         ((size_t)256 << 10) /* smaller bodies are decoded when complete */
+#define HEAD_BYTES          ((size_t)64 << 10)  /* kept of larger ones until it is known what they are */
 #define DECODE_BYTES        ((size_t)1 << 20)   /* decoding more than this is a worker's job */
 #define JSON_DECODE_BYTES   ((size_t)32 << 10)  /* and more than this of JSON */
 #define JSON_TREE           64 /* bytes of tree per byte of text, at worst; half of --memory-limit at most */
 #define FIRST_CHUNKED_BYTES ((size_t)64 << 10)
 #define BASE_BYTES          ((size_t)256 << 10)
-#define LATER_BYTES         ((size_t)256 << 10) /* of prior boxes or JSON texts: a worker makes them */
-#define MOST_AT_CLERK       8                   /* requests that wait for the disk, however slow it is */
+#define LATER_BYTES         ((size_t)1 << 20) /* of prior boxes or JSON texts: a worker makes them */
+#define MOST_AT_CLERK       8                 /* requests that wait for the disk, however slow it is */
 
 /* ---- admission --------------------------------------------------------------------------------------------------- */
 
 /* What a body of `bytes` will need besides the tree of a JSON text: itself, and its work. A prior's row of predictions
  * is at least 12 bytes on the wire and 13 in the workspace; a number in JSON is at least 2 characters and 4 bytes as a
  * float. */
-static size_t needed_bytes(const admission *a, size_t bytes) {
-    if (a->route->how != ROUTE_BATCH) {
-        return a->route->has_body ? bytes + BASE_BYTES : 0;
+static size_t needed_bytes(const route *route, bool json, size_t bytes) {
+    if (route->how != ROUTE_BATCH) {
+        return route->has_body ? bytes + BASE_BYTES : 0;
     }
-    return bytes / 2 * (a->encoding == PROTO_JSON || a->guess ? 8 : 5) + BASE_BYTES;
+    return bytes / 2 * (json ? 8 : 5) + BASE_BYTES;
 }
 
 static answer refuse(int status, int retry, const char *code, const char *detail, const char *id) {
@@ -50,6 +51,7 @@ static request *new_request(server *server, const admission *a, size_t need, ans
         return NULL;
     }
     pthread_mutex_init(&r->lock, NULL);
+    pthread_cond_init(&r->advanced, NULL);
     atomic_init(&r->refs, 1);
     r->server = server;
     r->pool = a->route->how == ROUTE_BY_CLERK ? server->clerk : server->pool;
@@ -89,8 +91,13 @@ request *request_admit(server *server, const admission *a, answer *refusal) {
         *refusal = refuse(503, 5, "draining", "This daemon is shutting down.", a->id);
         return NULL;
     }
-    size_t first = a->expected ? a->expected : a->route->has_body ? FIRST_CHUNKED_BYTES : 0;
-    size_t need = needed_bytes(a, first);
+    const bool head_only =
+        a->route->how == ROUTE_BATCH && a->expected >= EARLY_BYTES && (a->encoding == PROTO_SAFETENSORS || a->guess);
+    const size_t first = head_only            ? HEAD_BYTES
+                         : a->expected        ? a->expected
+                         : a->route->has_body ? FIRST_CHUNKED_BYTES
+                                              : 0;
+    const size_t need = needed_bytes(a->route, a->encoding == PROTO_JSON || (a->guess && !head_only), first);
     if (need > memory_limit(server->memory)) {
         *refusal = refuse(413, 0, "body_too_large", "A body of this size may need more than --memory-limit.", a->id);
         return NULL;
@@ -103,6 +110,7 @@ request *request_admit(server *server, const admission *a, answer *refusal) {
         give_ticket(server, a->route);
         return NULL;
     }
+    r->head_only = head_only;
     if (first > 0 && lease_take(&r->lease, first, &r->body) != BX_OK) {
         *refusal = refuse(503, 1, "out_of_memory", "No memory for this body.", a->id);
         request_unref(r);
@@ -143,6 +151,7 @@ void request_unref(request *r) {
     free(r->query);
     answer_free(&r->answer);
     lease_end(&r->lease);
+    pthread_cond_destroy(&r->advanced);
     pthread_mutex_destroy(&r->lock);
     free(r);
 }
@@ -273,6 +282,22 @@ static void drop_body(request *r) {
     lease_give(&r->lease, &r->body);
 }
 
+/* A larger buffer for the body, of `most` bytes if there is room for them. */
+static bx_status move_body(request *r, size_t least, size_t most) {
+    buffer larger;
+    bx_status status = lease_take(&r->lease, most, &larger);
+    if (status == BX_BUSY && most > least) {
+        status = lease_take(&r->lease, least, &larger);
+    }
+    if (status != BX_OK) {
+        return request_no_memory(r, status, least, &r->error);
+    }
+    memcpy(larger.data, r->body.data, r->received);
+    lease_give(&r->lease, &r->body);
+    r->body = larger;
+    return BX_OK;
+}
+
 /* Room for `bytes` more of a body of unknown length. */
 static bx_status grow(request *r, size_t bytes) {
     size_t wanted = r->received + bytes;
@@ -283,18 +308,7 @@ static bx_status grow(request *r, size_t bytes) {
     if (wanted <= r->body.bytes) {
         return BX_OK;
     }
-    buffer larger;
-    bx_status status = lease_take(&r->lease, 2 * wanted, &larger);
-    if (status == BX_BUSY) {
-        status = lease_take(&r->lease, wanted, &larger);
-    }
-    if (status != BX_OK) {
-        return request_no_memory(r, status, wanted, &r->error);
-    }
-    memcpy(larger.data, r->body.data, r->received);
-    lease_give(&r->lease, &r->body);
-    r->body = larger;
-    return BX_OK;
+    return move_body(r, wanted, 2 * wanted);
 }
 
 static bx_status check_json_size(request *r, size_t bytes) {
@@ -306,39 +320,102 @@ static bx_status check_json_size(request *r, size_t bytes) {
     return BX_OK;
 }
 
-static bx_status receive(request *r, const void *data, size_t bytes) {
-    bx_status status = r->expected ? BX_OK : grow(r, bytes);
-    if (status != BX_OK) {
-        return status;
-    }
-    if (r->received + bytes > r->body.bytes) {
-        return bx_fail(&r->error, BX_INTERNAL, "internal", "more bytes than Content-Length");
-    }
-    if (r->guess && r->received == 0) {
-        r->encoding = proto_encoding_guess(data, bytes);
-    }
+/* Into the buffer, which has room. */
+static void keep(request *r, const char *data, size_t bytes) {
     memcpy((char *)r->body.data + r->received, data, bytes);
     r->received += bytes;
-    if (r->received == r->expected) {
-        r->received_ns = now_ns(); /* before the workers can see the last rows */
+}
+
+/* The second half of the admission of a body that cannot be streamed: memory for all of it and for its work. */
+static bx_status keep_whole(request *r) {
+    const size_t need = needed_bytes(r->route, r->encoding == PROTO_JSON, r->expected);
+    r->head_only = false;
+    if (need > memory_limit(r->server->memory)) {
+        return bx_fail(&r->error, BX_TOO_LARGE, "body_too_large",
+                       "a body of %zu bytes may need more than --memory-limit", r->expected);
     }
-    status = check_json_size(r, r->expected ? r->expected : r->received);
-    if (status != BX_OK) {
-        return status;
+    if (!lease_reserve(&r->lease, need)) {
+        return request_no_memory(r, BX_BUSY, need, &r->error);
     }
+    return move_body(r, r->expected, r->expected);
+}
+
+/* What the beginning of a long body tells. Once its annotations are in, its predictions are streamed if they can be;
+ * where that is not possible or not known soon enough, all of it is kept. */
+static bx_status look_at_head(request *r) {
+    if (r->encoding == PROTO_SAFETENSORS && !r->prefix) {
+        r->prefix = proto_request_prefix(r->body.data, r->received, r->expected);
+    }
+    const bool known = r->encoding == PROTO_SAFETENSORS && r->prefix > 0 && r->prefix <= DECODE_BYTES;
+    if (known && r->prefix > r->received) {
+        return r->prefix > r->body.bytes ? move_body(r, r->prefix, r->prefix) : BX_OK;
+    }
+    if (!known && r->encoding == PROTO_SAFETENSORS && !r->prefix && r->received < r->body.bytes) {
+        return BX_OK;
+    }
+    bx_status status = known ? batch_prepare_stream(r) : BX_OK;
+    if (status == BX_OK && !r->planned) {
+        return keep_whole(r);
+    }
+    r->head_only = false;
+    if (status == BX_OK) {
+        stream_receive(r, r->prefix, (const char *)r->body.data + r->prefix, r->received - r->prefix);
+    }
+    return status;
+}
+
+/* What of a body that is kept may be computed already. */
+static bx_status look_at_body(request *r) {
     bool early = r->route->how == ROUTE_BATCH && r->expected >= EARLY_BYTES && r->encoding == PROTO_SAFETENSORS;
     if (early && !r->planned && !r->later) {
         if (!r->prefix) {
             r->prefix = proto_request_prefix(r->body.data, r->received, r->expected);
         }
         if (r->prefix && r->prefix <= r->received && r->prefix <= DECODE_BYTES && r->received < r->expected) {
-            status = batch_prepare_here(r, r->expected);
+            bx_status status = batch_prepare_here(r, r->expected);
+            if (status != BX_OK) {
+                return status;
+            }
         }
     }
     if (r->planned && !r->small) {
         batch_progress(r);
     }
-    return status;
+    return BX_OK;
+}
+
+static bx_status receive(request *r, const char *data, size_t bytes) {
+    bx_status status = r->expected ? BX_OK : grow(r, bytes);
+    if (status != BX_OK) {
+        return status;
+    }
+    if (r->expected && bytes > r->expected - r->received) {
+        return bx_fail(&r->error, BX_INTERNAL, "internal", "more bytes than Content-Length");
+    }
+    if (r->guess && r->received == 0) {
+        r->encoding = proto_encoding_guess(data, bytes);
+    }
+    if (r->received + bytes == r->expected) {
+        r->received_ns = now_ns(); /* before the workers can see the last rows */
+    }
+    status = check_json_size(r, r->expected ? r->expected : r->received + bytes);
+    while (status == BX_OK && r->head_only && bytes > 0) {
+        const size_t room = r->body.bytes - r->received, n = bytes < room ? bytes : room;
+        keep(r, data, n);
+        data += n;
+        bytes -= n;
+        status = look_at_head(r);
+    }
+    if (status != BX_OK || r->head_only) {
+        return status;
+    }
+    if (r->planned && r->plan.streamed) {
+        stream_receive(r, r->received, data, bytes);
+        r->received += bytes;
+        return BX_OK;
+    }
+    keep(r, data, bytes);
+    return look_at_body(r);
 }
 
 bool request_receive(request *r, const void *data, size_t bytes) {
@@ -347,6 +424,13 @@ bool request_receive(request *r, const void *data, size_t bytes) {
         drop_body(r);
     }
     return wanted;
+}
+
+static bool is_settled(request *r) {
+    pthread_mutex_lock(&r->lock);
+    bool settled = r->settled;
+    pthread_mutex_unlock(&r->lock);
+    return settled;
 }
 
 bool request_complete(request *r) {
@@ -366,6 +450,9 @@ bool request_complete(request *r) {
     if (!ok) {
         request_settle(r, request_error(r, &r->error));
         return true;
+    }
+    if (r->plan.streamed) {
+        return is_settled(r);
     }
     if (r->small && batch_run_inline(r)) {
         return true;

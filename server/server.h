@@ -3,7 +3,8 @@
  * The daemon: options, log, memory budget, worker pool, store, registry, requests, HTTP. Everything that sockets,
  * threads and files touch.
  *
- * Threads: the main thread waits for signals; libmicrohttpd's threads receive and answer; workers compute; the clerk, a
+ * Threads: the main thread waits for signals; libmicrohttpd's threads receive, score what is streamed, and answer;
+ * workers compute; the clerk, a
  * worker of its own, waits for the disk; the reaper enforces deadlines. Locks, in the order in which they may be held
  * together:
  *   peers (peers.c)  ->  request->lock  ->  pool lock
@@ -89,6 +90,8 @@ size_t memory_used(memory *memory);
 
 /* Reserve `bytes` of the budget. False when there is no room now. */
 BX_MUST_USE bool lease_begin(lease *lease, memory *memory, size_t bytes);
+/* Reserve `bytes` more. */
+BX_MUST_USE bool lease_reserve(lease *lease, size_t bytes);
 /* Count `bytes` of memory that is not a buffer: from the reservation first, then from the budget. */
 BX_MUST_USE bool lease_promise(lease *lease, size_t bytes);
 /* Count `bytes` of memory for a while, leaving the reservation alone; and the end of it. */
@@ -250,6 +253,22 @@ typedef struct answer {
 
 typedef struct route route;
 
+/* A tensor of predictions that passes by: its place in the body. */
+typedef struct flow {
+    bool conf; /* or loc */
+    size_t begin, end, row_bytes;
+} flow;
+
+/* Predictions that are scored as they arrive (stream.c). */
+typedef struct stream {
+    flow flows[2];
+    bool conf_first;
+    bool light;         /* what follows the last row is little enough for the receiving thread */
+    size_t carried;     /* bytes of a row whose end has not arrived */
+    char *carry;        /* a row */
+    atomic_int *stages; /* (N) */
+} stream;
+
 /* What the head of a request says. */
 typedef struct admission {
     const route *route;
@@ -290,6 +309,7 @@ struct request {
 
     lease lease;
     buffer body;
+    bool head_only;                  /* it is for the beginning of the body, until that says what follows */
     size_t received, expected;       /* expected 0: not known (chunked) */
     size_t prefix;                   /* how much must be in before it can be decoded; 0: not known yet */
     bool later;                      /* decoding it would take long: it is a worker's job */
@@ -300,6 +320,8 @@ struct request {
     size_t answer_bytes; /* an upper bound, without gradients */
     buffer work, gradients;
     bx_job job;
+    stream stream;                     /* where plan.streamed */
+    pthread_cond_t advanced;           /* one of its images, under the lock */
     atomic_int *blocks_left;           /* (N) blocks of each image, and one for its loc rows */
     atomic_int images_left, rows_left; /* in the first round, and in the second */
     int32_t images_arrived;            /* images whose loc rows are in */
@@ -369,6 +391,9 @@ BX_MUST_USE bx_status request_reserve(void *reservation, size_t bytes, bx_error 
  * not make the sets of patterns fails with REGISTRY_LATER. Errors are in request->error. */
 BX_MUST_USE bx_status batch_prepare(request *request, size_t bytes, bool by_worker, bool makes);
 BX_MUST_USE bx_status batch_prepare_here(request *request, size_t bytes);
+/* The same of a body of which only the beginning is kept: done only if the rest can be streamed, else it is as before.
+ */
+BX_MUST_USE bx_status batch_prepare_stream(request *request);
 /* Hand the workers what may run, of a batch that has been prepared. */
 void batch_progress(request *request);
 /* The whole of a small one, by the receiving thread. False when no context is free. */
@@ -377,6 +402,18 @@ bool batch_run_inline(request *request);
 void batch_run_unit(request *request, bx_context *context, int64_t unit);
 void batch_run_image(request *request, bx_context *context, int32_t image);
 void batch_run_rows(request *request, bx_context *context, int32_t image);
+
+/* ---- streams: predictions scored as they arrive ------------------------------------------------------------------ */
+
+/* Whether a decoded request, whose predictions are the end of the body, can be streamed. */
+BX_MUST_USE bool stream_fits(const request *request);
+/* Memory besides the work; and its place (aligned for doubles), once the plan is made. */
+size_t stream_bytes(const bx_plan *plan);
+void stream_begin(request *request, void *memory);
+/* Bytes of the body from its byte `at`, in order. */
+void stream_receive(request *request, size_t at, const char *data, size_t bytes);
+/* Called by workers: match an image, or mine it. */
+void stream_run_unit(request *request, bx_context *context, int64_t unit);
 
 /* ---- answers ----------------------------------------------------------------------------------------------------- */
 
