@@ -564,12 +564,11 @@ void bx_run_rows(bx_context *context, bx_job *job, int32_t image);
 
 /* The units of a streamed job (plan->streamed), on the cpu; the answer has the same bits. Of each image, in this order:
  *   bx_stream_assign   match and assign
- *   bx_stream_conf     rows (count,C) of priors [first, first + count), in ascending order until all have passed
- *   bx_stream_loc      rows (count,4) in the same way, before or after those of conf
+ *   bx_stream_conf     rows (count,C) of priors [first, first + count), until all have passed; several threads may
+ *   bx_stream_loc      rows (count,4) in the same way, before or after those of conf, but not while it is mined
  *   bx_stream_mine     after all rows of conf
  *   bx_run_image       after bx_stream_mine and all rows of loc: reduce
- * then bx_run_batch, bx_run_rows and bx_finish as ever. Rows may lie at any address, in the dtypes of the batch; one
- * thread at a time works on an image. */
+ * then bx_run_batch, bx_run_rows and bx_finish as ever. Rows may lie at any address, in the dtypes of the batch. */
 void bx_stream_assign(bx_context *context, bx_job *job, int32_t image);
 void bx_stream_conf(bx_context *context, bx_job *job, int32_t image, int32_t first, int32_t count, const void *rows);
 void bx_stream_loc(bx_context *context, bx_job *job, int32_t image, int32_t first, int32_t count, const void *rows);

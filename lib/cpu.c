@@ -158,15 +158,23 @@ void bx_stage_match(bx_context *context, bx_job *job, int32_t image, int32_t fir
     }
 }
 
+/* Count n bad predictions of a prior. Threads that score rows of one block may meet here. */
+static void note(int32_t *count, int32_t *first, int32_t n, int32_t prior) {
+    int32_t known = __atomic_load_n(first, __ATOMIC_RELAXED);
+    while ((known < 0 || prior < known) &&
+           !__atomic_compare_exchange_n(first, &known, prior, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+    }
+    __atomic_fetch_add(count, n, __ATOMIC_RELAXED);
+}
+
 /* Count what is not finite in rows of `width` elements whose first row is prior `first`. */
 static void note_bad(const bx_kernels *kernels, const char *rows, int32_t n, int32_t width, int32_t first,
                      int32_t *count, int32_t *first_bad) {
     for (int32_t i = 0; i < n; i++) {
         size_t bad = kernels->count_bad(rows + (size_t)i * (size_t)width * sizeof(float), (size_t)width);
-        if (bad && *count == 0) {
-            *first_bad = first + i;
+        if (bad > 0) {
+            note(count, first_bad, (int32_t)bad, first + i);
         }
-        *count += (int32_t)bad;
     }
 }
 
@@ -175,8 +183,7 @@ static void note_improbable(const char *rows, int32_t n, int32_t width, int32_t 
         float p;
         memcpy(&p, rows + (size_t)i * sizeof p, sizeof p);
         if (!bx_is_probability(p)) {
-            bad->first_range = bad->range == 0 ? first + i / width : bad->first_range;
-            bad->range++;
+            note(&bad->range, &bad->first_range, 1, first + i / width);
         }
     }
 }

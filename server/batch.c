@@ -55,7 +55,7 @@ static bx_status check_cost(request *r) {
 /* Memory for the work and the answer. The common case fits what admission reserved. */
 static bx_status take_work(request *r) {
     const size_t n = (size_t)r->plan.n_images;
-    const size_t counters = n * (sizeof(atomic_int) + sizeof(int32_t));
+    const size_t counters = n * (sizeof(atomic_int) + 2 * sizeof(int32_t));
     const size_t more = r->plan.streamed ? stream_bytes(&r->plan) : 0;
     bx_status status = lease_take(&r->lease, r->plan.work_bytes + more + counters, &r->work);
     if (status == BX_OK && !lease_promise(&r->lease, r->answer_bytes)) {
@@ -286,7 +286,7 @@ void batch_run_image(request *r, bx_context *context, int32_t image) {
 
 void batch_run_unit(request *r, bx_context *context, int64_t unit) {
     if (r->plan.streamed) {
-        stream_run_unit(r, context, unit);
+        stream_assign(r, context, (int32_t)unit);
         return;
     }
     int32_t image = (int32_t)(unit / r->plan.n_blocks), block = (int32_t)(unit % r->plan.n_blocks);

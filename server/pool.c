@@ -4,8 +4,9 @@
  *
  * A worker takes one unit of the request at the head and moves the request to the tail, so a small request never waits
  * behind all of a large one. A request is in the ring exactly while it has a unit that may run (`queued`), and the ring
- * holds one reference. Its units, in the order they are taken: what the whole body is for, finish an image whose blocks
- * are done, run the next block whose rows have arrived; then the second round of each image. The queue is bounded
+ * holds one reference. Its units, in the order they are taken: what the whole body is for, score a slab, mine or finish
+ * an image, run the next block whose rows have arrived (of a stream: match the next image); then the second round of
+ * each image. The queue is bounded
  * because every request in it was admitted.
  *
  * Bodies that need the set of a pattern made, which cannot be cut into units, wait in a ring of their own for a worker
@@ -24,6 +25,7 @@ struct pool {
     pthread_mutex_t lock;
     ring rings[2]; /* of the workers, and of the one for what is slow */
     bool stopping;
+    atomic_long idle; /* workers that wait for something to compute */
     size_t n_workers, n_started;
     pthread_t *threads;
     bx_context **contexts; /* (n_workers + n_spares) */
@@ -40,7 +42,7 @@ typedef struct worker {
 /* ---- the ring, under the lock ------------------------------------------------------------------------------------ */
 
 static bool has_work(const request *r) {
-    return r->body_ready || r->images_head < r->images_tail || r->next_unit < r->ready_units ||
+    return r->body_ready || r->ready_slabs || r->images_head < r->images_tail || r->next_unit < r->ready_units ||
            r->next_row < r->ready_rows;
 }
 
@@ -69,9 +71,15 @@ static void enqueue(pool *p, request *r) {
 }
 
 typedef struct unit {
-    enum { BODY, SLOW_BODY, IMAGE, BLOCK, ROWS } kind;
+    enum { BODY, SLOW_BODY, SLAB, IMAGE, BLOCK, ROWS } kind;
     int64_t index;
 } unit;
+
+static int take_slab(request *r) {
+    int slab = r->ready_slabs ? __builtin_ctz(r->ready_slabs) : -1;
+    r->ready_slabs &= r->ready_slabs - 1;
+    return slab;
+}
 
 /* Take a unit of the head; the caller gets a reference. */
 static request *take(ring *g, unit *out) {
@@ -79,6 +87,8 @@ static request *take(ring *g, unit *out) {
     if (r->body_ready) {
         r->body_ready = false;
         *out = (unit){r->slow ? SLOW_BODY : BODY, 0};
+    } else if (r->ready_slabs) {
+        *out = (unit){SLAB, take_slab(r)};
     } else if (r->images_head < r->images_tail) {
         *out = (unit){IMAGE, r->images_ready[r->images_head++]};
     } else if (r->next_unit < r->ready_units) {
@@ -104,8 +114,15 @@ static void run(request *r, bx_context *context, unit u) {
     case SLOW_BODY:
         request_run_body(r, u.kind == SLOW_BODY);
         break;
+    case SLAB:
+        stream_run_slab(r, context, (int)u.index);
+        break;
     case IMAGE:
-        batch_run_image(r, context, (int32_t)u.index);
+        if (u.index < 0) {
+            stream_mine(r, context, (int32_t)~u.index);
+        } else {
+            batch_run_image(r, context, (int32_t)u.index);
+        }
         break;
     case BLOCK:
         batch_run_unit(r, context, u.index);
@@ -122,16 +139,18 @@ static void *worker_main(void *argument) {
     pool *p = w.pool;
     pthread_mutex_lock(&p->lock);
     for (;;) {
+        atomic_fetch_add(&p->idle, w.context != NULL);
         while (!w.ring->head && !p->stopping) {
             pthread_cond_wait(&w.ring->work, &p->lock);
         }
+        atomic_fetch_sub(&p->idle, w.context != NULL);
         if (!w.ring->head) {
             break;
         }
         unit u;
         request *r = take(w.ring, &u);
         pthread_mutex_unlock(&p->lock);
-        if (!atomic_load(&r->cancelled)) {
+        if (!atomic_load(&r->cancelled) || u.kind == SLAB) { /* for a slab someone may wait */
             run(r, w.context, u);
         }
         request_unref(r);
@@ -251,6 +270,31 @@ void pool_push_rows(pool *p, request *r) {
     r->ready_rows = r->plan.n_images;
     enqueue(p, r);
     pthread_mutex_unlock(&p->lock);
+}
+
+void pool_push_slab(pool *p, request *r, int slab) {
+    pthread_mutex_lock(&p->lock);
+    r->ready_slabs |= 1u << slab;
+    enqueue(p, r);
+    pthread_mutex_unlock(&p->lock);
+}
+
+int pool_take_slab(pool *p, request *r) {
+    pthread_mutex_lock(&p->lock);
+    int slab = take_slab(r);
+    bool done = r->queued && !has_work(r);
+    if (done) {
+        unlink_request(&p->rings[r->slow], r);
+    }
+    pthread_mutex_unlock(&p->lock);
+    if (done) {
+        request_unref(r);
+    }
+    return slab;
+}
+
+bool pool_is_idle(pool *p) {
+    return atomic_load(&p->idle) > 0;
 }
 
 void pool_cancel(pool *p, request *r) {

@@ -124,6 +124,11 @@ void pool_push_body(pool *pool, request *request, bool slow);
 void pool_advance(pool *pool, request *request, int64_t ready);
 void pool_push_image(pool *pool, request *request, int32_t image);
 void pool_push_rows(pool *pool, request *request);
+/* Score a slab; and take one back that no worker has begun (-1: there is none). */
+void pool_push_slab(pool *pool, request *request, int slab);
+int pool_take_slab(pool *pool, request *request);
+/* Whether some worker seems to have nothing to do. */
+bool pool_is_idle(pool *pool);
 /* Forget what no worker has begun and what may still be handed in; units under way return early. */
 void pool_cancel(pool *pool, request *request);
 /* A spare context for a thread that computes a small request itself; NULL when all are lent. */
@@ -259,14 +264,25 @@ typedef struct flow {
     size_t begin, end, row_bytes;
 } flow;
 
+/* Rows of conf that were copied for a worker. */
+typedef struct slab {
+    char *rows;
+    int32_t image, first, count;
+} slab;
+
+#define N_SLABS 4
+
 /* Predictions that are scored as they arrive (stream.c). */
 typedef struct stream {
     flow flows[2];
+    slab slabs[N_SLABS];
+    atomic_uint free_slabs; /* a bit for each */
     bool conf_first;
-    bool light;         /* what follows the last row is little enough for the receiving thread */
-    size_t carried;     /* bytes of a row whose end has not arrived */
-    char *carry;        /* a row */
-    atomic_int *stages; /* (N) */
+    bool light;            /* what follows the last row is little enough for the receiving thread */
+    size_t carried;        /* bytes of a row whose end has not arrived */
+    char *carry;           /* a row */
+    atomic_int *stages;    /* (N) */
+    atomic_int *rows_left; /* (N) of conf, to be scored */
 } stream;
 
 /* What the head of a request says. */
@@ -334,7 +350,8 @@ struct request {
     request *next, *previous;
     bool queued;
     int64_t next_unit, ready_units;
-    int32_t *images_ready; /* (N) first in, first out */
+    int32_t *images_ready; /* (2N) first in, first out; ~image: to be mined */
+    unsigned ready_slabs;  /* a bit for each */
     int32_t images_head, images_tail;
     int32_t next_row, ready_rows; /* images of the second round */
     bool body_ready;
@@ -412,8 +429,10 @@ size_t stream_bytes(const bx_plan *plan);
 void stream_begin(request *request, void *memory);
 /* Bytes of the body from its byte `at`, in order. */
 void stream_receive(request *request, size_t at, const char *data, size_t bytes);
-/* Called by workers: match an image, or mine it. */
-void stream_run_unit(request *request, bx_context *context, int64_t unit);
+/* Called by workers: match an image unless that has been done; mine one; score a slab. */
+void stream_assign(request *request, bx_context *context, int32_t image);
+void stream_mine(request *request, bx_context *context, int32_t image);
+void stream_run_slab(request *request, bx_context *context, int slab);
 
 /* ---- answers ----------------------------------------------------------------------------------------------------- */
 

@@ -5,7 +5,11 @@
  *
  * It takes annotations that precede the predictions. Each image is matched before its rows come: the workers are ahead,
  * and where they are not the receiving thread does it itself. The workers also mine each image when its rows of conf
- * have passed. What is left is small, so that the answer is mostly there with the last byte.
+ * have passed. A worker that has nothing to do gets a copy of some rows to score (a slab), so that it is not the
+ * receiving thread alone that keeps the client waiting. What is left is small: the answer is mostly there with the last
+ * byte.
+ *
+ * Nothing here waits for a worker that has not begun: what is still queued, the receiving thread takes back.
  */
 #include <string.h>
 
@@ -13,6 +17,9 @@
 
 /* Pairs of an object and a prior in one image: what the receiving thread may have to match, or to wait for. */
 #define MOST_PAIRS ((int64_t)8 << 20)
+/* Rows are handed over in slabs of so many bytes, and where there are so few not at all. */
+#define SLAB_BYTES ((size_t)128 << 10)
+#define FEW_ROWS   256
 /* The receiving thread finishes images of so few priors, and encodes answers of so few bytes. */
 #define FEW_PRIORS (8 * BX_BLOCK)
 #define FEW_BYTES  ((size_t)64 << 10)
@@ -51,7 +58,7 @@ static size_t carry_bytes(const bx_plan *plan) {
 }
 
 size_t stream_bytes(const bx_plan *plan) {
-    return (size_t)plan->n_images * sizeof(atomic_int) + carry_bytes(plan);
+    return N_SLABS * SLAB_BYTES + carry_bytes(plan) + 2 * (size_t)plan->n_images * sizeof(atomic_int);
 }
 
 void stream_begin(request *r, void *memory) {
@@ -60,8 +67,13 @@ void stream_begin(request *r, void *memory) {
     const bx_batch *batch = &r->decoded_request.batch;
     const int64_t rows = (int64_t)plan->n_images * plan->n_priors;
     const bx_tensor tensors[2] = {batch->conf, batch->loc};
-    s->carry = memory;
+    for (int i = 0; i < N_SLABS; i++) {
+        s->slabs[i].rows = (char *)memory + (size_t)i * SLAB_BYTES;
+    }
+    atomic_init(&s->free_slabs, (1u << N_SLABS) - 1);
+    s->carry = (char *)memory + N_SLABS * SLAB_BYTES;
     s->stages = (atomic_int *)(void *)(s->carry + carry_bytes(plan));
+    s->rows_left = s->stages + plan->n_images;
     s->light = !plan->second_round && plan->n_priors <= FEW_PRIORS && r->answer_bytes <= FEW_BYTES;
     s->conf_first = (uintptr_t)batch->conf.data < (uintptr_t)batch->loc.data;
     for (int i = 0; i < 2; i++) {
@@ -73,6 +85,7 @@ void stream_begin(request *r, void *memory) {
     }
     for (int32_t i = 0; i < plan->n_images; i++) {
         atomic_init(&s->stages[i], NEW);
+        atomic_init(&s->rows_left[i], plan->n_priors);
     }
     pool_advance(r->pool, r, plan->n_images);
 }
@@ -94,54 +107,123 @@ static bool advance(request *r, bx_context *context, int32_t image, int to) {
     return true;
 }
 
-/* Be at stage `to`; whoever is on the way there has begun, and will not be long. */
-static void reach(request *r, bx_context *context, int32_t image, int to) {
-    atomic_int *stage = &r->stream.stages[image];
-    if (atomic_load(stage) >= to || advance(r, context, image, to)) {
-        return;
+void stream_assign(request *r, bx_context *context, int32_t image) {
+    (void)advance(r, context, image, ASSIGNED);
+}
+
+void stream_mine(request *r, bx_context *context, int32_t image) {
+    if (advance(r, context, image, MINED) && !r->stream.conf_first) {
+        batch_run_image(r, context, image); /* its offsets have passed before */
     }
+}
+
+/* Wait until another thread has come to stage `to`; it is on its way. */
+static void await(request *r, int32_t image, int to) {
     pthread_mutex_lock(&r->lock);
-    while (atomic_load(stage) < to) {
+    while (atomic_load(&r->stream.stages[image]) < to) {
         pthread_cond_wait(&r->advanced, &r->lock);
     }
     pthread_mutex_unlock(&r->lock);
 }
 
-void stream_run_unit(request *r, bx_context *context, int64_t unit) {
-    const int32_t n = r->plan.n_images, image = (int32_t)(unit % n);
-    const int to = unit < n ? ASSIGNED : MINED;
-    if (advance(r, context, image, to) && to == MINED && !r->stream.conf_first) {
-        batch_run_image(r, context, image); /* its offsets have passed before */
+static void be_assigned(request *r, bx_context *context, int32_t image) {
+    if (atomic_load(&r->stream.stages[image]) < ASSIGNED && !advance(r, context, image, ASSIGNED)) {
+        await(r, image, ASSIGNED);
     }
 }
 
-/* ---- rows -------------------------------------------------------------------------------------------------------- */
-
-/* Every row of an image has passed. */
-static void image_passed(request *r, bx_context *context, const flow *f, int32_t image) {
-    if (f->conf) {
-        pool_advance(r->pool, r, (int64_t)r->plan.n_images + image + 1);
-    } else if (r->stream.conf_first && r->stream.light) {
-        batch_run_image(r, context, image);
-    } else if (r->stream.conf_first) {
-        pool_push_image(r->pool, r, image);
+/* The same when the image's rows of conf have passed. Whoever scores the last of them while we wait mines it. */
+static void be_mined(request *r, bx_context *context, int32_t image) {
+    if (atomic_load(&r->stream.stages[image]) == MINED) {
+        return;
+    }
+    for (int slab; (slab = pool_take_slab(r->pool, r)) >= 0;) {
+        stream_run_slab(r, context, slab);
+    }
+    if (atomic_load(&r->stream.rows_left[image]) > 0 || !advance(r, context, image, MINED)) {
+        await(r, image, MINED);
     }
 }
+
+/* ---- rows of conf ------------------------------------------------------------------------------------------------ */
+
+/* Score rows; true when they were the last of their image. */
+static bool score(request *r, bx_context *context, int32_t image, int32_t first, int32_t count, const void *rows) {
+    bx_stream_conf(context, &r->job, image, first, count, rows);
+    return atomic_fetch_sub(&r->stream.rows_left[image], count) == count;
+}
+
+void stream_run_slab(request *r, bx_context *context, int slab) {
+    const struct slab *s = &r->stream.slabs[slab];
+    const int32_t image = s->image;
+    const bool last = score(r, context, image, s->first, s->count, s->rows);
+    atomic_fetch_or(&r->stream.free_slabs, 1u << slab);
+    if (last) {
+        stream_mine(r, context, image);
+    }
+}
+
+/* Copy some of the rows for a worker that has nothing to do. Returns how many: none when there is no such worker. */
+static int32_t hand_over(request *r, int32_t image, int32_t first, int32_t count, const char *rows, size_t row_bytes) {
+    stream *s = &r->stream;
+    const unsigned unused = atomic_load(&s->free_slabs);
+    const size_t most = SLAB_BYTES / row_bytes;
+    const int32_t n = (size_t)count < most ? count : (int32_t)most;
+    if (!unused || n < FEW_ROWS || !pool_is_idle(r->pool)) {
+        return 0;
+    }
+    const int i = __builtin_ctz(unused);
+    atomic_fetch_and(&s->free_slabs, ~(1u << i));
+    s->slabs[i].image = image;
+    s->slabs[i].first = first;
+    s->slabs[i].count = n;
+    memcpy(s->slabs[i].rows, rows, (size_t)n * row_bytes);
+    pool_push_slab(r->pool, r, i);
+    return n;
+}
+
+static int32_t take_conf(request *r, bx_context *context, int32_t image, int32_t first, int32_t count, const char *rows,
+                         size_t row_bytes) {
+    be_assigned(r, context, image);
+    const int32_t handed = hand_over(r, image, first, count, rows, row_bytes);
+    if (handed > 0) {
+        return handed;
+    }
+    if (score(r, context, image, first, count, rows)) {
+        pool_push_image(r->pool, r, ~image); /* to be mined */
+    }
+    return count;
+}
+
+/* ---- rows of loc ------------------------------------------------------------------------------------------------- */
+
+static void take_loc(request *r, bx_context *context, int32_t image, int32_t first, int32_t count, const char *rows) {
+    if (r->stream.conf_first) {
+        be_mined(r, context, image); /* mining marks what is read here */
+    } else {
+        be_assigned(r, context, image);
+    }
+    bx_stream_loc(context, &r->job, image, first, count, rows);
+    if (first + count == r->plan.n_priors && r->stream.conf_first) {
+        if (r->stream.light) {
+            batch_run_image(r, context, image);
+        } else {
+            pool_push_image(r->pool, r, image);
+        }
+    }
+}
+
+/* ---- bytes to rows ----------------------------------------------------------------------------------------------- */
 
 static void take_rows(request *r, bx_context *context, const flow *f, int64_t row, int64_t n, const char *data) {
     const int32_t n_priors = r->plan.n_priors;
     while (n > 0) {
         const int32_t image = (int32_t)(row / n_priors), first = (int32_t)(row % n_priors);
-        const int32_t count = n < n_priors - first ? (int32_t)n : n_priors - first;
+        int32_t count = n < n_priors - first ? (int32_t)n : n_priors - first;
         if (f->conf) {
-            reach(r, context, image, ASSIGNED);
-            bx_stream_conf(context, &r->job, image, first, count, data);
+            count = take_conf(r, context, image, first, count, data, f->row_bytes);
         } else {
-            reach(r, context, image, r->stream.conf_first ? MINED : ASSIGNED); /* mining marks what is read here */
-            bx_stream_loc(context, &r->job, image, first, count, data);
-        }
-        if (first + count == n_priors) {
-            image_passed(r, context, f, image);
+            take_loc(r, context, image, first, count, data);
         }
         row += count;
         n -= count;
