@@ -23,6 +23,7 @@
 #define WIDTH 4
 #endif
 typedef float vector __attribute__((vector_size(WIDTH * sizeof(float))));
+typedef int32_t bits __attribute__((vector_size(WIDTH * sizeof(int32_t))));
 
 static bool runs_here(void) {
 #ifdef __AVX2__
@@ -163,85 +164,116 @@ typedef float lanes_of_column __attribute__((vector_size(WIDTH * sizeof(float)),
 #define LAST(a, b)  __builtin_shufflevector(a, b, 2, 3, 6, 7)
 #endif
 
-/* WIDTH rows of `stride` bytes, columns 0 .. 3, turned so that each column's WIDTH lanes lie together in the tile. */
-static inline void transpose_block(const char *rows, size_t stride, float *tile, size_t lanes) {
+/* WIDTH rows of `stride` bytes, columns 0 .. 3, turned so that each column's WIDTH lanes lie together in the tile. All
+ * bits of the result are 0 when all elements are finite: what is not differs from itself by NaN. */
+static inline bits transpose_block(const char *rows, size_t stride, float *tile, size_t lanes) {
     vector r0 = ROWS(0), r1 = ROWS(1), r2 = ROWS(2), r3 = ROWS(3);
     vector low01 = LOW(r0, r1), high01 = HIGH(r0, r1), low23 = LOW(r2, r3), high23 = HIGH(r2, r3);
     *(lanes_of_column *)tile = FIRST(low01, low23);
     *(lanes_of_column *)(tile + lanes) = LAST(low01, low23);
     *(lanes_of_column *)(tile + 2 * lanes) = FIRST(high01, high23);
     *(lanes_of_column *)(tile + 3 * lanes) = LAST(high01, high23);
+    return ((bits)(r0 - r0) | (bits)(r1 - r1)) | ((bits)(r2 - r2) | (bits)(r3 - r3));
 }
 
-/* Rows (n,C) -> tile (C,lanes); lanes past n repeat the last row. */
-static inline void fill_tile(const char *rows, int32_t n, int32_t n_columns, float *tile, int32_t n_lanes) {
+/* Rows (n,C) -> tile (C,lanes); lanes past n repeat the last row. Returns whether all is finite. */
+static inline bool fill_tile(const char *rows, int32_t n, int32_t n_columns, float *tile, int32_t n_lanes) {
     const size_t columns = (size_t)n_columns, stride = columns * sizeof *tile;
     const size_t lanes = (size_t)n_lanes, whole = (size_t)(n / WIDTH * WIDTH);
+    bits wrong = {0};
+    bool finite = true;
     size_t i = 0;
     for (; n_columns >= 4 && i < whole; i += WIDTH) {
         const char *from = rows + i * stride;
         size_t c = 0;
         for (; c + 4 <= columns; c += 4) {
-            transpose_block(from + c * sizeof *tile, stride, tile + c * lanes + i, lanes);
+            wrong |= transpose_block(from + c * sizeof *tile, stride, tile + c * lanes + i, lanes);
         }
         if (c < columns) { /* the last block overlaps the one before */
             c = columns - 4;
-            transpose_block(from + c * sizeof *tile, stride, tile + c * lanes + i, lanes);
+            wrong |= transpose_block(from + c * sizeof *tile, stride, tile + c * lanes + i, lanes);
         }
+    }
+    for (int lane = 0; lane < WIDTH; lane++) {
+        finite &= wrong[lane] == 0;
     }
     for (; i < lanes; i++) {
         const char *from = rows + (i < (size_t)n ? i : (size_t)n - 1) * stride;
         for (size_t c = 0; c < columns; c++) {
             memcpy(tile + c * lanes + i, from + c * sizeof *tile, sizeof *tile);
+            finite &= (bx_bits(tile[c * lanes + i]) & 0x7f800000) != 0x7f800000;
         }
+    }
+    return finite;
+}
+
+/* Of `columns` columns of a tile, a constant: the maximum. */
+static inline __attribute__((always_inline)) void raise_max(const float *restrict x, int32_t lanes, int32_t columns,
+                                                            float *restrict max) {
+    for (int32_t i = 0; i < lanes; i++) {
+        float most = max[i];
+        for (int32_t c = 0; c < columns; c++) {
+            most = x[c * lanes + i] > most ? x[c * lanes + i] : most;
+        }
+        max[i] = most;
+    }
+}
+
+enum { STRIP = 4 };
+
+/* Of `columns` columns of a tile, a constant at most STRIP: the terms of the rows' sums. In two loops, since what one
+ * element takes is a long chain: more of them are then under way at a time. */
+static inline __attribute__((always_inline)) void add_terms(const float *restrict x, int32_t lanes, int32_t columns,
+                                                            const float *restrict max, float *restrict sum,
+                                                            int32_t *restrict below) {
+    float r[STRIP * BX_LANES];
+    int32_t scale[STRIP * BX_LANES];
+    for (int32_t i = 0; i < lanes; i++) {
+        int32_t count = below[i];
+        for (int32_t c = 0; c < columns; c++) {
+            r[c * lanes + i] = bx_softmax_reduce(x[c * lanes + i], max[i], &count, &scale[c * lanes + i]);
+        }
+        below[i] = count;
+    }
+    for (int32_t i = 0; i < lanes; i++) {
+        float so_far = sum[i];
+        for (int32_t c = 0; c < columns; c++) {
+            so_far += bx_exp_series(r[c * lanes + i], scale[c * lanes + i]);
+        }
+        sum[i] = so_far;
     }
 }
 
 /* Called with a constant `lanes`, so that the inner loops have no remainder. Fetches as many bytes at `ahead`, the next
  * rows, as it works on: reading memory then overlaps with the exponentials. */
-static inline __attribute__((always_inline)) bool softmax_tile(const float *restrict tile, int32_t lanes,
+static inline __attribute__((always_inline)) void softmax_tile(const float *restrict tile, int32_t lanes,
                                                                int32_t n_columns, const float *restrict x_label,
                                                                float *restrict out, uintptr_t ahead) {
     float max[BX_LANES], sum[BX_LANES];
-    int32_t below[BX_LANES], largest[BX_LANES];
+    int32_t below[BX_LANES], c = 1;
     for (int32_t i = 0; i < lanes; i++) {
         max[i] = tile[i];
-        largest[i] = 0;
         sum[i] = 0;
         below[i] = 0;
     }
-    for (int32_t c = 0; c < n_columns; c++) {
-        const float *restrict x = tile + (size_t)c * (size_t)lanes;
-        for (int32_t i = 0; i < lanes; i++) {
-            int32_t magnitude = bx_bits(x[i]) & 0x7fffffff;
-            largest[i] = magnitude > largest[i] ? magnitude : largest[i];
-            max[i] = x[i] > max[i] ? x[i] : max[i];
-        }
-    }
-    int32_t c = 0;
-    for (; c + 2 <= n_columns; c += 2) { /* two at a time: independent work between the sum's steps */
-        const float *restrict x = tile + (size_t)c * (size_t)lanes;
-        for (int32_t i = 0; i < 2 * lanes; i += 16) {
-            __builtin_prefetch((const void *)(ahead + ((size_t)c * (size_t)lanes + (size_t)i) * sizeof(float)));
-        }
-        for (int32_t i = 0; i < lanes; i++) {
-            float term = bx_softmax_term(x[i], max[i], &below[i]);
-            float next = bx_softmax_term(x[i + lanes], max[i], &below[i]);
-            sum[i] = (sum[i] + term) + next;
-        }
+    for (; c + STRIP <= n_columns; c += STRIP) {
+        raise_max(tile + (size_t)c * (size_t)lanes, lanes, STRIP, max);
     }
     for (; c < n_columns; c++) {
-        const float *restrict x = tile + (size_t)c * (size_t)lanes;
-        for (int32_t i = 0; i < lanes; i++) {
-            sum[i] += bx_softmax_term(x[i], max[i], &below[i]);
-        }
+        raise_max(tile + (size_t)c * (size_t)lanes, lanes, 1, max);
     }
-    int32_t worst = 0;
+    for (c = 0; c + STRIP <= n_columns; c += STRIP) {
+        for (int32_t i = 0; i < STRIP * lanes; i += 16) {
+            __builtin_prefetch((const void *)(ahead + ((size_t)c * (size_t)lanes + (size_t)i) * sizeof(float)));
+        }
+        add_terms(tile + (size_t)c * (size_t)lanes, lanes, STRIP, max, sum, below);
+    }
+    for (; c < n_columns; c++) {
+        add_terms(tile + (size_t)c * (size_t)lanes, lanes, 1, max, sum, below);
+    }
     for (int32_t i = 0; i < lanes; i++) {
         out[i] = bx_softmax_ce(bx_log1p(bx_softmax_rest(sum[i], below[i], n_columns)), max[i] - x_label[i]);
-        worst = largest[i] > worst ? largest[i] : worst;
     }
-    return worst < 0x7f800000;
 }
 
 /* Class weights and smoothing: what softmax_tile gave to `out` becomes the weighted sum over all columns. The logarithm
@@ -283,7 +315,7 @@ static __attribute__((noinline)) void weigh_softmax_tile(const bx_scoring *s, co
     }
 }
 
-static bool softmax_rows(const bx_scoring *s, const char *rows, int32_t n, const int32_t *label, float *out,
+static void softmax_rows(const bx_scoring *s, const char *rows, int32_t n, const int32_t *label, float *out,
                          float *tile, int32_t lanes) {
     float gathered[BX_LANES];
     const float *x_label = gathered;
@@ -295,8 +327,11 @@ static bool softmax_rows(const bx_scoring *s, const char *rows, int32_t n, const
         x_label = tile + (size_t)s->background * (size_t)lanes;
     }
     uintptr_t ahead = (uintptr_t)rows + (size_t)n * (size_t)s->n_columns * sizeof(float);
-    bool finite = lanes == BX_LANES ? softmax_tile(tile, BX_LANES, s->n_columns, x_label, out, ahead)
-                                    : softmax_tile(tile, BX_MIN_LANES, s->n_columns, x_label, out, ahead);
+    if (lanes == BX_LANES) {
+        softmax_tile(tile, BX_LANES, s->n_columns, x_label, out, ahead);
+    } else {
+        softmax_tile(tile, BX_MIN_LANES, s->n_columns, x_label, out, ahead);
+    }
     if (!s->plain) {
         int32_t own[BX_LANES];
         for (int32_t i = 0; i < lanes; i++) {
@@ -304,40 +339,45 @@ static bool softmax_rows(const bx_scoring *s, const char *rows, int32_t n, const
         }
         weigh_softmax_tile(s, tile, lanes, own, out);
     }
-    return finite;
 }
 
 /* Called with constant lanes, gamma and smoothing where they are the usual ones, and labelled = 0 where no column is
- * the row's class. */
-static inline __attribute__((always_inline)) bool sigmoid_tile(const bx_scoring *s, const float *restrict tile,
+ * the row's class. A loop for each link of the chain, as in add_terms. */
+static inline __attribute__((always_inline)) void sigmoid_tile(const bx_scoring *s, const float *restrict tile,
                                                                int32_t lanes, float gamma, float smoothing,
                                                                int labelled, const int32_t *restrict label,
                                                                float *restrict out) {
     float sum[BX_LANES];
-    int32_t largest[BX_LANES], worst = 0;
     for (int32_t i = 0; i < lanes; i++) {
         sum[i] = 0;
-        largest[i] = 0;
     }
     for (int32_t c = 0; c < s->n_columns; c++) {
         const float *restrict x = tile + (size_t)c * (size_t)lanes;
         const float hard_factor = s->hard[c], soft_factor = s->soft[c];
+        float e[BX_LANES], log_rest[BX_LANES];
+        int32_t scale[BX_LANES];
         for (int32_t i = 0; i < lanes; i++) {
-            int32_t hard = labelled ? label[i] == c : 0, magnitude = bx_bits(x[i]) & 0x7fffffff;
+            e[i] = bx_exp_reduce(bx_abs(x[i]), &scale[i]);
+        }
+        for (int32_t i = 0; i < lanes; i++) {
+            e[i] = bx_exp_series(e[i], scale[i]);
+        }
+        for (int32_t i = 0; i < lanes; i++) {
+            log_rest[i] = bx_log1p_unit(e[i]);
+        }
+        for (int32_t i = 0; i < lanes; i++) {
+            int32_t hard = labelled ? label[i] == c : 0;
             float slope;
-            float value = bx_sigmoid_focal(x[i], hard, gamma, smoothing, &slope);
+            float value = bx_focal_of(hard ? x[i] : -x[i], e[i], log_rest[i], gamma, smoothing, &slope);
             sum[i] += (hard ? hard_factor : soft_factor) * value;
-            largest[i] = magnitude > largest[i] ? magnitude : largest[i];
         }
     }
     for (int32_t i = 0; i < lanes; i++) {
         out[i] = bx_rank(sum[i]);
-        worst = largest[i] > worst ? largest[i] : worst;
     }
-    return worst < 0x7f800000;
 }
 
-static bool sigmoid_rows(const bx_scoring *s, int32_t n, const int32_t *given, float *out, const float *tile,
+static void sigmoid_rows(const bx_scoring *s, int32_t n, const int32_t *given, float *out, const float *tile,
                          int32_t lanes) {
     int32_t label[BX_LANES];
     for (int32_t i = 0; i < lanes; i++) {
@@ -345,12 +385,12 @@ static bool sigmoid_rows(const bx_scoring *s, int32_t n, const int32_t *given, f
     }
     bool usual = s->gamma == 2 && s->smoothing == 0, labelled = given || s->background >= 0;
     if (usual && !labelled && lanes == BX_LANES) {
-        return sigmoid_tile(s, tile, BX_LANES, 2, 0, 0, label, out);
+        sigmoid_tile(s, tile, BX_LANES, 2, 0, 0, label, out);
+    } else if (usual) {
+        sigmoid_tile(s, tile, lanes, 2, 0, 1, label, out);
+    } else {
+        sigmoid_tile(s, tile, lanes, s->gamma, s->smoothing, 1, label, out);
     }
-    if (usual) {
-        return sigmoid_tile(s, tile, lanes, 2, 0, 1, label, out);
-    }
-    return sigmoid_tile(s, tile, lanes, s->gamma, s->smoothing, 1, label, out);
 }
 
 /* The skeletons that have a form of their own here; the others are ref's. */
@@ -363,9 +403,12 @@ static bool score_rows(const bx_scoring *s, const void *rows, int32_t n, const i
     if (!softmax && !sigmoid) {
         return bx_kernels_ref.score_rows(s, rows, n, label, out, tile);
     }
-    fill_tile(rows, n, s->n_columns, tile, lanes);
-    bool usable =
-        softmax ? softmax_rows(s, rows, n, label, lane, tile, lanes) : sigmoid_rows(s, n, label, lane, tile, lanes);
+    bool usable = fill_tile(rows, n, s->n_columns, tile, lanes);
+    if (softmax) {
+        softmax_rows(s, rows, n, label, lane, tile, lanes);
+    } else {
+        sigmoid_rows(s, n, label, lane, tile, lanes);
+    }
     memcpy(out, lane, (size_t)n * sizeof *out);
     return usable;
 }

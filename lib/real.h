@@ -33,69 +33,89 @@ BX_INLINE float bx_float(int32_t i) {
     return x;
 }
 
+BX_INLINE float bx_abs(float x) {
+    return bx_float(bx_bits(x) & 0x7fffffff);
+}
+
 /* exp(-d) for d >= 0; d beyond 87 counts as 87 (about 1.6e-38), so the result is never subnormal; exp(-0) is exactly 1;
  * a NaN gives any value.
  *
  * Cody and Waite's reduction -d = n ln 2 + r with ln 2 in two parts, 1 + r + r^2 q(r) with q the minimax polynomial of
- * degree 3 for the relative error on |r| <= ln2/2 (1.1e-7), scaled by adding n to the exponent. */
-BX_INLINE float bx_exp_minus(float d) {
+ * degree 3 for the relative error on |r| <= ln2/2 (1.1e-7), scaled by adding n to the exponent. Each half is a long
+ * chain of steps: a loop over many numbers is faster as two loops, one a half. */
+BX_INLINE float bx_exp_reduce(float d, int32_t *scale) {
     const int32_t most = 0x42ae0000; /* 87.0f: floats that are not negative order as their bits do */
     int32_t bits = bx_bits(d);
     float x = bx_float(bits < most ? bits : most);
     const float round = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer held in the low bits */
     float shifted = round - x * 1.44269504088896341f;
     float n = shifted - round;
-    float r = (n * -0.693359375f - x) + n * 2.12194440e-4f;
+    /* unsigned: the shift drops the rounding constant's own exponent bits */
+    *scale = (int32_t)((uint32_t)bx_bits(shifted) << 23);
+    return (n * -0.693359375f - x) + n * 2.12194440e-4f;
+}
+
+/* exp(r) 2^n, scale being n in the exponent's place; 0 for r = 0 and scale BX_EXP_NOTHING. */
+#define BX_EXP_NOTHING (-0x3f800000)
+BX_INLINE float bx_exp_series(float r, int32_t scale) {
     float rr = r * r;
     float low = 0.166671157f * r + 0.499992311f;
     float high = 0.00831250194f * r + 0.0418903306f;
     float q = high * rr + low;
     float p = (q * rr + r) + 1.0f;
-    /* unsigned: the shift drops the rounding constant's own exponent bits */
-    return bx_float((int32_t)((uint32_t)bx_bits(p) + ((uint32_t)bx_bits(shifted) << 23)));
+    return bx_float((int32_t)((uint32_t)bx_bits(p) + (uint32_t)scale));
 }
 
-/* log(1 + f) + n ln 2 + rest for f in [sqrt(1/2) - 1, sqrt 2 - 1) and a rest far below it: Cephes logf's polynomial. */
-BX_INLINE float bx_log_of(float f, float n, float rest) {
+BX_INLINE float bx_exp_minus(float d) {
+    int32_t scale;
+    float r = bx_exp_reduce(d, &scale);
+    return bx_exp_series(r, scale);
+}
+
+/* log(1 + f) + n ln 2 + lost for f in [sqrt(1/2) - 1, 1/2) and a `lost` far below it: f - f^2/2 + f^3 p(f) with p the
+ * minimax polynomial of degree 8 for the relative error (2e-9), in pairs so that its steps overlap. */
+BX_INLINE float bx_log_of(float f, float n, float lost) {
     float z = f * f;
-    float p = 7.0376836292e-2f;
-    p = p * f + -1.1514610310e-1f;
-    p = p * f + 1.1676998740e-1f;
-    p = p * f + -1.2420140846e-1f;
-    p = p * f + 1.4249322787e-1f;
-    p = p * f + -1.6668057665e-1f;
-    p = p * f + 2.0000714765e-1f;
-    p = p * f + -2.4999993993e-1f;
-    p = p * f + 3.3333331174e-1f;
-    float y = (p * f) * z;
-    y = y + n * -2.12194440e-4f;
-    y = y - 0.5f * z;
-    y = y + rest;
+    float p01 = -0.250002682f * f + 0.333333194f;
+    float p23 = -0.166540623f * f + 0.200017735f;
+    float p45 = -0.126367196f * f + 0.142162845f;
+    float p67 = -0.104558647f * f + 0.121283643f;
+    float p678 = 0.0480684415f * z + p67;
+    float p = (p678 * z + p45) * (z * z) + (p23 * z + p01);
+    float y = (p * (f * z) + (n * -2.12194440e-4f + lost)) - 0.5f * z;
     return (f + y) + n * 0.693359375f;
+}
+
+/* u = 2^n (1 + f), 1 + f in [sqrt(1/2), sqrt 2), for a normal u > 0. */
+BX_INLINE float bx_log_split(float u, float *n) {
+    int32_t i = bx_bits(u);
+    int32_t k = (i - 0x3f3504f3) >> 23; /* 0x3f3504f3 is sqrt(1/2) */
+    *n = (float)k;
+    return bx_float((int32_t)((uint32_t)i - ((uint32_t)k << 23))) - 1.0f;
 }
 
 /* log(1 + x) for x in [0, 2^60]; accurate to its own ulp for tiny x, log1p(0) = 0.
  *
- * u = 1 + x rounded, c = what the rounding lost; u = 2^k m with m in [sqrt(1/2), sqrt 2), and c/u put back (Kahan;
- * fdlibm does the same). */
+ * u = 1 + x rounded, c = what the rounding lost, and c/u put back (Kahan; fdlibm does the same). */
 BX_INLINE float bx_log1p(float x) {
     float u = 1.0f + x;
     float c_small = x - (u - 1.0f);
     float c_large = 1.0f - (u - x);
     float c = x < 1.0f ? c_small : c_large;
-    int32_t i = bx_bits(u);
-    int32_t k = (i - 0x3f3504f3) >> 23; /* 0x3f3504f3 is sqrt(1/2) */
-    float f = bx_float((int32_t)((uint32_t)i - ((uint32_t)k << 23))) - 1.0f;
-    return bx_log_of(f, (float)k, c / u);
+    float n, f = bx_log_split(u, &n);
+    return bx_log_of(f, n, c / u);
 }
 
-/* log(x) for normal x > 0: bx_log1p's method where nothing was rounded off. log(1) = 0, and near 1 the result keeps its
- * own relative precision. */
+/* log(1 + x) for x in [0, 1]: both ways to take it as 2^n (1 + f) are exact, so nothing is lost. */
+BX_INLINE float bx_log1p_unit(float x) {
+    int32_t large = x >= 0.5f;
+    return bx_log_of(large ? 0.5f * x - 0.5f : x, large ? 1.0f : 0.0f, 0.0f);
+}
+
+/* log(x) for normal x > 0. log(1) = 0, and near 1 the result keeps its own relative precision. */
 BX_INLINE float bx_log(float x) {
-    int32_t i = bx_bits(x);
-    int32_t k = (i - 0x3f3504f3) >> 23;
-    float f = bx_float((int32_t)((uint32_t)i - ((uint32_t)k << 23))) - 1.0f;
-    return bx_log_of(f, (float)k, 0.0f);
+    float n, f = bx_log_split(x, &n);
+    return bx_log_of(f, n, 0.0f);
 }
 
 #endif

@@ -17,20 +17,24 @@
 
 #include "../real.h"
 
-BX_INLINE float bx_sigmoid_focal(float x, int32_t hard, float gamma, float smoothing, float *slope) {
-    float u = hard ? x : -x;
+/* The loss of u and its slope with respect to u, given e = exp(-|u|) and log_rest = log(1 + e). */
+BX_INLINE float bx_focal_of(float u, float e, float log_rest, float gamma, float smoothing, float *along) {
     int32_t up = u > 0;
-    float exponential = bx_exp_minus(up ? u : -u);
-    float log_rest = bx_log1p(exponential);
-    float p = (up ? 1.0f : exponential) / (1.0f + exponential);
-    float q = (up ? exponential : 1.0f) / (1.0f + exponential);
+    float most = 1.0f / (1.0f + e), least = e * most;
+    float p = up ? most : least, q = up ? least : most;
     float softplus_minus = log_rest + (up ? 0.0f : -u), softplus = log_rest + (up ? u : 0.0f);
-    float e = 0.5f * smoothing;
-    float bce = smoothing > 0 ? (1.0f - e) * softplus_minus + e * softplus : softplus_minus;
+    float half = 0.5f * smoothing;
+    float bce = smoothing > 0 ? (1.0f - half) * softplus_minus + half * softplus : softplus_minus;
     float modulator = gamma == 2.0f ? q * q : bx_exp_minus(gamma * softplus);
-    float along = modulator * ((e * p - (1.0f - e) * q) - gamma * p * bce);
-    *slope = hard ? along : -along;
+    *along = modulator * ((half * p - (1.0f - half) * q) - gamma * p * bce);
     return modulator * bce;
+}
+
+BX_INLINE float bx_sigmoid_focal(float x, int32_t hard, float gamma, float smoothing, float *slope) {
+    float e = bx_exp_minus(bx_abs(x)), along;
+    float value = bx_focal_of(hard ? x : -x, e, bx_log1p_unit(e), gamma, smoothing, &along);
+    *slope = hard ? along : -along;
+    return value;
 }
 
 #endif

@@ -16,12 +16,21 @@
 
 #include "../real.h"
 
-/* One column's part in the row's sum: 0 for a column at the maximum, which *below does not count. */
-BX_INLINE float bx_softmax_term(float x, float max, int32_t *below) {
+/* One column's part in the row's sum, as bx_exp_series takes it: 0 for a column at the maximum, which *below does not
+ * count. */
+BX_INLINE float bx_softmax_reduce(float x, float max, int32_t *below, int32_t *scale) {
     float d = max - x;
     int32_t is_below = bx_bits(d) > 0; /* d is +0 at the maximum */
+    float r = bx_exp_reduce(d, scale);
     *below += is_below;
-    return is_below ? bx_exp_minus(d) : 0.0f;
+    *scale = is_below ? *scale : BX_EXP_NOTHING;
+    return r;
+}
+
+BX_INLINE float bx_softmax_term(float x, float max, int32_t *below) {
+    int32_t scale;
+    float r = bx_softmax_reduce(x, max, below, &scale);
+    return bx_exp_series(r, scale);
 }
 
 /* The rest of a row: sum of the terms, and how many of the C columns are below the maximum. */
