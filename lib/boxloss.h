@@ -109,7 +109,7 @@ typedef struct bx_level {
     int32_t first, count; /* its priors are [first, first + count) */
 } bx_level;
 
-#define BX_CULL       128     /* priors per culling run */
+#define BX_CULL       64      /* priors per culling run */
 #define BX_MAX_PRIORS 4194304 /* per image */
 
 /* An immutable set of prior boxes, shared by reference between any number of threads. One allocation. A set without
@@ -126,7 +126,7 @@ typedef struct bx_priors {
     const float *x1, *y1, *x2, *y2;       /* (P) corners, c -/+ w/2 in float32 */
     const float *area;                    /* (P) (x2-x1)*(y2-y1) in float32 */
     const float *size;                    /* (P) w*h in float32 */
-    const float *extent;                  /* (ceil(P/BX_CULL),4) x1 y1 x2 y2 around each run of BX_CULL priors */
+    const float *extent;                  /* (4,ceil(P/BX_CULL)) x1 y1 x2 y2 around each run of BX_CULL priors */
     atomic_int references;
 } bx_priors;
 

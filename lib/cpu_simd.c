@@ -100,44 +100,105 @@ static size_t count_bad(const void *x, size_t n) {
 
 /* ---- matching ---------------------------------------------------------------------------------------------------- */
 
-/* One culling run against one object; returns the greatest IoU's bits (IoU >= 0, so they order as integers). Called
+enum { RUNS = BX_BLOCK / BX_CULL };
+
+/* IoU of one culling run with one object; returns the greatest one's bits (IoU >= 0, so they order as integers). Called
  * with a constant `sizes`. */
 static inline __attribute__((always_inline)) int32_t iou_run(const bx_priors *priors, int32_t first, int32_t count,
-                                                             const bx_object *object, int sizes, int32_t index,
-                                                             float *restrict overlap, int32_t *restrict owner,
-                                                             float *restrict iou) {
+                                                             const bx_object *object, int sizes, float *restrict iou) {
     const float *restrict x1 = priors->x1 + first, *restrict y1 = priors->y1 + first;
     const float *restrict x2 = priors->x2 + first, *restrict y2 = priors->y2 + first;
     const float *restrict area = (sizes ? priors->size : priors->area) + first;
     const bx_object o = *object;
     int32_t top = 0;
     for (int32_t i = 0; i < count; i++) {
-        float v = bx_iou_of(bx_intersection(&o, x1[i], y1[i], x2[i], y2[i]), o.area, area[i], sizes);
-        bool better = v > overlap[i];
-        overlap[i] = better ? v : overlap[i];
-        owner[i] = better ? index : owner[i];
-        iou[i] = v;
-        top = bx_bits(v) > top ? bx_bits(v) : top;
+        iou[i] = bx_iou_of(bx_intersection(&o, x1[i], y1[i], x2[i], y2[i]), o.area, area[i], sizes);
+        top = bx_bits(iou[i]) > top ? bx_bits(iou[i]) : top;
     }
     return top;
 }
 
+/* Priors that this object overlaps more than any before. */
+static inline void take_run(const float *restrict iou, int32_t count, int32_t index, float *restrict overlap,
+                            int32_t *restrict owner) {
+    for (int32_t i = 0; i < count; i++) {
+        float had = overlap[i];
+        int32_t held = owner[i];
+        overlap[i] = iou[i] > had ? iou[i] : had;
+        owner[i] = iou[i] > had ? index : held;
+    }
+}
+
+/* The first of n values with these bits. */
+static inline int32_t first_equal(const float *iou, int32_t n, int32_t bits_of_it) {
+    int32_t first = n;
+    for (int32_t i = 0; i < n; i++) {
+        int32_t here = bx_bits(iou[i]) == bits_of_it ? i : n;
+        first = here < first ? here : first;
+    }
+    return first;
+}
+
+/* Lists those of n culling runs from the run `first` on that the object meets, as bx_next_meeting has it. */
+static int32_t meeting_runs(const bx_priors *priors, int32_t first, int32_t n, const bx_object *object,
+                            int32_t *found) {
+    const size_t runs = (size_t)bx_runs(priors->n);
+    const float *restrict x1 = priors->extent + first, *restrict y1 = x1 + runs;
+    const float *restrict x2 = y1 + runs, *restrict y2 = x2 + runs;
+    const bx_object o = *object;
+    int32_t meets[RUNS], n_found = 0;
+    for (int32_t i = 0; i < n; i++) {
+        meets[i] = (o.box[2] > x1[i]) & (o.box[3] > y1[i]) & (o.box[0] < x2[i]) & (o.box[1] < y2[i]);
+    }
+    for (int32_t i = 0; i < n; i++) {
+        found[n_found] = first + i;
+        n_found += meets[i];
+    }
+    return n_found;
+}
+
+/* n priors of one run. Called with a constant `sizes`, and a constant n when it is a whole run. */
+static inline __attribute__((always_inline)) void match_run(const bx_priors *priors, int32_t at, int32_t n,
+                                                            const bx_object *object, int sizes, int32_t index,
+                                                            float *overlap, int32_t *owner, bx_best *best) {
+    float iou[BX_CULL];
+    int32_t top = iou_run(priors, at, n, object, sizes, iou);
+    if (top > 0) {
+        take_run(iou, n, index, overlap, owner);
+    }
+    if (top > bx_bits(best->iou)) {
+        *best = (bx_best){bx_float(top), at + first_equal(iou, n, top)};
+    }
+}
+
+static void match_corners(const bx_priors *priors, int32_t at, int32_t n, const bx_object *object, int32_t index,
+                          float *overlap, int32_t *owner, bx_best *best) {
+    if (n == BX_CULL) {
+        match_run(priors, at, BX_CULL, object, 0, index, overlap, owner, best);
+    } else {
+        match_run(priors, at, n, object, 0, index, overlap, owner, best);
+    }
+}
+
+static void match_sizes(const bx_priors *priors, int32_t at, int32_t n, const bx_object *object, int32_t index,
+                        float *overlap, int32_t *owner, bx_best *best) {
+    if (n == BX_CULL) {
+        match_run(priors, at, BX_CULL, object, 1, index, overlap, owner, best);
+    } else {
+        match_run(priors, at, n, object, 1, index, overlap, owner, best);
+    }
+}
+
 static void iou_row(const bx_priors *priors, int32_t first, int32_t count, const bx_object *object, bx_iou kind,
                     int32_t index, float *overlap, int32_t *owner, bx_best *best) {
-    int32_t end = first + count;
-    for (int32_t at = first, stop; (at = bx_next_meeting(priors, at, end, object)) < end; at = stop) {
-        stop = bx_run_end(at, end);
-        float iou[BX_CULL];
-        float *o = overlap + (at - first);
-        int32_t *w = owner + (at - first);
-        int32_t top = kind == BX_IOU_SIZES ? iou_run(priors, at, stop - at, object, 1, index, o, w, iou)
-                                           : iou_run(priors, at, stop - at, object, 0, index, o, w, iou);
-        if (top > bx_bits(best->iou)) {
-            int32_t i = 0;
-            while (bx_bits(iou[i]) != top) {
-                i++;
-            }
-            *best = (bx_best){bx_float(top), at + i};
+    const int32_t end = first + count, last = bx_runs(end);
+    for (int32_t run = first / BX_CULL; run < last; run += RUNS) {
+        int32_t found[RUNS];
+        int32_t n = meeting_runs(priors, run, last - run < RUNS ? last - run : RUNS, object, found);
+        for (int32_t i = 0; i < n; i++) {
+            const int32_t at = found[i] * BX_CULL > first ? found[i] * BX_CULL : first;
+            (kind == BX_IOU_SIZES ? match_sizes : match_corners)(priors, at, bx_run_end(at, end) - at, object, index,
+                                                                 overlap + (at - first), owner + (at - first), best);
         }
     }
 }

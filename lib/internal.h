@@ -98,6 +98,11 @@ static inline float bx_rank(float loss) {
     return loss >= 0 ? loss : bx_float(0x7f800000);
 }
 
+/* How many culling runs n priors make. */
+static inline int32_t bx_runs(int32_t n) {
+    return (n + BX_CULL - 1) / BX_CULL;
+}
+
 /* Where the culling run of prior p ends, within [p, end). */
 static inline int32_t bx_run_end(int32_t p, int32_t end) {
     int32_t stop = (p / BX_CULL + 1) * BX_CULL;
@@ -108,9 +113,10 @@ static inline int32_t bx_run_end(int32_t p, int32_t end) {
  * the range, begins; returns end when there is none. */
 static inline int32_t bx_next_meeting(const bx_priors *priors, int32_t p, int32_t end, const bx_object *object) {
     const float *box = object->box;
+    const size_t runs = (size_t)bx_runs(priors->n);
     for (; p < end; p = bx_run_end(p, end)) {
-        const float *around = priors->extent + 4 * (size_t)(p / BX_CULL);
-        if (box[2] > around[0] && box[3] > around[1] && box[0] < around[2] && box[1] < around[3]) {
+        const float *around = priors->extent + p / BX_CULL;
+        if (box[2] > around[0] && box[3] > around[runs] && box[0] < around[2 * runs] && box[1] < around[3 * runs]) {
             return p;
         }
     }

@@ -34,19 +34,23 @@ BX_INLINE float bx_intersection(const bx_object *o, float x1, float y1, float x2
     float top = o->box[1] > y1 ? o->box[1] : y1;
     float right = o->box[2] < x2 ? o->box[2] : x2;
     float bottom = o->box[3] < y2 ? o->box[3] : y2;
-    float width = right - left, height = bottom - top;
-    width = width > 0 ? width : 0;
-    height = height > 0 ? height : 0;
-    return width * height;
+    right = right > left ? right : left; /* nothing, where they do not meet */
+    bottom = bottom > top ? bottom : top;
+    return (right - left) * (bottom - top);
 }
 
 /* corners (ssd.pytorch, the PyTorch tutorial): inter / ((area + area) - inter). sizes (keras-io RetinaNet): the same
  * with the union at least 1e-8 and the result at most 1; areas are then w h. */
 BX_INLINE float bx_iou_of(float inter, float object_area, float prior_area, int sizes) {
     float over = (object_area + prior_area) - inter;
-    float least = over > 1e-8f ? over : 1e-8f;
-    float iou = inter / (sizes ? least : over);
-    return sizes && iou > 1 ? 1 : iou;
+    if (!sizes) {
+        return inter / over;
+    }
+    /* as integers, which order against a positive number as floats do */
+    const int32_t least = 0x322bcc77 /* 1e-8f */, most = 0x3f800000 /* 1.0f */;
+    int32_t divisor = bx_bits(over) > least ? bx_bits(over) : least;
+    int32_t iou = bx_bits(inter / bx_float(divisor));
+    return bx_float(iou < most ? iou : most);
 }
 
 #endif

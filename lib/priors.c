@@ -15,7 +15,7 @@ enum { STRUCT, GENERATOR, LEVELS, BOXES, X1, Y1, X2, Y2, AREA, SIZE, EXTENT, N_P
 
 /* Where each part of the allocation begins; returns its bytes. A set without boxes ends after LEVELS. */
 static size_t layout(int32_t n, int32_t n_levels, size_t at[N_PARTS]) {
-    const size_t count = (size_t)n, runs = (count + BX_CULL - 1) / BX_CULL;
+    const size_t count = (size_t)n, runs = (size_t)bx_runs(n);
     const size_t bytes[N_PARTS] = {
         [STRUCT] = sizeof(bx_priors),
         [GENERATOR] = sizeof(bx_generator),
@@ -89,6 +89,7 @@ static bool usable(float area) {
 static int32_t derive_columns(bx_priors *p) {
     float *x1 = (float *)p->x1, *y1 = (float *)p->y1, *x2 = (float *)p->x2, *y2 = (float *)p->y2;
     float *area = (float *)p->area, *size = (float *)p->size, *extent = (float *)p->extent;
+    const size_t runs = (size_t)bx_runs(p->n);
     for (int32_t i = 0; i < p->n; i++) {
         const float *box = p->boxes + 4 * (size_t)i;
         x1[i] = box[0] - box[2] / 2;
@@ -100,14 +101,14 @@ static int32_t derive_columns(bx_priors *p) {
         if (!(box[2] > 0 && box[3] > 0 && usable(area[i]) && usable(size[i]))) {
             return i;
         }
-        float *around = extent + 4 * (size_t)(i / BX_CULL);
+        float *around = extent + i / BX_CULL;
         if (i % BX_CULL == 0) {
-            around[0] = x1[i], around[1] = y1[i], around[2] = x2[i], around[3] = y2[i];
+            around[0] = x1[i], around[runs] = y1[i], around[2 * runs] = x2[i], around[3 * runs] = y2[i];
         }
         around[0] = fminf(around[0], x1[i]);
-        around[1] = fminf(around[1], y1[i]);
-        around[2] = fmaxf(around[2], x2[i]);
-        around[3] = fmaxf(around[3], y2[i]);
+        around[runs] = fminf(around[runs], y1[i]);
+        around[2 * runs] = fmaxf(around[2 * runs], x2[i]);
+        around[3 * runs] = fmaxf(around[3 * runs], y2[i]);
     }
     return -1;
 }

@@ -413,7 +413,9 @@ static void check_columns(const bx_priors *priors) {
               "%s: prior %d", priors->name, i);
     }
     for (int32_t run = 0; run * BX_CULL < priors->n; run++) {
-        const float *around = priors->extent + 4 * run;
+        const int32_t runs = (priors->n + BX_CULL - 1) / BX_CULL;
+        const float around[4] = {priors->extent[run], priors->extent[runs + run], priors->extent[2 * runs + run],
+                                 priors->extent[3 * runs + run]};
         float tight[4] = {INFINITY, INFINITY, -INFINITY, -INFINITY};
         for (int32_t i = run * BX_CULL; i < (run + 1) * BX_CULL && i < priors->n; i++) {
             tight[0] = fminf(tight[0], priors->x1[i]);
