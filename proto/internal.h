@@ -14,6 +14,24 @@
 bool proto_buffer_reserve(proto_buffer *buffer, size_t bytes);
 void proto_buffer_add(proto_buffer *buffer, const void *data, size_t bytes);
 
+/* ---- numbers as text (number.c) ---------------------------------------------------------------------------------- */
+
+typedef enum proto_number_kind {
+    PROTO_NUMBER_REAL,    /* with a fraction or an exponent */
+    PROTO_NUMBER_INTEGER, /* without, and it is one of int64_t */
+    PROTO_NUMBER_LONG,    /* without, and it is not */
+} proto_number_kind;
+
+typedef struct proto_number {
+    double value;    /* the nearest; infinite beyond the largest; -0 keeps its sign */
+    int64_t integer; /* of PROTO_NUMBER_INTEGER; otherwise untouched */
+    proto_number_kind kind;
+} proto_number;
+
+/* Read the JSON number (RFC 8259) that begins at `text`; never looks at `end` or beyond. Returns where it ends, and
+ * what may stand there is for the caller to say; NULL when there is none. Linear in the text's length. */
+const char *proto_number_read(const char *text, const char *end, proto_number *number);
+
 /* ---- JSON tree (json.c) ------------------------------------------------------------------------------------------ */
 
 #define PROTO_JSON_DEPTH 32
