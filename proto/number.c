@@ -14,6 +14,8 @@
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the first of eight characters is the lowest byte");
 
+#define UNLIKELY(condition) __builtin_expect(condition, 0)
+
 typedef unsigned __int128 uint128;
 
 /* ---- powers ------------------------------------------------------------------------------------------------------ */
@@ -43,18 +45,16 @@ static inline int binary_exponent(int q) {
 
 /* The bits of the double nearest to w * 10^q. */
 static inline uint64_t nearest_double(uint64_t w, int64_t q) {
-    if (w == 0 || q < LEAST_POWER)
-        return 0;
-    if (q > GREATEST_POWER)
-        return INFINITE_BITS;
+    const uint64_t row = (uint64_t)q - LEAST_POWER;
+    if (UNLIKELY(w == 0 || row > GREATEST_POWER - LEAST_POWER))
+        return w == 0 || q < 0 ? 0 : INFINITE_BITS;
     const int zeros = __builtin_clzll(w);
     w <<= zeros;
 
     /* 64 bits of the power decide unless the bits below the fraction are all ones. */
-    const size_t row = (size_t)(q - LEAST_POWER);
     const uint128 first = (uint128)w * powers[row].high;
     uint64_t high = (uint64_t)(first >> 64), low = (uint64_t)first;
-    if ((high & 0x1ff) == 0x1ff) {
+    if (UNLIKELY((~high & 0x1ff) == 0)) {
         const uint64_t carry = (uint64_t)((uint128)w * powers[row].low >> 64);
         low += carry;
         high += low < carry;
@@ -63,20 +63,19 @@ static inline uint64_t nearest_double(uint64_t w, int64_t q) {
     /* 53 bits and one to round by. */
     const int top = (int)(high >> 63), shift = top + 64 - FRACTION_BITS - 3;
     uint64_t mantissa = high >> shift;
-    int exponent = binary_exponent((int)q) + 63 + top - zeros + 1023;
-    if (exponent <= 0) {
+    const int exponent = binary_exponent((int)q) + 63 + 1023 + top - zeros;
+    if (UNLIKELY(exponent <= 0)) {
         if (exponent <= -63)
             return 0;
         mantissa >>= 1 - exponent;
-        return (mantissa + (mantissa & 1)) >> 1; /* what is rounded up to the least normal number becomes it */
+        return (mantissa + 1) >> 1; /* what is rounded up to the least normal number becomes it */
     }
     /* Halfway between two doubles, of which the lower is even; only these powers leave no other bits. */
-    if (low <= 1 && q >= -4 && q <= 23 && (mantissa & 3) == 1 && mantissa << shift == high)
+    if (UNLIKELY(low <= 1) && q >= -4 && q <= 23 && (mantissa & 3) == 1 && mantissa << shift == high)
         mantissa--;
-    mantissa = (mantissa + (mantissa & 1)) >> 1;
     /* the leading bit of the mantissa, or a carry out of it, counts as one in the exponent */
-    const uint64_t bits = ((uint64_t)(exponent - 1) << FRACTION_BITS) + mantissa;
-    return bits < INFINITE_BITS ? bits : INFINITE_BITS;
+    const uint64_t bits = ((uint64_t)(exponent - 1) << FRACTION_BITS) + ((mantissa + 1) >> 1);
+    return UNLIKELY(bits > INFINITE_BITS) ? INFINITE_BITS : bits;
 }
 
 static double double_of_bits(uint64_t bits) {
@@ -89,7 +88,7 @@ static double double_of_bits(uint64_t bits) {
 #define MOST_DIGITS 768
 
 /* The same of a decimal of more than 19 digits, perhaps with a point among them; `exponent` is that of its last. */
-static uint64_t nearest_to_long(const char *digit, const char *end, int64_t exponent) {
+static __attribute__((noinline)) uint64_t nearest_to_long(const char *digit, const char *end, int64_t exponent) {
     char text[MOST_DIGITS + 32];
     size_t n = 0;
     uint64_t w = 0;
@@ -122,8 +121,9 @@ static uint64_t nearest_to_long(const char *digit, const char *end, int64_t expo
 
 /* ---- reading ----------------------------------------------------------------------------------------------------- */
 
-static inline bool is_digit(char c) {
-    return (unsigned char)(c - '0') < 10;
+/* More than 9: it is none. */
+static inline unsigned digit_at(const char *p) {
+    return (unsigned)(unsigned char)*p - '0';
 }
 
 /* The number that eight bytes of 0 to 9 stand for, the first the lowest. Pairs are joined, then pairs of pairs. */
@@ -134,24 +134,25 @@ static inline uint64_t eight_digits(uint64_t bytes) {
            32;
 }
 
-/* Append digits to *w, which wraps around; returns where they end. */
+/* Append digits to *w, which wraps around; returns where they end. Seven at a time, because most doubles are written
+ * with 15 to 17: how often the loop runs can then be guessed. */
 static inline const char *read_digits(const char *p, const char *end, uint64_t *w) {
     while (end - p >= 8) {
         uint64_t bytes;
         memcpy(&bytes, p, sizeof bytes);
         bytes ^= UINT64_C(0x3030303030303030);
         /* the high bit of the first byte that is no digit, and of some behind it */
-        const uint64_t others = (bytes | (bytes + UINT64_C(0x7676767676767676))) & UINT64_C(0x8080808080808080);
+        const uint64_t others = (bytes | (bytes + UINT64_C(0x7676767676767676))) & UINT64_C(0x0080808080808080);
         if (others) {
-            const int n = __builtin_ctzll(others) / 8;
-            *w = *w * tens[n] + eight_digits(bytes << 8 * (7 - n) << 8);
+            const unsigned at = (unsigned)__builtin_ctzll(others), n = at / 8;
+            *w = *w * tens[n] + eight_digits(bytes << (63 - at) << 8);
             return p + n;
         }
-        *w = *w * 100000000 + eight_digits(bytes);
-        p += 8;
+        *w = *w * 10000000 + eight_digits(bytes << 8);
+        p += 7;
     }
-    for (; p < end && is_digit(*p); p++)
-        *w = *w * 10 + (uint64_t)(*p - '0');
+    for (; p < end && digit_at(p) <= 9; p++)
+        *w = *w * 10 + digit_at(p);
     return p;
 }
 
@@ -160,53 +161,59 @@ static inline const char *read_exponent(const char *p, const char *end, int64_t 
     const bool signs = p < end && (*p == '-' || *p == '+'), negative = signs && *p == '-';
     int64_t value = 0;
     p += signs;
-    if (p == end || !is_digit(*p))
+    if (p == end || digit_at(p) > 9)
         return NULL;
-    for (; p < end && is_digit(*p); p++)
+    for (; p < end && digit_at(p) <= 9; p++)
         if (value < INT64_MAX / 100)
-            value = value * 10 + (*p - '0');
+            value = value * 10 + digit_at(p);
     *exponent += negative ? -value : value;
     return p;
+}
+
+static const char *read_integer(const char *digits, const char *end, uint64_t w, bool negative, proto_number *number) {
+    const bool fits = end - digits <= 19 && w <= INT64_MAX + (uint64_t)negative;
+    number->kind = fits ? PROTO_NUMBER_INTEGER : PROTO_NUMBER_LONG;
+    number->value = end - digits <= 19 ? (double)w : double_of_bits(nearest_to_long(digits, end, 0));
+    if (negative)
+        number->value = -number->value;
+    if (fits)
+        number->integer = (int64_t)(negative ? 0 - w : w);
+    return end;
 }
 
 const char *proto_number_read(const char *text, const char *end, proto_number *number) {
     const char *p = text;
     const bool negative = p < end && *p == '-';
     p += negative;
-    if (p == end || !is_digit(*p))
+    if (p == end || digit_at(p) > 9)
         return NULL;
-    const char *digits = p;
-    uint64_t w = (uint64_t)(*p++ - '0');
-    if (p < end && is_digit(*p)) {
-        if (w == 0)
+    const char *const digits = p;
+    uint64_t w = digit_at(p++);
+    for (; p < end && digit_at(p) <= 9; p++) {
+        if (*digits == '0')
             return NULL;
-        p = read_digits(p, end, &w);
+        w = w * 10 + digit_at(p);
     }
-    const char *digits_end = p;
+    if (p == end || (*p != '.' && (*p | 0x20) != 'e'))
+        return read_integer(digits, p, w, negative, number);
     int64_t exponent = 0;
-    bool real = false;
-    if (p < end && *p == '.') {
+    ptrdiff_t n_digits = p - digits;
+    const char *digits_end = p;
+    if (*p == '.') {
         const char *decimals = p + 1;
         p = digits_end = read_digits(decimals, end, &w);
-        if (p == decimals)
-            return NULL;
         exponent = decimals - p;
-        real = true;
+        if (exponent == 0)
+            return NULL;
+        n_digits -= exponent + (*digits == '0');
     }
-    const int64_t last = exponent; /* of the last digit, as they are written */
     if (p < end && (*p | 0x20) == 'e') {
         p = read_exponent(p + 1, end, &exponent);
         if (!p)
             return NULL;
-        real = true;
     }
-
-    const bool small = digits_end - digits - (last < 0) - (*digits == '0') <= 19; /* w holds all the digits */
-    const uint64_t most = INT64_MAX + (uint64_t)negative;
-    number->kind = real ? PROTO_NUMBER_REAL : small && w <= most ? PROTO_NUMBER_INTEGER : PROTO_NUMBER_LONG;
-    if (number->kind == PROTO_NUMBER_INTEGER)
-        number->integer = (int64_t)(negative ? 0 - w : w);
-    const uint64_t bits = small ? nearest_double(w, exponent) : nearest_to_long(digits, digits_end, exponent);
+    const uint64_t bits = n_digits <= 19 ? nearest_double(w, exponent) : nearest_to_long(digits, digits_end, exponent);
+    number->kind = PROTO_NUMBER_REAL;
     number->value = double_of_bits(bits | (uint64_t)negative << 63);
     return p;
 }
