@@ -1,10 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Numbers to text and back, exactly, whatever the locale: a text is read as the double nearest to it, as strtod does.
+ * Numbers to text and back, exactly, whatever the locale: a text is read as the double nearest to it, as strtod does;
+ * a float or double is written with the fewest digits that read back the same, and of those nearest to it.
  *
- * Reading: up to 19 digits are gathered eight at a time and multiplied by 128 bits of a power of five (Lemire, "Number
+ * Reading: up to 19 digits are gathered seven at a time and multiplied by 128 bits of a power of five (Lemire, "Number
  * parsing at a gigabyte per second", 2021; that 128 bits always suffice: Mushtak and Lemire, "Fast number parsing
  * without fallback", 2023).
+ *
+ * Writing: the same powers take the ends of the interval that reads back the same to the decimal places that can tell
+ * it from its neighbours (Giulietti, "The Schubfach way to render doubles", 2020; for the idea also Adams, "Ryu: fast
+ * float-to-string conversion", 2018).
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -31,7 +36,26 @@ static const struct {
 #undef POWER
 };
 
-static const uint64_t tens[] = {1, 10, 100, 1000, 10000, 100000, 1000000, 10000000};
+static const uint64_t tens[] = {
+    UINT64_C(1),
+    UINT64_C(10),
+    UINT64_C(100),
+    UINT64_C(1000),
+    UINT64_C(10000),
+    UINT64_C(100000),
+    UINT64_C(1000000),
+    UINT64_C(10000000),
+    UINT64_C(100000000),
+    UINT64_C(1000000000),
+    UINT64_C(10000000000),
+    UINT64_C(100000000000),
+    UINT64_C(1000000000000),
+    UINT64_C(10000000000000),
+    UINT64_C(100000000000000),
+    UINT64_C(1000000000000000),
+    UINT64_C(10000000000000000),
+    UINT64_C(100000000000000000),
+};
 
 /* The largest e with 2^e <= 10^q; for |q| <= 1233. */
 static inline int binary_exponent(int q) {
@@ -216,4 +240,172 @@ const char *proto_number_read(const char *text, const char *end, proto_number *n
     number->kind = PROTO_NUMBER_REAL;
     number->value = double_of_bits(bits | (uint64_t)negative << 63);
     return p;
+}
+
+/* ---- binary to decimal ------------------------------------------------------------------------------------------- */
+
+/* digits * 10^exponent */
+typedef struct decimal {
+    uint64_t digits;
+    int exponent;
+} decimal;
+
+/* x * power / 2^128; its lowest bit is set when that is not whole. */
+static inline uint64_t scale(uint64_t x, uint64_t power_high, uint64_t power_low) {
+    const uint128 low = (uint128)x * power_low, product = (uint128)x * power_high + (uint64_t)(low >> 64);
+    return (uint64_t)(product >> 64) | ((uint64_t)product > 1);
+}
+
+/* The shortest decimal that is nearer to c * 2^q than to its neighbours c +- 1, or as near if c is even; `closer`: the
+ * lower one is only half as far. Of several it is the nearest. 17 digits at most, and zeros may end them. */
+static inline decimal shortest(uint64_t c, int q, bool closer) {
+    /* 10^k is the greatest power that is no longer than the interval */
+    const int k = (q * 1262611 - (closer ? 524031 : 0)) >> 22, shift = q + binary_exponent(-k) + 1;
+    const int row = -k - LEAST_POWER;
+    /* here all powers that are not exact are rounded up */
+    const uint64_t power_high = powers[row].high, power_low = powers[row].low + ((unsigned)(27 - k) > 27 + 55);
+    /* quarters of 10^k: the value and the ends, which belong to it if c is even */
+    const uint64_t value = scale(4 * c << shift, power_high, power_low);
+    const uint64_t least = scale((4 * c - 2 + closer) << shift, power_high, power_low) + (c & 1);
+    const uint64_t most = scale((4 * c + 2) << shift, power_high, power_low) - (c & 1);
+
+    const uint64_t ones = value / 4, ten = ones / 10;
+    if (ten) {
+        const bool down = least <= 40 * ten, up = 40 * ten + 40 <= most;
+        if (down != up)
+            return (decimal){ten + up, k + 1};
+    }
+    const bool down = least <= 4 * ones, up = 4 * ones + 4 <= most;
+    if (down != up)
+        return (decimal){ones + up, k};
+    const uint64_t half = 4 * ones + 2;
+    return (decimal){ones + (value > half || (value == half && (ones & 1))), k};
+}
+
+/* ---- writing ----------------------------------------------------------------------------------------------------- */
+
+static inline void store_eight(char *out, uint64_t bytes) {
+    memcpy(out, &bytes, sizeof bytes);
+}
+
+/* The other way round than eight_digits: by halves, quarters, eighths (Khuong, "How to print integers really fast",
+ * 2017). */
+static inline uint64_t digits_of_eight(uint32_t number) {
+    uint64_t rest = number / 10000 | (uint64_t)(number % 10000) << 32;
+    uint64_t whole = rest * 10486 >> 20 & UINT64_C(0x0000007f0000007f);
+    rest = whole | (rest - 100 * whole) << 16;
+    whole = rest * 103 >> 10 & UINT64_C(0x000f000f000f000f);
+    return whole | (rest - 10 * whole) << 8;
+}
+
+#define ZEROS UINT64_C(0x3030303030303030)
+
+/* 0 < n < 10^18 */
+static inline int count_digits(uint64_t n) {
+    const int about = (64 - __builtin_clzll(n)) * 1233 >> 12;
+    return about + (n >= tens[about]);
+}
+
+/* Write `first`, `second` and `third`, which are one and two times eight digits, as %g does with `least` digits or as
+ * many as there are up to the zeros; the first digit counts 10^e. */
+static inline size_t write_digits(char *out, bool negative, uint64_t first, uint64_t second, uint64_t third, int e,
+                                  int least) {
+    const int n = third ? 17 - __builtin_clzll(third) / 8 : second ? 9 - __builtin_clzll(second) / 8 : 1;
+    char *p = out;
+    *p = '-';
+    p += negative;
+    second |= ZEROS;
+    third |= ZEROS;
+    if (e < -4 || e >= (n > least ? n : least)) {
+        *p = (char)('0' + first);
+        p[1] = '.';
+        store_eight(p + 2, second);
+        store_eight(p + 10, third);
+        p += n > 1 ? n + 1 : 1;
+        const int size = e < 0 ? -e : e;
+        *p++ = 'e';
+        *p++ = e < 0 ? '-' : '+';
+        if (size >= 100)
+            *p++ = (char)('0' + size / 100);
+        *p++ = (char)('0' + size / 10 % 10);
+        *p++ = (char)('0' + size % 10);
+    } else if (e < 0) {
+        memcpy(p, "0.000000", 8);
+        p += 1 - e;
+        *p = (char)('0' + first);
+        store_eight(p + 1, second);
+        store_eight(p + 9, third);
+        p += n;
+    } else {
+        *p = (char)('0' + first);
+        store_eight(p + 1, second);
+        if (e < 8) {
+            p[e + 1] = '.';
+            store_eight(p + e + 2, second >> 8 * e);
+            store_eight(p + 10, third);
+        } else {
+            store_eight(p + 9, third);
+            if (n > e + 1)
+                memmove(p + e + 2, p + e + 1, (size_t)(n - e - 1));
+            p[e + 1] = '.';
+        }
+        p += n > e + 1 ? n + 1 : e + 1;
+    }
+    return (size_t)(p - out);
+}
+
+static size_t write_zero(char *out, bool negative) {
+    memcpy(out, "-0", 2);
+    out[negative] = '0';
+    return (size_t)negative + 1;
+}
+
+size_t proto_number_write_double(char *out, double value) {
+    uint64_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    const uint64_t fraction = bits & ((UINT64_C(1) << FRACTION_BITS) - 1);
+    const int exponent = (int)(bits >> FRACTION_BITS & 0x7ff);
+    const bool negative = bits >> 63;
+    if (bits << 1 == 0)
+        return write_zero(out, negative);
+    const decimal d =
+        exponent ? shortest(fraction | UINT64_C(1) << FRACTION_BITS, exponent - 1075, fraction == 0 && exponent > 1)
+                 : shortest(fraction, -1074, false);
+    const int n = count_digits(d.digits);
+    const uint64_t digits = d.digits * tens[17 - n], rest = digits % tens[16];
+    return write_digits(out, negative, digits / tens[16], digits_of_eight((uint32_t)(rest / tens[8])),
+                        digits_of_eight((uint32_t)(rest % tens[8])), d.exponent + n - 1, 15);
+}
+
+size_t proto_number_write_float(char *out, float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    const uint32_t fraction = bits & 0x7fffff;
+    const int exponent = (int)(bits >> 23 & 0xff);
+    const bool negative = bits >> 31;
+    if (bits << 1 == 0)
+        return write_zero(out, negative);
+    const decimal d = exponent ? shortest(fraction | 0x800000, exponent - 150, fraction == 0 && exponent > 1)
+                               : shortest(fraction, -149, false);
+    const int n = count_digits(d.digits);
+    const uint64_t digits = d.digits * tens[9 - n];
+    return write_digits(out, negative, digits / tens[8], digits_of_eight((uint32_t)(digits % tens[8])), 0,
+                        d.exponent + n - 1, 6);
+}
+
+size_t proto_number_write_int(char *out, int64_t value) {
+    uint64_t rest = value < 0 ? 0 - (uint64_t)value : (uint64_t)value;
+    uint64_t groups[3] = {0};
+    int n = 0;
+    for (; rest >= tens[8]; rest /= tens[8])
+        groups[n++] = digits_of_eight((uint32_t)(rest % tens[8]));
+    char *p = out;
+    *p = '-';
+    p += value < 0;
+    const uint64_t first = digits_of_eight((uint32_t)rest);
+    const int zeros = __builtin_ctzll(first | UINT64_C(1) << 56) / 8; /* the last stays */
+    store_eight(p, (first | ZEROS) >> 8 * zeros);
+    for (p += 8 - zeros; n > 0; p += 8)
+        store_eight(p, groups[--n] | ZEROS);
+    return (size_t)(p - out);
 }
