@@ -236,17 +236,23 @@ static void write_map(proto_writer *w, const proto_answer *answer, const char *k
     proto_write_close(w, ']');
 }
 
+static void write_row(proto_writer *w, const float *row, int32_t width) {
+    proto_write_open(w, NULL, '[');
+    proto_write_floats(w, row, (size_t)width);
+    proto_write_close(w, ']');
+}
+
 static void write_target_loc(proto_writer *w, const proto_answer *answer) {
     proto_write_open(w, "loc", '[');
     for (int32_t i = 0; i < answer->plan->n_images; i++) {
         proto_write_open(w, NULL, '[');
         for (int32_t p = 0; p < answer->plan->n_priors && !given_up(answer, p); p++) {
             double target[4];
+            float row[4];
             bx_result_target(answer->result, i, p, target);
-            proto_write_open(w, NULL, '[');
             for (int c = 0; c < 4; c++)
-                proto_write_float(w, NULL, (float)target[c]);
-            proto_write_close(w, ']');
+                row[c] = (float)target[c];
+            write_row(w, row, 4);
         }
         proto_write_close(w, ']');
     }
@@ -258,10 +264,7 @@ static void write_rows(proto_writer *w, const proto_answer *answer, const char *
                        int32_t width) {
     proto_write_open(w, key, '[');
     for (int64_t row = 0; row < n_rows && !bx_job_cancelled(answer->result->job); row++) {
-        proto_write_open(w, NULL, '[');
-        for (int32_t c = 0; c < width; c++)
-            proto_write_float(w, NULL, rows[row * width + c]);
-        proto_write_close(w, ']');
+        write_row(w, rows + row * width, width);
     }
     proto_write_close(w, ']');
 }
@@ -272,8 +275,7 @@ static void write_gradients(proto_writer *w, const proto_answer *answer) {
     proto_write_open(w, "index", '[');
     for (int64_t row = 0; row < answer->n_rows && !bx_job_cancelled(job); row++) {
         proto_write_open(w, NULL, '[');
-        proto_write_int(w, NULL, job->grad_index[2 * row]);
-        proto_write_int(w, NULL, job->grad_index[2 * row + 1]);
+        proto_write_ints(w, job->grad_index + 2 * row, 2);
         proto_write_close(w, ']');
     }
     proto_write_close(w, ']');

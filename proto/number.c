@@ -363,14 +363,13 @@ static size_t write_zero(char *out, bool negative) {
 size_t proto_number_write_double(char *out, double value) {
     uint64_t bits;
     memcpy(&bits, &value, sizeof bits);
-    const uint64_t fraction = bits & ((UINT64_C(1) << FRACTION_BITS) - 1);
-    const int exponent = (int)(bits >> FRACTION_BITS & 0x7ff);
     const bool negative = bits >> 63;
     if (bits << 1 == 0)
         return write_zero(out, negative);
+    const uint64_t one = UINT64_C(1) << FRACTION_BITS, fraction = bits & (one - 1);
+    const int exponent = (int)(bits >> FRACTION_BITS & 0x7ff);
     const decimal d =
-        exponent ? shortest(fraction | UINT64_C(1) << FRACTION_BITS, exponent - 1075, fraction == 0 && exponent > 1)
-                 : shortest(fraction, -1074, false);
+        shortest(exponent ? fraction | one : fraction, exponent - 1075 + !exponent, fraction == 0 && exponent > 1);
     const int n = count_digits(d.digits);
     const uint64_t digits = d.digits * tens[17 - n], rest = digits % tens[16];
     return write_digits(out, negative, digits / tens[16], digits_of_eight((uint32_t)(rest / tens[8])),
@@ -380,32 +379,38 @@ size_t proto_number_write_double(char *out, double value) {
 size_t proto_number_write_float(char *out, float value) {
     uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
-    const uint32_t fraction = bits & 0x7fffff;
-    const int exponent = (int)(bits >> 23 & 0xff);
     const bool negative = bits >> 31;
     if (bits << 1 == 0)
         return write_zero(out, negative);
-    const decimal d = exponent ? shortest(fraction | 0x800000, exponent - 150, fraction == 0 && exponent > 1)
-                               : shortest(fraction, -149, false);
+    const uint32_t one = 1u << 23, fraction = bits & (one - 1);
+    const int exponent = (int)(bits >> 23 & 0xff);
+    const decimal d =
+        shortest(exponent ? fraction | one : fraction, exponent - 150 + !exponent, fraction == 0 && exponent > 1);
     const int n = count_digits(d.digits);
-    const uint64_t digits = d.digits * tens[9 - n];
-    return write_digits(out, negative, digits / tens[8], digits_of_eight((uint32_t)(digits % tens[8])), 0,
-                        d.exponent + n - 1, 6);
+    const uint32_t digits = (uint32_t)(d.digits * tens[9 - n]);
+    return write_digits(out, negative, digits / 100000000, digits_of_eight(digits % 100000000), 0, d.exponent + n - 1,
+                        6);
+}
+
+static size_t write_natural(char *out, uint64_t n) {
+    if (n < 10) {
+        *out = (char)('0' + n);
+        return 1;
+    }
+    if (n >= tens[8]) {
+        const size_t size = write_natural(out, n / tens[8]);
+        store_eight(out + size, digits_of_eight((uint32_t)(n % tens[8])) | ZEROS);
+        return size + 8;
+    }
+    const uint64_t digits = digits_of_eight((uint32_t)n);
+    const int zeros = __builtin_ctzll(digits) / 8;
+    store_eight(out, (digits | ZEROS) >> 8 * zeros);
+    return 8 - (size_t)zeros;
 }
 
 size_t proto_number_write_int(char *out, int64_t value) {
-    uint64_t rest = value < 0 ? 0 - (uint64_t)value : (uint64_t)value;
-    uint64_t groups[3] = {0};
-    int n = 0;
-    for (; rest >= tens[8]; rest /= tens[8])
-        groups[n++] = digits_of_eight((uint32_t)(rest % tens[8]));
-    char *p = out;
-    *p = '-';
-    p += value < 0;
-    const uint64_t first = digits_of_eight((uint32_t)rest);
-    const int zeros = __builtin_ctzll(first | UINT64_C(1) << 56) / 8; /* the last stays */
-    store_eight(p, (first | ZEROS) >> 8 * zeros);
-    for (p += 8 - zeros; n > 0; p += 8)
-        store_eight(p, groups[--n] | ZEROS);
-    return (size_t)(p - out);
+    if (value >= 0)
+        return write_natural(out, (uint64_t)value);
+    *out = '-';
+    return 1 + write_natural(out + 1, 0 - (uint64_t)value);
 }

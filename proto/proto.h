@@ -111,8 +111,8 @@ void proto_pointer(char out[160], const proto_request *request, proto_encoding e
 
 /* ---- JSON text --------------------------------------------------------------------------------------------------- */
 
-/* A writer of JSON text. Keys are NULL inside arrays. Doubles are written in the shortest of %.15g, %.16g, %.17g that
- * reads back the same; what is not finite is written as null. */
+/* A writer of JSON text. Keys are NULL inside arrays, and otherwise words without anything to escape. Numbers are
+ * written with the fewest digits that read back the same; what is not finite is written as null. */
 typedef struct proto_writer {
     proto_buffer *out;
     bool comma; /* the next member needs a comma before it */
@@ -126,6 +126,9 @@ void proto_write_string(proto_writer *writer, const char *key, const char *value
 void proto_write_int(proto_writer *writer, const char *key, int64_t value);
 void proto_write_real(proto_writer *writer, const char *key, double value);
 void proto_write_float(proto_writer *writer, const char *key, float value);
+/* Elements of the array that is open. */
+void proto_write_floats(proto_writer *writer, const float *values, size_t n);
+void proto_write_ints(proto_writer *writer, const int32_t *values, size_t n);
 void proto_write_bool(proto_writer *writer, const char *key, bool value);
 void proto_write_null(proto_writer *writer, const char *key);
 

@@ -4,7 +4,6 @@
  * the strings hold.
  */
 #include <math.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -15,11 +14,9 @@ void proto_buffer_free(proto_buffer *buffer) {
     *buffer = (proto_buffer){0};
 }
 
-bool proto_buffer_reserve(proto_buffer *buffer, size_t bytes) {
+static bool grow(proto_buffer *buffer, size_t bytes) {
     if (buffer->failed)
         return false;
-    if (bytes <= buffer->capacity - buffer->bytes)
-        return true;
     size_t least, doubled = buffer->capacity < 256 ? 512 : buffer->capacity * 2;
     size_t capacity = 0;
     char *data = NULL;
@@ -36,8 +33,16 @@ bool proto_buffer_reserve(proto_buffer *buffer, size_t bytes) {
     return true;
 }
 
+static inline bool reserve(proto_buffer *buffer, size_t bytes) {
+    return (bytes <= buffer->capacity - buffer->bytes && !buffer->failed) || grow(buffer, bytes);
+}
+
+bool proto_buffer_reserve(proto_buffer *buffer, size_t bytes) {
+    return reserve(buffer, bytes);
+}
+
 void proto_buffer_add(proto_buffer *buffer, const void *data, size_t bytes) {
-    if (bytes == 0 || !proto_buffer_reserve(buffer, bytes))
+    if (bytes == 0 || !reserve(buffer, bytes))
         return;
     memcpy(buffer->data + buffer->bytes, data, bytes); /* cppcheck-suppress uninitvar ; of an empty struct's address */
     buffer->bytes += bytes;
@@ -70,41 +75,91 @@ static size_t utf8_length(const unsigned char *s) {
     return n;
 }
 
-static void add_quoted(proto_buffer *out, const char *text) {
-    proto_buffer_add(out, "\"", 1);
-    for (const unsigned char *s = (const unsigned char *)text; *s;) {
-        size_t run = 0; /* bytes that stand for themselves */
-        for (size_t n; s[run] >= 0x20 && s[run] != '"' && s[run] != '\\' && (n = utf8_length(s + run)) > 0;)
-            run += n;
-        proto_buffer_add(out, s, run);
-        s += run;
-        if (!*s)
-            break;
-        char escape[8] = {'\\', (char)*s};
-        size_t n = 2;
-        if (*s < 0x20)
-            n = (size_t)snprintf(escape, sizeof escape, "\\u%04x", *s);
-        else if (*s >= 0x80)
-            n = (size_t)snprintf(escape, sizeof escape, "\xEF\xBF\xBD");
-        proto_buffer_add(out, escape, n);
-        s++;
-    }
-    proto_buffer_add(out, "\"", 1);
+/* A byte that stands for itself. */
+static bool is_plain(unsigned char c) {
+    return c >= 0x20 && c < 0x80 && c != '"' && c != '\\';
 }
 
-static void begin(proto_writer *writer, const char *key) {
-    if (writer->comma)
-        proto_buffer_add(writer->out, ",", 1);
+/* Write what stands for the character at `s`, which may be none; returns its bytes and sets how many those are. */
+static size_t escape(char out[6], const unsigned char *s, size_t *written) {
+    static const char digits[] = "0123456789abcdef";
+    const size_t n = utf8_length(s);
+    if (n == 0) {
+        memcpy(out, "\xEF\xBF\xBD", *written = 3);
+        return 1;
+    }
+    if (n > 1) {
+        memcpy(out, s, *written = n);
+    } else if (*s < 0x20) {
+        memcpy(out, "\\u00", 4);
+        out[4] = digits[*s / 16];
+        out[5] = digits[*s % 16];
+        *written = 6;
+    } else {
+        out[0] = '\\';
+        out[1] = (char)*s;
+        *written = 2;
+    }
+    return n;
+}
+
+static void add_quoted(proto_buffer *out, const char *text) {
+    const unsigned char *s = (const unsigned char *)text, *end = s + strlen(text);
+    /* there is room for the rest if it is plain, and for the quotes */
+    if (!reserve(out, (size_t)(end - s) + 2))
+        return;
+    char *p = out->data + out->bytes;
+    *p++ = '"';
+    while (s < end) {
+        if (is_plain(*s)) {
+            *p++ = (char)*s++;
+            continue;
+        }
+        char other[6];
+        size_t n;
+        s += escape(other, s, &n);
+        out->bytes = (size_t)(p - out->data);
+        if (!reserve(out, n + (size_t)(end - s) + 1))
+            return;
+        p = out->data + out->bytes;
+        memcpy(p, other, n);
+        p += n;
+    }
+    *p++ = '"';
+    out->bytes = (size_t)(p - out->data);
+}
+
+/* Begin a member whose value takes at most `bytes`: where to write that, for `end`. NULL: no memory. Keys are words
+ * of ours, without anything to escape. */
+static char *begin(proto_writer *writer, const char *key, size_t bytes) {
+    proto_buffer *out = writer->out;
+    const size_t n = key ? strlen(key) : 0;
+    if (!reserve(out, n + 4 + bytes))
+        return NULL;
+    char *p = out->data + out->bytes;
+    *p = ',';
+    p += writer->comma;
     writer->comma = true;
     if (key) {
-        add_quoted(writer->out, key);
-        proto_buffer_add(writer->out, ":", 1);
+        *p++ = '"';
+        memcpy(p, key, n);
+        p += n;
+        *p++ = '"';
+        *p++ = ':';
     }
+    return p;
+}
+
+static void end(proto_writer *writer, const char *p) {
+    writer->out->bytes = (size_t)(p - writer->out->data);
 }
 
 void proto_write_open(proto_writer *writer, const char *key, char bracket) {
-    begin(writer, key);
-    proto_buffer_add(writer->out, &bracket, 1);
+    char *p = begin(writer, key, 1);
+    if (!p)
+        return;
+    *p = bracket;
+    end(writer, p + 1);
     writer->comma = false;
 }
 
@@ -118,82 +173,20 @@ void proto_write_end(proto_writer *writer) {
 }
 
 void proto_write_string(proto_writer *writer, const char *key, const char *value) {
-    begin(writer, key);
+    char *p = begin(writer, key, 2);
+    if (!p)
+        return;
+    end(writer, p);
     add_quoted(writer->out, value);
 }
 
-/* Decimal digits of `value`, written towards the front of `end`; returns where they start. */
-static char *integer_digits(char *end, int64_t value) {
-    uint64_t left = value < 0 ? 0 - (uint64_t)value : (uint64_t)value;
-    do {
-        *--end = (char)('0' + left % 10);
-        left /= 10;
-    } while (left);
-    if (value < 0)
-        *--end = '-';
-    return end;
-}
-
-void proto_write_int(proto_writer *writer, const char *key, int64_t value) {
-    char digits[24], *end = digits + sizeof digits, *start = integer_digits(end, value);
-    begin(writer, key);
-    proto_buffer_add(writer->out, start, (size_t)(end - start));
-}
-
-/* Small whole numbers have the same digits in every precision, and a map of targets is mostly zeros. */
-static bool write_whole(proto_writer *writer, const char *key, double value) {
-    bool whole = value > -1e5 && value < 1e5 && value == (double)(int64_t)value && !(value == 0 && signbit(value));
-    if (whole)
-        proto_write_int(writer, key, (int64_t)value);
-    return whole;
-}
-
-/* The fewest of `least` to `most` significant digits that read back the same. `most` digits always do. */
-static void write_digits(proto_writer *writer, const char *key, double value, int least, int most, bool single) {
-    char digits[32];
-    int n = 0;
-    for (int precision = least; precision <= most; precision++) {
-        n = snprintf(digits, sizeof digits, "%.*g", precision, value);
-        if (precision == most)
-            break;
-        double back = strtod(digits, NULL);
-        if (single ? (float)back == (float)value : back == value)
-            break;
-    }
-    begin(writer, key);
-    proto_buffer_add(writer->out, digits, (size_t)n);
-}
-
-void proto_write_real(proto_writer *writer, const char *key, double value) {
-    if (!isfinite(value))
-        proto_write_null(writer, key);
-    else if (!write_whole(writer, key, value))
-        write_digits(writer, key, value, 15, 17, false);
-}
-
-/* How many of 6 to 9 digits a float needs to be read back as (float)strtod does: tried on numbers, which costs a tenth
- * of trying it on text. Near enough; too few are noticed by write_digits. */
-static int float_digits(double value) {
-    static const double tens[] = {1e0,  1e1,  1e2,  1e3,  1e4,  1e5,  1e6,  1e7,  1e8,  1e9,  1e10, 1e11,
-                                  1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19, 1e20, 1e21, 1e22};
-    int precision = 6;
-    int decimals = value == 0 ? 0 : precision - 1 - (int)floor(log10(fabs(value)));
-    for (; precision < 9 && decimals >= 0 && decimals < (int)(sizeof tens / sizeof *tens); precision++, decimals++)
-        if ((float)(rint(value * tens[decimals]) / tens[decimals]) == (float)value)
-            return precision;
-    return precision;
-}
-
-void proto_write_float(proto_writer *writer, const char *key, float value) {
-    if (!isfinite(value))
-        proto_write_null(writer, key);
-    else if (!write_whole(writer, key, (double)value))
-        write_digits(writer, key, (double)value, float_digits((double)value), 9, true);
-}
-
 static void write_word(proto_writer *writer, const char *key, const char *word) {
-    begin(writer, key);
-    proto_buffer_add(writer->out, word, strlen(word));
+    const size_t n = strlen(word);
+    char *p = begin(writer, key, n);
+    if (!p)
+        return;
+    memcpy(p, word, n);
+    end(writer, p + n);
 }
 
 void proto_write_bool(proto_writer *writer, const char *key, bool value) {
@@ -202,4 +195,64 @@ void proto_write_bool(proto_writer *writer, const char *key, bool value) {
 
 void proto_write_null(proto_writer *writer, const char *key) {
     write_word(writer, key, "null");
+}
+
+/* ---- numbers ----------------------------------------------------------------------------------------------------- */
+
+static size_t write_float(char *out, float value) {
+    if (isfinite(value))
+        return proto_number_write_float(out, value);
+    memcpy(out, "null", 4);
+    return 4;
+}
+
+void proto_write_int(proto_writer *writer, const char *key, int64_t value) {
+    char *p = begin(writer, key, PROTO_NUMBER_ROOM);
+    if (p)
+        end(writer, p + proto_number_write_int(p, value));
+}
+
+void proto_write_real(proto_writer *writer, const char *key, double value) {
+    if (!isfinite(value)) {
+        proto_write_null(writer, key);
+        return;
+    }
+    char *p = begin(writer, key, PROTO_NUMBER_ROOM);
+    if (p)
+        end(writer, p + proto_number_write_double(p, value));
+}
+
+void proto_write_float(proto_writer *writer, const char *key, float value) {
+    char *p = begin(writer, key, PROTO_NUMBER_ROOM);
+    if (p)
+        end(writer, p + write_float(p, value));
+}
+
+/* Room for one more element of the open array; where it goes, for `end`. */
+static inline char *next(proto_writer *writer) {
+    if (!reserve(writer->out, 1 + PROTO_NUMBER_ROOM))
+        return NULL;
+    char *p = writer->out->data + writer->out->bytes;
+    *p = ',';
+    p += writer->comma;
+    writer->comma = true;
+    return p;
+}
+
+void proto_write_floats(proto_writer *writer, const float *values, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        char *p = next(writer);
+        if (!p)
+            return;
+        end(writer, p + write_float(p, values[i]));
+    }
+}
+
+void proto_write_ints(proto_writer *writer, const int32_t *values, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        char *p = next(writer);
+        if (!p)
+            return;
+        end(writer, p + proto_number_write_int(p, values[i]));
+    }
 }

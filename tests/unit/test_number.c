@@ -413,6 +413,164 @@ START_TEST(any_locale) {
 }
 END_TEST
 
+/* ---- writing ----------------------------------------------------------------------------------------------------- */
+
+/* The text of a number, from memory that has no more room than is asked for. */
+static void write_text(char text[PROTO_NUMBER_ROOM], double value, bool single) {
+    char *out = malloc(PROTO_NUMBER_ROOM);
+    ck_assert_ptr_nonnull(out);
+    const size_t n = single ? proto_number_write_float(out, (float)value) : proto_number_write_double(out, value);
+    HOLDS(n <= (single ? 15 : 24), "%a has %zu bytes", value, n);
+    memcpy(text, out, n);
+    text[n] = '\0';
+    free(out);
+}
+
+static bool reads_back(const char *text, double value, bool single) {
+    const double back = strtod(text, NULL);
+    return bits_of(single ? (float)back : back) == bits_of(value);
+}
+
+/* The text reads back, it is JSON, and printf has none with fewer digits. */
+static void writes_fewest(double value, bool single) {
+    char text[PROTO_NUMBER_ROOM], least[64];
+    write_text(text, value, single);
+    HOLDS(reads_back(text, value, single), "%s is not %a", text, value);
+    proto_number number;
+    const char *end = text + strlen(text);
+    HOLDS(proto_number_read(text, end, &number) == end, "%s is no JSON", text);
+    if (value == 0)
+        return;
+    int n = 0;
+    do
+        snprintf(least, sizeof least, "%.*e", n++, value);
+    while (!reads_back(least, value, single));
+    const int e = atoi(strchr(least, 'e') + 1), most = single ? 6 : 15;
+    if (e >= -4 && e < (n > most ? n : most))
+        snprintf(least, sizeof least, "%.*f", n - 1 > e ? n - 1 - e : 0, value);
+    /* above a power of two what reads back is not centred: the fewest digits may not be those that are nearest */
+    int exponent;
+    if (fabs(frexp(value, &exponent)) == 0.5)
+        HOLDS(strlen(text) <= strlen(least), "%s, not %s", text, least);
+    else
+        HOLDS(strcmp(text, least) == 0, "%s, not %s", text, least);
+}
+
+START_TEST(written_doubles) {
+    static const struct {
+        double value;
+        const char *text;
+    } rows[] = {{0, "0"},
+                {-0.0, "-0"},
+                {1, "1"},
+                {-1, "-1"},
+                {10, "10"},
+                {0.1, "0.1"},
+                {0.25, "0.25"},
+                {1.5, "1.5"},
+                {-12.5, "-12.5"},
+                {123456.789, "123456.789"},
+                {1777.87, "1777.87"},
+                {0.0001, "0.0001"},
+                {0.00001, "1e-05"},
+                {-0.00012345678901234567, "-0.00012345678901234567"},
+                {100000, "100000"},
+                {123456789012345, "123456789012345"},
+                {100000000000000, "100000000000000"},
+                {1000000000000000, "1e+15"},
+                {1234567890123456, "1234567890123456"},
+                {9007199254740991, "9007199254740991"},
+                {9007199254740992, "9007199254740992"},
+                {9007199254740994, "9007199254740994"},
+                {12345678901234568, "12345678901234568"},
+                {12345678.5, "12345678.5"},
+                {123456789.5, "123456789.5"},
+                {1234567890123.25, "1234567890123.25"},
+                {1e22, "1e+22"},
+                {1e23, "1e+23"},
+                {9.5367431640625e-07, "9.5367431640625e-07"},
+                {0x1p-44, "5.684341886080802e-14"},
+                {5e-324, "5e-324"},
+                {1e-323, "1e-323"},
+                {2.2250738585072009e-308, "2.225073858507201e-308"},
+                {2.2250738585072014e-308, "2.2250738585072014e-308"},
+                {1.7976931348623157e308, "1.7976931348623157e+308"},
+                {-1.7976931348623157e308, "-1.7976931348623157e+308"}};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        char text[PROTO_NUMBER_ROOM];
+        write_text(text, rows[i].value, false);
+        ck_assert_str_eq(text, rows[i].text);
+    }
+    for (int i = 0; i < 12000; i++) {
+        const double value = double_of(random_bits()), power = double_of(random_bits() & UINT64_C(0xfff) << 52);
+        if (isfinite(value))
+            writes_fewest(value, false);
+        if (isfinite(power))
+            writes_fewest(power, false);
+        if (isnormal(value))
+            writes_fewest((double)(float)ldexp(value, -ilogb(value) + below(60) - 20), false);
+        writes_fewest(below(1000000) / 1000.0, false);
+        writes_fewest((double)(random_bits() >> below(60)), false);
+        writes_fewest(double_of(random_bits() >> (13 + below(50))), false);
+    }
+}
+END_TEST
+
+START_TEST(written_floats) {
+    static const struct {
+        float value;
+        const char *text;
+    } rows[] = {{0, "0"},
+                {-0.f, "-0"},
+                {1, "1"},
+                {0.1f, "0.1"},
+                {1e-45f, "1e-45"},
+                {16777216, "16777216"},
+                {1e6f, "1e+06"},
+                {100000, "100000"},
+                {123456, "123456"},
+                {12345.678f, "12345.678"},
+                {3.4028235e38f, "3.4028235e+38"},
+                {1.17549449e-38f, "1.1754945e-38"},
+                {-1.00000015e-10f, "-1.00000015e-10"},
+                {-0.000111765046f, "-0.000111765046"},
+                {100663308, "1.0066331e+08"},
+                {999999984, "1e+09"}};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        char text[PROTO_NUMBER_ROOM];
+        write_text(text, (double)rows[i].value, true);
+        ck_assert_str_eq(text, rows[i].text);
+    }
+    for (uint32_t exponent = 0; exponent < 255; exponent++)
+        for (int i = 0; i < 300; i++) {
+            /* all ones and zeros, and what is next to them, among others */
+            const uint32_t random = (uint32_t)random_bits() & 0x7fffff;
+            const uint32_t fraction = i < 4 ? (uint32_t)i : i < 8 ? 0x800000 - (uint32_t)(i - 3) : random;
+            const uint32_t bits = exponent << 23 | fraction | (uint32_t)(i % 2) << 31;
+            float value;
+            memcpy(&value, &bits, sizeof value);
+            writes_fewest((double)value, true);
+        }
+}
+END_TEST
+
+START_TEST(written_integers) {
+    char *out = malloc(PROTO_NUMBER_ROOM);
+    ck_assert_ptr_nonnull(out);
+    for (int i = 0; i < 100000; i++) {
+        static const int64_t rows[] = {0,         9,          10,        99,        100,       9999999,  99999999,
+                                       100000000, 1000000000, INT32_MAX, INT32_MIN, INT64_MAX, INT64_MIN};
+        const int n_rows = sizeof rows / sizeof *rows;
+        const int64_t value = i < n_rows ? rows[i] : (int64_t)random_bits() >> below(64);
+        char text[32];
+        const size_t n = proto_number_write_int(out, value);
+        snprintf(text, sizeof text, "%lld", (long long)value);
+        HOLDS(n == strlen(text) && memcmp(text, out, n) == 0, "%s, not %.*s", text, (int)n, out);
+    }
+    free(out);
+}
+END_TEST
+
 /* ---- the table of powers ----------------------------------------------------------------------------------------- */
 
 /* A natural number, its lowest 32 bits first. */
@@ -486,6 +644,7 @@ START_TEST(powers_of_five) {
             expected[i < 64] |= (uint64_t)one << i % 64;
         }
         expected[1] += q < 0 && q >= -27;
+        ck_assert_uint_ne(table[row][1], UINT64_MAX); /* the writer adds one */
         ck_assert_msg(table[row][0] == expected[0] && table[row][1] == expected[1], "5^%d", q);
     }
 }
@@ -503,6 +662,9 @@ int main(void) {
     tcase_add_test(cases, prefixes);
     tcase_add_test(cases, long_texts);
     tcase_add_test(cases, any_locale);
+    tcase_add_test(cases, written_doubles);
+    tcase_add_test(cases, written_floats);
+    tcase_add_test(cases, written_integers);
     tcase_add_test(cases, powers_of_five);
     Suite *suite = suite_create("number");
     suite_add_tcase(suite, cases);
