@@ -19,6 +19,7 @@
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the first of eight characters is the lowest byte");
 
+#define INLINE              static inline __attribute__((always_inline))
 #define UNLIKELY(condition) __builtin_expect(condition, 0)
 
 typedef unsigned __int128 uint128;
@@ -250,36 +251,40 @@ typedef struct decimal {
     int exponent;
 } decimal;
 
-/* x * power / 2^128; its lowest bit is set when that is not whole. */
-static inline uint64_t scale(uint64_t x, uint64_t power_high, uint64_t power_low) {
-    const uint128 low = (uint128)x * power_low, product = (uint128)x * power_high + (uint64_t)(low >> 64);
+/* x times the first bits of 10^p, without the last 128 (or 64) bits of that; if any of them is set, so is the lowest
+ * bit of the result. Powers that are not exact are rounded up, for which the product is a little too large: one does
+ * not count. For a float, `single`, 64 bits of the power suffice. */
+INLINE uint64_t scale(uint64_t x, int p, bool single) {
+    const int row = p - LEAST_POWER;
+    if (single) {
+        const uint128 product = (uint128)x * (powers[row].high + ((unsigned)p > 27));
+        return (uint64_t)(product >> 64) | ((uint32_t)(product >> 32) > 1);
+    }
+    const uint128 low = (uint128)x * (powers[row].low + ((unsigned)p + 27 > 27 + 55));
+    const uint128 product = (uint128)x * powers[row].high + (uint64_t)(low >> 64);
     return (uint64_t)(product >> 64) | ((uint64_t)product > 1);
 }
 
 /* The shortest decimal that is nearer to c * 2^q than to its neighbours c +- 1, or as near if c is even; `closer`: the
- * lower one is only half as far. Of several it is the nearest. 17 digits at most, and zeros may end them. */
-static inline decimal shortest(uint64_t c, int q, bool closer) {
+ * lower one is only half as far. Of several it is the nearest. 17 digits at most (9 of a float, `single`), and zeros
+ * may end them. */
+INLINE decimal shortest(uint64_t c, int q, bool closer, bool single) {
     /* 10^k is the greatest power that is no longer than the interval */
     const int k = (q * 1262611 - (closer ? 524031 : 0)) >> 22, shift = q + binary_exponent(-k) + 1;
-    const int row = -k - LEAST_POWER;
-    /* here all powers that are not exact are rounded up */
-    const uint64_t power_high = powers[row].high, power_low = powers[row].low + ((unsigned)(27 - k) > 27 + 55);
     /* quarters of 10^k: the value and the ends, which belong to it if c is even */
-    const uint64_t value = scale(4 * c << shift, power_high, power_low);
-    const uint64_t least = scale((4 * c - 2 + closer) << shift, power_high, power_low) + (c & 1);
-    const uint64_t most = scale((4 * c + 2) << shift, power_high, power_low) - (c & 1);
+    const uint64_t value = scale(4 * c << shift, -k, single);
+    const uint64_t least = scale((4 * c - 2 + closer) << shift, -k, single) + (c & 1);
+    const uint64_t most = scale((4 * c + 2) << shift, -k, single) - (c & 1);
 
+    /* A multiple of 10^(k+1) that is inside has fewer digits, and there is but one; otherwise the nearest of 10^k. Both
+     * are calculated without branches, which could not be guessed. */
     const uint64_t ones = value / 4, ten = ones / 10;
-    if (ten) {
-        const bool down = least <= 40 * ten, up = 40 * ten + 40 <= most;
-        if (down != up)
-            return (decimal){ten + up, k + 1};
-    }
+    const bool ten_down = least <= 40 * ten, ten_up = 40 * ten + 40 <= most;
     const bool down = least <= 4 * ones, up = 4 * ones + 4 <= most;
-    if (down != up)
-        return (decimal){ones + up, k};
-    const uint64_t half = 4 * ones + 2;
-    return (decimal){ones + (value > half || (value == half && (ones & 1))), k};
+    const bool round = value % 4 + (ones & 1) > 2;
+    const uint64_t nearest = ones + ((up & !down) | (round & (up == down)));
+    const uint64_t fewer = ten_down != ten_up;
+    return (decimal){nearest ^ ((nearest ^ (ten + ten_up)) & -fewer), k + (int)fewer};
 }
 
 /* ---- writing ----------------------------------------------------------------------------------------------------- */
@@ -290,7 +295,7 @@ static inline void store_eight(char *out, uint64_t bytes) {
 
 /* The other way round than eight_digits: by halves, quarters, eighths (Khuong, "How to print integers really fast",
  * 2017). */
-static inline uint64_t digits_of_eight(uint32_t number) {
+INLINE uint64_t digits_of_eight(uint32_t number) {
     uint64_t rest = number / 10000 | (uint64_t)(number % 10000) << 32;
     uint64_t whole = rest * 10486 >> 20 & UINT64_C(0x0000007f0000007f);
     rest = whole | (rest - 100 * whole) << 16;
@@ -301,57 +306,63 @@ static inline uint64_t digits_of_eight(uint32_t number) {
 #define ZEROS UINT64_C(0x3030303030303030)
 
 /* 0 < n < 10^18 */
-static inline int count_digits(uint64_t n) {
+INLINE int count_digits(uint64_t n) {
     const int about = (64 - __builtin_clzll(n)) * 1233 >> 12;
     return about + (n >= tens[about]);
 }
 
+/* Write e and the exponent; returns where that ends. */
+INLINE char *write_exponent(char *p, int e) {
+    const int size = e < 0 ? -e : e;
+    *p++ = 'e';
+    *p++ = e < 0 ? '-' : '+';
+    if (size >= 100)
+        *p++ = (char)('0' + size / 100);
+    *p++ = (char)('0' + size / 10 % 10);
+    *p++ = (char)('0' + size % 10);
+    return p;
+}
+
 /* Write `first`, `second` and `third`, which are one and two times eight digits, as %g does with `least` digits or as
- * many as there are up to the zeros; the first digit counts 10^e. */
-static inline size_t write_digits(char *out, bool negative, uint64_t first, uint64_t second, uint64_t third, int e,
-                                  int least) {
+ * many as there are up to the zeros; the first digit counts 10^e. More is stored than is the number's. */
+INLINE size_t write_digits(char *out, bool negative, uint64_t first, uint64_t second, uint64_t third, int e,
+                           int least) {
     const int n = third ? 17 - __builtin_clzll(third) / 8 : second ? 9 - __builtin_clzll(second) / 8 : 1;
+    const char leading = (char)('0' + first);
     char *p = out;
     *p = '-';
     p += negative;
     second |= ZEROS;
     third |= ZEROS;
     if (e < -4 || e >= (n > least ? n : least)) {
-        *p = (char)('0' + first);
+        p[0] = leading;
         p[1] = '.';
         store_eight(p + 2, second);
         store_eight(p + 10, third);
-        p += n > 1 ? n + 1 : 1;
-        const int size = e < 0 ? -e : e;
-        *p++ = 'e';
-        *p++ = e < 0 ? '-' : '+';
-        if (size >= 100)
-            *p++ = (char)('0' + size / 100);
-        *p++ = (char)('0' + size / 10 % 10);
-        *p++ = (char)('0' + size % 10);
-    } else if (e < 0) {
-        memcpy(p, "0.000000", 8);
+        return (size_t)(write_exponent(p + (n > 1 ? n + 1 : 1), e) - out);
+    }
+    if (e < 0) {
+        store_eight(p, ZEROS);
+        p[1] = '.';
         p += 1 - e;
-        *p = (char)('0' + first);
+        p[0] = leading;
         store_eight(p + 1, second);
         store_eight(p + 9, third);
-        p += n;
-    } else {
-        *p = (char)('0' + first);
-        store_eight(p + 1, second);
-        if (e < 8) {
-            p[e + 1] = '.';
-            store_eight(p + e + 2, second >> 8 * e);
-            store_eight(p + 10, third);
-        } else {
-            store_eight(p + 9, third);
-            if (n > e + 1)
-                memmove(p + e + 2, p + e + 1, (size_t)(n - e - 1));
-            p[e + 1] = '.';
-        }
-        p += n > e + 1 ? n + 1 : e + 1;
+        return (size_t)(p + n - out);
     }
-    return (size_t)(p - out);
+    /* all the digits, then once more those behind the point */
+    char *const point = p + e + 1;
+    p[0] = leading;
+    store_eight(p + 1, second);
+    if (e < 8) {
+        store_eight(point + 1, second >> 8 * e);
+        store_eight(p + 10, third);
+    } else {
+        store_eight(p + 9, third);
+        memmove(point + 1, point, n > e + 1 ? (size_t)(n - e - 1) : 0);
+    }
+    *point = '.';
+    return (size_t)((n > e + 1 ? p + n + 1 : point) - out);
 }
 
 static size_t write_zero(char *out, bool negative) {
@@ -368,8 +379,8 @@ size_t proto_number_write_double(char *out, double value) {
         return write_zero(out, negative);
     const uint64_t one = UINT64_C(1) << FRACTION_BITS, fraction = bits & (one - 1);
     const int exponent = (int)(bits >> FRACTION_BITS & 0x7ff);
-    const decimal d =
-        shortest(exponent ? fraction | one : fraction, exponent - 1075 + !exponent, fraction == 0 && exponent > 1);
+    const decimal d = shortest(exponent ? fraction | one : fraction, exponent - 1075 + !exponent,
+                               fraction == 0 && exponent > 1, false);
     const int n = count_digits(d.digits);
     const uint64_t digits = d.digits * tens[17 - n], rest = digits % tens[16];
     return write_digits(out, negative, digits / tens[16], digits_of_eight((uint32_t)(rest / tens[8])),
@@ -384,12 +395,16 @@ size_t proto_number_write_float(char *out, float value) {
         return write_zero(out, negative);
     const uint32_t one = 1u << 23, fraction = bits & (one - 1);
     const int exponent = (int)(bits >> 23 & 0xff);
-    const decimal d =
-        shortest(exponent ? fraction | one : fraction, exponent - 150 + !exponent, fraction == 0 && exponent > 1);
-    const int n = count_digits(d.digits);
-    const uint32_t digits = (uint32_t)(d.digits * tens[9 - n]);
-    return write_digits(out, negative, digits / 100000000, digits_of_eight(digits % 100000000), 0, d.exponent + n - 1,
-                        6);
+    decimal d =
+        shortest(exponent ? fraction | one : fraction, exponent - 150 + !exponent, fraction == 0 && exponent > 1, true);
+    /* Of all floats the only one whose text, read as a double, gets into the middle of two floats. */
+    if (UNLIKELY((bits & 0x7fffffff) == 0x15ae43fd))
+        d = (decimal){70385307, -33};
+    /* the ninth digit from the end, before it eight; then without the zeros that begin them */
+    const uint64_t ninth = d.digits / tens[8], eight = digits_of_eight((uint32_t)(d.digits % tens[8]));
+    const int zeros = (8 + __builtin_ctzll(eight | UINT64_C(1) << 63)) / 8 & -(ninth == 0);
+    const uint128 digits = ((uint128)eight << 8 | ninth) >> 8 * zeros;
+    return write_digits(out, negative, digits & 15, (uint64_t)(digits >> 8), 0, d.exponent + 8 - zeros, 6);
 }
 
 static size_t write_natural(char *out, uint64_t n) {

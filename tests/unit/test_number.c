@@ -535,7 +535,8 @@ START_TEST(written_floats) {
                 {-1.00000015e-10f, "-1.00000015e-10"},
                 {-0.000111765046f, "-0.000111765046"},
                 {100663308, "1.0066331e+08"},
-                {999999984, "1e+09"}};
+                {999999984, "1e+09"},
+                {0x1.5c87fap-84f, "7.0385307e-26"}}; /* "7.038531e-26" as a double is the middle of two floats */
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         char text[PROTO_NUMBER_ROOM];
         write_text(text, (double)rows[i].value, true);
