@@ -229,8 +229,10 @@ static void write_map(proto_writer *w, const proto_answer *answer, const char *k
     proto_write_open(w, key, '[');
     for (int32_t i = 0; i < answer->plan->n_images; i++) {
         proto_write_open(w, NULL, '[');
-        for (int32_t p = 0; p < answer->plan->n_priors && !given_up(answer, p); p++)
-            proto_write_int(w, NULL, value(answer->result, i, p));
+        for (int32_t p = 0; p < answer->plan->n_priors && !bx_job_cancelled(answer->result->job); p += PROTO_CHUNK) {
+            int32_t cells[PROTO_CHUNK], n = proto_answer_cells(answer, value, i, p, cells);
+            proto_write_ints(w, cells, (size_t)n);
+        }
         proto_write_close(w, ']');
     }
     proto_write_close(w, ']');

@@ -5,7 +5,6 @@
 #include "internal.h"
 
 #define MAX_SLOTS 10
-#define CHUNK     1024 /* priors written at a time, between two looks at whether anybody still waits */
 
 static bool given_up(const proto_answer *answer) {
     return bx_job_cancelled(answer->result->job);
@@ -34,15 +33,21 @@ static void emit_positives(proto_buffer *out, const proto_answer *answer) {
 /* As many priors from `first` on as are written at a time. */
 static int32_t chunk(const proto_answer *answer, int32_t first) {
     int32_t left = answer->plan->n_priors - first;
-    return left < CHUNK ? left : CHUNK;
+    return left < PROTO_CHUNK ? left : PROTO_CHUNK;
+}
+
+int32_t proto_answer_cells(const proto_answer *answer, proto_prior_value value, int32_t image, int32_t first,
+                           int32_t cells[PROTO_CHUNK]) {
+    const int32_t n = chunk(answer, first);
+    for (int32_t k = 0; k < n; k++)
+        cells[k] = value(answer->result, image, first + k);
+    return n;
 }
 
 static void emit_map(proto_buffer *out, const proto_answer *answer, proto_prior_value value) {
     for (int32_t i = 0; i < answer->plan->n_images; i++)
-        for (int32_t p = 0; p < answer->plan->n_priors && !given_up(answer); p += CHUNK) {
-            int32_t cells[CHUNK], n = chunk(answer, p);
-            for (int32_t k = 0; k < n; k++)
-                cells[k] = value(answer->result, i, p + k);
+        for (int32_t p = 0; p < answer->plan->n_priors && !given_up(answer); p += PROTO_CHUNK) {
+            int32_t cells[PROTO_CHUNK], n = proto_answer_cells(answer, value, i, p, cells);
             proto_buffer_add(out, cells, (size_t)n * sizeof *cells);
         }
 }
@@ -57,8 +62,8 @@ static void emit_target_objects(proto_buffer *out, const proto_answer *answer) {
 
 static void emit_target_loc(proto_buffer *out, const proto_answer *answer) {
     for (int32_t i = 0; i < answer->plan->n_images; i++)
-        for (int32_t p = 0; p < answer->plan->n_priors && !given_up(answer); p += CHUNK) {
-            float cells[CHUNK][4];
+        for (int32_t p = 0; p < answer->plan->n_priors && !given_up(answer); p += PROTO_CHUNK) {
+            float cells[PROTO_CHUNK][4];
             int32_t n = chunk(answer, p);
             for (int32_t k = 0; k < n; k++) {
                 double target[4];

@@ -157,6 +157,12 @@ static inline bool proto_answer_wants(const proto_answer *answer, unsigned inclu
 /* A number of each prior: its class or its object. */
 typedef int32_t (*proto_prior_value)(const bx_result *result, int32_t image, int32_t prior);
 
+#define PROTO_CHUNK 1024 /* priors written at a time, between two looks at whether anybody still waits */
+
+/* The numbers of an image's priors from `first` on; how many. */
+int32_t proto_answer_cells(const proto_answer *answer, proto_prior_value value, int32_t image, int32_t first,
+                           int32_t cells[PROTO_CHUNK]);
+
 /* Bytes of the tensors' data. */
 size_t proto_answer_tensor_bytes(const proto_answer *answer);
 /* Append a whole safetensors file whose metadata string `result` is `text`. */
