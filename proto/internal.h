@@ -32,11 +32,13 @@ typedef struct proto_number {
  * what may stand there is for the caller to say; NULL when there is none. Linear in the text's length. */
 const char *proto_number_read(const char *text, const char *end, proto_number *number);
 
-/* Room that the following take; the text itself has at most 24 bytes (a double), 15 (a float) and 20 (an integer). */
+/* Room that the following need: they store more than the text. That has at most 24 bytes (a double), 15 (a float) or 20
+ * (an integer), and no terminator. */
 #define PROTO_NUMBER_ROOM 32
 
-/* Write a finite number; the size of its text, which is not terminated. Fewest digits that read back the same, set as
- * %.{15}g or %.{6}g sets them if they are no more than that, else as many. A float's read back as (float)strtod. */
+/* Write a finite number with the fewest digits that read back the same, the nearest to it of those, set as by %g with
+ * that precision, but not less than 15 for a double and 6 for a float; returns the size of the text. A float's reads
+ * back as (float)strtod. */
 size_t proto_number_write_double(char *out, double value);
 size_t proto_number_write_float(char *out, float value);
 size_t proto_number_write_int(char *out, int64_t value);

@@ -69,7 +69,7 @@ static inline int binary_exponent(int q) {
 #define INFINITE_BITS (UINT64_C(0x7ff) << FRACTION_BITS)
 
 /* The bits of the double nearest to w * 10^q. */
-static inline uint64_t nearest_double(uint64_t w, int64_t q) {
+INLINE uint64_t nearest_double(uint64_t w, int64_t q) {
     const uint64_t row = (uint64_t)q - LEAST_POWER;
     if (UNLIKELY(w == 0 || row > GREATEST_POWER - LEAST_POWER))
         return w == 0 || q < 0 ? 0 : INFINITE_BITS;
@@ -152,7 +152,7 @@ static inline unsigned digit_at(const char *p) {
 }
 
 /* The number that eight bytes of 0 to 9 stand for, the first the lowest. Pairs are joined, then pairs of pairs. */
-static inline uint64_t eight_digits(uint64_t bytes) {
+INLINE uint64_t eight_digits(uint64_t bytes) {
     const uint64_t two = UINT64_C(0x000000ff000000ff);
     bytes = bytes * 10 + (bytes >> 8);
     return ((bytes & two) * (100 + (UINT64_C(1000000) << 32)) + (bytes >> 16 & two) * (1 + (UINT64_C(10000) << 32))) >>
@@ -161,7 +161,7 @@ static inline uint64_t eight_digits(uint64_t bytes) {
 
 /* Append digits to *w, which wraps around; returns where they end. Seven at a time, because most doubles are written
  * with 15 to 17: how often the loop runs can then be guessed. */
-static inline const char *read_digits(const char *p, const char *end, uint64_t *w) {
+INLINE const char *read_digits(const char *p, const char *end, uint64_t *w) {
     while (end - p >= 8) {
         uint64_t bytes;
         memcpy(&bytes, p, sizeof bytes);
@@ -182,7 +182,7 @@ static inline const char *read_digits(const char *p, const char *end, uint64_t *
 }
 
 /* What follows the e; NULL when it is no exponent. Stops growing where nothing is finite any more. */
-static inline const char *read_exponent(const char *p, const char *end, int64_t *exponent) {
+INLINE const char *read_exponent(const char *p, const char *end, int64_t *exponent) {
     const bool signs = p < end && (*p == '-' || *p == '+'), negative = signs && *p == '-';
     int64_t value = 0;
     p += signs;
@@ -251,18 +251,18 @@ typedef struct decimal {
     int exponent;
 } decimal;
 
-/* x times the first bits of 10^p, without the last 128 (or 64) bits of that; if any of them is set, so is the lowest
- * bit of the result. Powers that are not exact are rounded up, for which the product is a little too large: one does
- * not count. For a float, `single`, 64 bits of the power suffice. */
+/* x times the first 128 bits of 10^p, without the last 128 of that; the lowest bit is set if any before the last 64 of
+ * those is, that is if anything is: powers that are not exact are rounded up, so that what should be whole is too large
+ * by less than 2^64. Of a float, `single`, 64 bits of the power suffice, and all this is half as long. */
 INLINE uint64_t scale(uint64_t x, int p, bool single) {
     const int row = p - LEAST_POWER;
     if (single) {
         const uint128 product = (uint128)x * (powers[row].high + ((unsigned)p > 27));
-        return (uint64_t)(product >> 64) | ((uint32_t)(product >> 32) > 1);
+        return (uint64_t)(product >> 64) | ((uint32_t)(product >> 32) != 0);
     }
     const uint128 low = (uint128)x * (powers[row].low + ((unsigned)p + 27 > 27 + 55));
     const uint128 product = (uint128)x * powers[row].high + (uint64_t)(low >> 64);
-    return (uint64_t)(product >> 64) | ((uint64_t)product > 1);
+    return (uint64_t)(product >> 64) | ((uint64_t)product != 0);
 }
 
 /* The shortest decimal that is nearer to c * 2^q than to its neighbours c +- 1, or as near if c is even; `closer`: the

@@ -534,8 +534,8 @@ START_TEST(written_floats) {
                 {1.17549449e-38f, "1.1754945e-38"},
                 {-1.00000015e-10f, "-1.00000015e-10"},
                 {-0.000111765046f, "-0.000111765046"},
-                {100663308, "1.0066331e+08"},
-                {999999984, "1e+09"},
+                {100663312, "1.0066331e+08"},
+                {1e9f, "1e+09"},
                 {0x1.5c87fap-84f, "7.0385307e-26"}}; /* "7.038531e-26" as a double is the middle of two floats */
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         char text[PROTO_NUMBER_ROOM];
