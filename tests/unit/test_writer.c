@@ -68,6 +68,28 @@ START_TEST(strings) {
 }
 END_TEST
 
+/* What is escaped takes more room than was there, and what follows it needs its own. */
+START_TEST(long_strings) {
+    enum { PLAIN = 600 };
+    for (size_t escaped = 0; escaped < 300; escaped += 7) {
+        char text[1000];
+        memset(text, '\n', escaped);
+        memset(text + escaped, 'x', PLAIN);
+        text[escaped + PLAIN] = '\0';
+        proto_buffer out = {0};
+        proto_writer writer = {.out = &out};
+        proto_write_string(&writer, "key", text);
+        ck_assert_uint_eq(out.bytes, 8 + 6 * escaped + PLAIN);
+        ck_assert(memcmp(out.data, "\"key\":\"", 7) == 0 && out.data[out.bytes - 1] == '"');
+        for (size_t i = 0; i < escaped; i++)
+            ck_assert(memcmp(out.data + 7 + 6 * i, "\\u000a", 6) == 0);
+        for (size_t i = 0; i < PLAIN; i++)
+            ck_assert_int_eq(out.data[7 + 6 * escaped + i], 'x');
+        proto_buffer_free(&out);
+    }
+}
+END_TEST
+
 /* Members and elements of every kind, the buffer growing as they come. */
 START_TEST(members) {
     static const float floats[] = {0, -0.5f, INFINITY, 1e-10f, NAN, 3};
@@ -111,6 +133,7 @@ int main(void) {
     TCase *cases = tcase_create("writer");
     tcase_add_test(cases, numbers);
     tcase_add_test(cases, strings);
+    tcase_add_test(cases, long_strings);
     tcase_add_test(cases, members);
     Suite *suite = suite_create("writer");
     suite_add_tcase(suite, cases);
