@@ -47,8 +47,8 @@ KERNELS := $(B)/kernels/harness
 GOLDEN  := $(B)/golden/golden
 C_FILES := $(wildcard lib/*.[ch] lib/loss/*.h proto/*.[ch] server/*.[ch] tests/*/*.[ch])
 
-.PHONY: all run demo test check unit golden kernels e2e tsan bench cover layers lint format format-check \
-        install docker clean help deps-build deps-demo deps-test deps-bench deps-lint
+.PHONY: all run demo test check unit golden kernels e2e tsan bench bench-peers cover layers lint format format-check \
+        install docker clean help deps-build deps-demo deps-test deps-bench deps-bench-peers deps-lint
 .SECONDARY:
 .DELETE_ON_ERROR:
 
@@ -59,7 +59,7 @@ build/lossd: build/release/lossd
 
 # ---- what the machine needs -------------------------------------------------------------------------------------
 
-deps-build deps-demo deps-test deps-bench deps-lint:
+deps-build deps-demo deps-test deps-bench deps-bench-peers deps-lint:
 	@deploy/deps $(@:deps-%=%)
 
 # ---- compile ----------------------------------------------------------------------------------------------------
@@ -157,8 +157,18 @@ cover: ## line and branch coverage of lib, proto and server
 	@$(MAKE) --no-print-directory CONFIG=cover check
 	@deploy/deps cover && gcovr --root . --filter lib/ --filter proto/ --filter server/ build/cover
 
-bench: deps-bench all $(B)/bench/compute $(B)/bench/discard ## ratios against PyTorch and against discarding the upload
-	@tests/bench/bench.py
+BENCH := $(patsubst tests/bench/%.c,$(B)/bench/%,$(wildcard tests/bench/*.c))
+bench: deps-bench all $(BENCH) ## ratios against named peers; PARTS="compute wire" runs only these
+	@tests/bench/bench.py $(PARTS)
+bench-peers: deps-bench deps-bench-peers all $(BENCH) build/peers/.ready ## and against today's PyTorch and FastAPI
+	@tests/bench/bench.py --peers $(PARTS)
+# The CPU wheel where PyTorch's own index can be reached, else PyPI's, which brings CUDA's libraries unused.
+build/peers/.ready: | deps-bench-peers
+	/usr/bin/python3 -m venv build/peers
+	build/peers/bin/pip install -q --retries 0 --index-url https://download.pytorch.org/whl/cpu torch 2>/dev/null || \
+	    build/peers/bin/pip install -q torch
+	build/peers/bin/pip install -q numpy fastapi uvicorn httptools uvloop
+	@touch $@
 
 # ---- keep -------------------------------------------------------------------------------------------------------
 

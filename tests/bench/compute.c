@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The library alone: computes one safetensors batch again and again on some threads, from several copies of the body so
- * that they do not stay in the cache, and prints one JSON line of milliseconds.
+ * The library alone: computes one safetensors batch again and again on some threads, from so many copies of the body
+ * that they do not stay in the cache, and prints one JSON line of milliseconds. With `match` the assignment alone.
  *
- * Usage: compute FILE LEVEL THREADS REPEATS
+ * Usage: compute FILE LEVEL THREADS REPEATS [match]
  */
 #include <pthread.h>
 #include <stdatomic.h>
@@ -14,13 +14,29 @@
 
 #include "proto.h"
 
-enum { COPIES = 4, MAX_THREADS = 64 };
+#define FOOTPRINT ((size_t)80 << 20) /* of all copies: well beyond the last-level cache */
+enum { MAX_THREADS = 64, WARM_UP = 3, READ_UNITS = 256 };
+
+/* What a round does. */
+typedef enum task {
+    FIRST_ROUND,  /* blocks and images */
+    SECOND_ROUND, /* what needed the whole batch */
+    READ          /* the least that any program must do: look at every byte once */
+} task;
+
+typedef struct copy {
+    void *body;
+    proto_request request;
+} copy;
 
 typedef struct bench {
     bx_job job;
-    int units, n_threads;
-    bool rows; /* what is being run: the blocks and images, or the second round */
+    const void *body; /* what READ reads */
+    size_t bytes;
+    int n_threads, units;
+    task task;
     atomic_int next, *blocks_left;
+    atomic_ullong sink; /* so that reading cannot be left out */
     pthread_barrier_t start, end;
     bool stop;
     bx_context *contexts[MAX_THREADS];
@@ -30,6 +46,11 @@ typedef struct seat {
     bench *bench;
     int index;
 } seat;
+
+typedef struct buffer {
+    void *data;
+    size_t bytes;
+} buffer;
 
 static double now_ms(void) {
     struct timespec t;
@@ -42,10 +63,26 @@ static void die(const char *what) {
     exit(1);
 }
 
+static void read_share(bench *b, int unit) {
+    const size_t words = b->bytes / 8 / READ_UNITS / 8 * 8;
+    const uint64_t *at = (const uint64_t *)b->body + (size_t)unit * words;
+    uint64_t sum[8] = {0};
+    for (size_t i = 0; i < words; i += 8) {
+        for (size_t j = 0; j < 8; j++) {
+            sum[j] += at[i + j];
+        }
+    }
+    atomic_fetch_xor(&b->sink, sum[0] ^ sum[1] ^ sum[2] ^ sum[3] ^ sum[4] ^ sum[5] ^ sum[6] ^ sum[7]);
+}
+
 static void work(bench *b, int index) {
     const int n_blocks = b->job.plan->n_blocks;
     for (int unit; (unit = atomic_fetch_add(&b->next, 1)) < b->units;) {
-        if (b->rows) {
+        if (b->task == READ) {
+            read_share(b, unit);
+            continue;
+        }
+        if (b->task == SECOND_ROUND) {
             bx_run_rows(b->contexts[index], &b->job, unit);
             continue;
         }
@@ -57,10 +94,10 @@ static void work(bench *b, int index) {
 }
 
 /* One round on all threads, this one among them. */
-static void run_round(bench *b, bool rows) {
+static void run_round(bench *b, task task) {
     const bx_plan *plan = b->job.plan;
-    b->rows = rows;
-    b->units = rows ? plan->n_images : plan->n_images * plan->n_blocks;
+    b->task = task;
+    b->units = task == READ ? READ_UNITS : task == SECOND_ROUND ? plan->n_images : plan->n_images * plan->n_blocks;
     for (int i = 0; i < plan->n_images; i++) {
         atomic_store(&b->blocks_left[i], plan->n_blocks);
     }
@@ -102,126 +139,145 @@ static int by_value(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-/* The least that any program must do: look at every prediction once. */
-static double read_once_ms(const void *data, size_t bytes) {
-    const uint64_t *words = data;
-    uint64_t sum[8] = {0};
-    double t = now_ms();
-    for (size_t i = 0; i + 8 <= bytes / 8; i += 8) {
-        for (int j = 0; j < 8; j++) {
-            sum[j] += words[i + (size_t)j];
-        }
+/* The whole computation of one copy. */
+static void compute(bench *b, const proto_request *q, bx_plan *plan, void *memory, buffer *gradients,
+                    bx_result *result) {
+    bx_error error = {0};
+    if (bx_plan_init(plan, q->criterion, q->priors, &q->batch, q->gradients, &error)) {
+        die(error.text);
     }
-    t = now_ms() - t;
-    volatile uint64_t sink = sum[0] ^ sum[1] ^ sum[2] ^ sum[3] ^ sum[4] ^ sum[5] ^ sum[6] ^ sum[7];
-    (void)sink;
-    return t;
+    bx_job_init(&b->job, plan, &q->batch, memory);
+    run_round(b, FIRST_ROUND);
+    if (bx_run_batch(b->contexts[0], &b->job, &error)) {
+        die(error.text);
+    }
+    if (plan->second_round) {
+        size_t owed = bx_gradient_bytes(plan, bx_job_gradient_rows(&b->job));
+        if (owed > gradients->bytes) { /* the first time */
+            free(gradients->data);
+            *gradients = (buffer){aligned_alloc(64, owed), owed};
+        }
+        if (owed > 0 && !gradients->data) {
+            die("no memory");
+        }
+        bx_job_place_gradients(&b->job, gradients->data);
+        run_round(b, SECOND_ROUND);
+    }
+    if (bx_finish(result, &b->job, &error)) {
+        die(error.text);
+    }
 }
 
-int main(int argc, char **argv) {
-    if (argc != 5) {
-        die("usage: compute FILE LEVEL THREADS REPEATS");
+/* Decode as many copies of the body as overflow the cache. */
+static copy *make_copies(const char *path, proto_task task, size_t *bytes, int *n_copies) {
+    const proto_limits limits = {.json_memory = 1 << 24};
+    void *body = read_file(path, bytes);
+    *n_copies = (int)(FOOTPRINT / (*bytes + 4096)) + 2;
+    copy *copies = calloc((size_t)*n_copies, sizeof *copies);
+    if (!copies) {
+        die("no memory");
     }
-    proto_init();
-    bx_error error = {0};
-    proto_limits limits = {.json_memory = 1 << 24};
-    proto_request requests[COPIES];
-    void *bodies[COPIES];
-    size_t bytes = 0;
-    for (int c = 0; c < COPIES; c++) {
-        bodies[c] = read_file(argv[1], &bytes);
-        if (proto_request_decode(&requests[c], PROTO_LOSS, PROTO_SAFETENSORS, bodies[c], bytes, NULL, 0,
+    for (int c = 0; c < *n_copies; c++) {
+        bx_error error = {0};
+        copies[c].body = c ? aligned_alloc(64, (*bytes + 63) / 64 * 64) : body;
+        if (!copies[c].body) {
+            die("no memory");
+        }
+        if (c) {
+            memcpy(copies[c].body, body, *bytes);
+        }
+        if (proto_request_decode(&copies[c].request, task, PROTO_SAFETENSORS, copies[c].body, *bytes, NULL, 0,
                                  &proto_catalog_builtin, &limits, &error)) {
             die(error.text);
         }
     }
-    bench b = {.n_threads = atoi(argv[3])};
-    int repeats = atoi(argv[4]);
-    if (b.n_threads < 1 || b.n_threads > MAX_THREADS || repeats < 1) {
-        die("threads 1 to 64, repeats at least 1");
-    }
-    bx_plan plan;
-    if (bx_plan_init(&plan, requests[0].criterion, requests[0].priors, &requests[0].batch, requests[0].gradients,
-                     &error)) {
-        die(error.text);
-    }
-    void *memory = aligned_alloc(64, plan.work_bytes), *gradients = NULL;
-    size_t gradient_bytes = 0;
-    double *times = calloc((size_t)repeats, sizeof *times);
-    b.blocks_left = calloc((size_t)plan.n_images, sizeof *b.blocks_left);
-    if (!memory || !times || !b.blocks_left) {
-        die("no memory");
-    }
-    pthread_barrier_init(&b.start, NULL, (unsigned)b.n_threads);
-    pthread_barrier_init(&b.end, NULL, (unsigned)b.n_threads);
-    pthread_t threads[MAX_THREADS];
-    seat seats[MAX_THREADS];
-    for (int t = 0; t < b.n_threads; t++) {
-        if (bx_context_open(&b.contexts[t], "cpu", argv[2], &error)) {
+    return copies;
+}
+
+static void start_threads(bench *b, seat seats[], pthread_t threads[], const char *level) {
+    bx_error error = {0};
+    pthread_barrier_init(&b->start, NULL, (unsigned)b->n_threads);
+    pthread_barrier_init(&b->end, NULL, (unsigned)b->n_threads);
+    for (int t = 0; t < b->n_threads; t++) {
+        if (bx_context_open(&b->contexts[t], "cpu", level, &error)) {
             die(error.text);
         }
-        seats[t] = (seat){&b, t};
+        seats[t] = (seat){b, t};
         if (t > 0 && pthread_create(&threads[t], NULL, thread_main, &seats[t])) {
             die("cannot start a thread");
         }
     }
-    bx_result result;
-    for (int r = -3; r < repeats; r++) { /* three to warm up */
-        const proto_request *q = &requests[(unsigned)(r + 3) % COPIES];
+}
+
+static void stop_threads(bench *b, pthread_t threads[]) {
+    b->stop = true;
+    pthread_barrier_wait(&b->start);
+    for (int t = 1; t < b->n_threads; t++) {
+        pthread_join(threads[t], NULL);
+    }
+    for (int t = 0; t < b->n_threads; t++) {
+        bx_context_close(b->contexts[t]);
+    }
+}
+
+int main(int argc, char **argv) {
+    if (argc < 5 || argc > 6) {
+        die("usage: compute FILE LEVEL THREADS REPEATS [match]");
+    }
+    proto_init();
+    bx_error error = {0};
+    bench b = {.n_threads = atoi(argv[3])};
+    const int repeats = atoi(argv[4]);
+    if (b.n_threads < 1 || b.n_threads > MAX_THREADS || repeats < 1) {
+        die("threads 1 to 64, repeats at least 1");
+    }
+    int n_copies;
+    copy *copies = make_copies(argv[1], argc == 6 ? PROTO_MATCH : PROTO_LOSS, &b.bytes, &n_copies);
+    const proto_request *first = &copies[0].request;
+    bx_plan plan;
+    if (bx_plan_init(&plan, first->criterion, first->priors, &first->batch, first->gradients, &error)) {
+        die(error.text);
+    }
+    void *memory = aligned_alloc(64, plan.work_bytes);
+    double *times = calloc((size_t)repeats, sizeof *times), *reads = calloc((size_t)repeats, sizeof *reads);
+    b.blocks_left = calloc((size_t)plan.n_images, sizeof *b.blocks_left);
+    if (!memory || !times || !reads || !b.blocks_left) {
+        die("no memory");
+    }
+    pthread_t threads[MAX_THREADS];
+    seat seats[MAX_THREADS];
+    start_threads(&b, seats, threads, argv[2]);
+    buffer gradients = {0};
+    bx_result result = {0};
+    for (int r = -WARM_UP; r < repeats; r++) {
         double t = now_ms();
-        if (bx_plan_init(&plan, q->criterion, q->priors, &q->batch, q->gradients, &error)) {
-            die(error.text);
-        }
-        bx_job_init(&b.job, &plan, &q->batch, memory);
-        run_round(&b, false);
-        if (bx_run_batch(b.contexts[0], &b.job, &error)) {
-            die(error.text);
-        }
-        if (plan.second_round) {
-            size_t owed = bx_gradient_bytes(&plan, bx_job_gradient_rows(&b.job));
-            if (owed > gradient_bytes) { /* the first time */
-                free(gradients);
-                gradients = aligned_alloc(64, owed);
-                gradient_bytes = owed;
-            }
-            if (owed > 0 && !gradients) {
-                die("no memory");
-            }
-            bx_job_place_gradients(&b.job, gradients);
-            run_round(&b, true);
-        }
-        if (bx_finish(&result, &b.job, &error)) {
-            die(error.text);
-        }
+        compute(&b, &copies[(r + WARM_UP) % n_copies].request, &plan, memory, &gradients, &result);
         if (r >= 0) {
             times[r] = now_ms() - t;
         }
     }
-    b.stop = true;
-    pthread_barrier_wait(&b.start);
-    for (int t = 1; t < b.n_threads; t++) {
-        pthread_join(threads[t], NULL);
-    }
-    double read_ms = 1e9;
-    for (int c = 0; c < COPIES; c++) {
-        double t = read_once_ms(bodies[c], bytes);
-        read_ms = t < read_ms ? t : read_ms;
+    for (int r = 0; r < repeats; r++) {
+        b.body = copies[(r + WARM_UP + repeats) % n_copies].body;
+        double t = now_ms();
+        run_round(&b, READ);
+        reads[r] = now_ms() - t;
     }
     qsort(times, (size_t)repeats, sizeof *times, by_value);
+    qsort(reads, (size_t)repeats, sizeof *reads, by_value);
     printf("{\"level\": \"%s\", \"threads\": %d, \"min_ms\": %.4f, \"median_ms\": %.4f, \"max_ms\": %.4f, "
-           "\"read_once_ms\": %.4f, \"total\": %.17g}\n",
-           bx_context_level(b.contexts[0]), b.n_threads, times[0], times[repeats / 2], times[repeats - 1], read_ms,
-           result.loss.total);
-    for (int t = 0; t < b.n_threads; t++) {
-        bx_context_close(b.contexts[t]);
+           "\"read_once_ms\": %.4f, \"total\": %.17g, \"positives\": %lld}\n",
+           bx_context_level(b.contexts[0]), b.n_threads, times[0], times[repeats / 2], times[repeats - 1],
+           reads[repeats / 2], result.loss.total, (long long)result.positives);
+    stop_threads(&b, threads);
+    for (int c = 0; c < n_copies; c++) {
+        proto_request_free(&copies[c].request);
+        free(copies[c].body);
     }
-    for (int c = 0; c < COPIES; c++) {
-        proto_request_free(&requests[c]);
-        free(bodies[c]);
-    }
+    free(copies);
     free(memory);
-    free(gradients);
+    free(gradients.data);
     free(times);
+    free(reads);
     free(b.blocks_left);
     return 0;
 }
