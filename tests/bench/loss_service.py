@@ -8,13 +8,12 @@ import os
 import socket
 import sys
 
+sys.dont_write_bytecode = True
+import eager                    # before torch, whose threads it sets up
+import priors as prior_sets
 import torch
 import uvicorn
 from fastapi import FastAPI, Request
-
-sys.dont_write_bytecode = True
-import eager
-import priors as prior_sets
 
 torch.set_num_threads(len(os.sched_getaffinity(0)))
 app = FastAPI()
@@ -44,4 +43,4 @@ if __name__ == "__main__":
     listener = socket.create_server(("127.0.0.1", 0))
     print(f"listening on http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
     uvicorn.Server(uvicorn.Config(app, loop="uvloop", http="httptools", access_log=False,
-                                  log_level="error")).run(sockets=[listener])
+                                  log_level="error", timeout_keep_alive=300)).run(sockets=[listener])

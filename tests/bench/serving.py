@@ -97,7 +97,7 @@ def wrk(service, path, connections, seconds=1):
     return got["requests"] / got["seconds"]
 
 
-def throughput(table, ours, what, body, connections, least=None, peer=None, rounds=6):
+def throughput(table, ours, what, body, connections, least=None, peer=None, rounds=5):
     path = f"{PLACE}/small.safetensors"
     with open(path, "wb") as f:
         f.write(body)
