@@ -32,14 +32,16 @@ def main():
     os.chdir(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
     os.makedirs("build/bench", exist_ok=True)
     table, start = Table(), time.monotonic()
-    for name in arguments.part or PARTS:
-        print(f"{name} ({time.monotonic() - start:.0f} s)", flush=True)
-        PARTS[name](table, arguments.peers)
-    table.write("build/bench.jsonl")
-    with open("/proc/loadavg") as f:
-        load = f.read().split()[0]
-    print(f"\n{threads()} cores; {time.monotonic() - start:.0f} s; load average at the end {load}")
-    table.print()
+    try:
+        for name in arguments.part or PARTS:
+            print(f"{name} ({time.monotonic() - start:.0f} s)", flush=True)
+            PARTS[name](table, arguments.peers)
+    finally:                       # what was measured before something broke
+        table.write("build/bench.jsonl")
+        with open("/proc/loadavg") as f:
+            load = f.read().split()[0]
+        print(f"\n{threads()} cores; {time.monotonic() - start:.0f} s; load average at the end {load}")
+        table.print()
 
 
 if __name__ == "__main__":

@@ -18,11 +18,11 @@
 enum { MAX_THREADS = 64, WARM_UP = 3, READ_UNITS = 256 };
 
 /* What a round does. */
-typedef enum task {
+typedef enum round_kind {
     FIRST_ROUND,  /* blocks and images */
     SECOND_ROUND, /* what needed the whole batch */
     READ          /* the least that any program must do: look at every byte once */
-} task;
+} round_kind;
 
 typedef struct copy {
     void *body;
@@ -34,7 +34,7 @@ typedef struct bench {
     const void *body; /* what READ reads */
     size_t bytes;
     int n_threads, units;
-    task task;
+    round_kind kind;
     atomic_int next, *blocks_left;
     atomic_ullong sink; /* so that reading cannot be left out */
     pthread_barrier_t start, end;
@@ -78,11 +78,11 @@ static void read_share(bench *b, int unit) {
 static void work(bench *b, int index) {
     const int n_blocks = b->job.plan->n_blocks;
     for (int unit; (unit = atomic_fetch_add(&b->next, 1)) < b->units;) {
-        if (b->task == READ) {
+        if (b->kind == READ) {
             read_share(b, unit);
             continue;
         }
-        if (b->task == SECOND_ROUND) {
+        if (b->kind == SECOND_ROUND) {
             bx_run_rows(b->contexts[index], &b->job, unit);
             continue;
         }
@@ -94,10 +94,10 @@ static void work(bench *b, int index) {
 }
 
 /* One round on all threads, this one among them. */
-static void run_round(bench *b, task task) {
+static void run_round(bench *b, round_kind kind) {
     const bx_plan *plan = b->job.plan;
-    b->task = task;
-    b->units = task == READ ? READ_UNITS : task == SECOND_ROUND ? plan->n_images : plan->n_images * plan->n_blocks;
+    b->kind = kind;
+    b->units = kind == READ ? READ_UNITS : kind == SECOND_ROUND ? plan->n_images : plan->n_images * plan->n_blocks;
     for (int i = 0; i < plan->n_images; i++) {
         atomic_store(&b->blocks_left[i], plan->n_blocks);
     }

@@ -12,8 +12,8 @@ import sys
 import time
 import warnings
 
-# Read by OpenMP when torch is loaded: threads sleep at a barrier. By default they spin, which on a machine with anything
-# else to do makes PyTorch up to ten times slower.
+# Read by OpenMP when torch is loaded: threads sleep at a barrier. By default they spin, which on a machine with
+# anything else to do makes PyTorch several times slower.
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 import torch
 import torch.nn.functional as F

@@ -30,8 +30,8 @@ def fastapi():
 
 # ---- end to end ----------------------------------------------------------------------------------------------------
 
-def end_to_end(table, ours, what, tensors, order=FAST, count=60, metadata=None, accept=None, in_chunks=False, most=None,
-               tail=False, peer=None):
+def end_to_end(table, ours, what, tensors, order=FAST, count=60, metadata=None, accept=None, in_chunks=False,
+               tail=False, peer=None, **goal):
     """One kind of upload, in turns with `peer` (else discard with as long an answer)."""
     body = bodies.safetensors({name: tensors[name] for name in order}, metadata)
     size = len(body)
@@ -53,7 +53,7 @@ def end_to_end(table, ours, what, tensors, order=FAST, count=60, metadata=None, 
                   [t.ms / o.ms for o, t in zip(x, y)], pairs=count)
         return
     table.add(f"end to end: {what}, {size / MB:.1f} MB", "ms", median(r.ms for r in x), DISCARD,
-              median(r.ms for r in y), [o.ms / t.ms for o, t in zip(x, y)], most=most, pairs=count)
+              median(r.ms for r in y), [o.ms / t.ms for o, t in zip(x, y)], pairs=count, **goal)
     if tail:
         whole = median(r.ms for r in x)
         table.add(f"after the last byte: {what}", "ms", median(r.tail_ms for r in x), "the whole request", whole,
@@ -66,7 +66,7 @@ def end_to_end(table, ours, what, tensors, order=FAST, count=60, metadata=None, 
 def bench_wire(table, with_peers):
     with Lossd() as ours:
         batch = ssd_batch(32)
-        end_to_end(table, ours, "32 images", batch, most=1.5, tail=True, count=100)
+        end_to_end(table, ours, "32 images", batch, most=1.5, stretch=1.25, tail=True, count=100)
         end_to_end(table, ours, "32 images, loc before conf", batch, LOC_FIRST)
         end_to_end(table, ours, "32 images, predictions first", batch, PREDICTIONS_FIRST, tail=True)
         end_to_end(table, ours, "32 images, chunked", batch, in_chunks=True)
@@ -134,8 +134,7 @@ def uploads(service, head, copies, clients=2):
 
 
 def latency(service, seconds=2):
-    got = run_json("build/release/bench/latency", str(service.port), f"{PLACE}/small.http", str(seconds))
-    return got["p99_us"] / 1e3
+    return run_json("build/release/bench/latency", str(service.port), f"{PLACE}/small.http", str(seconds))
 
 
 def p99(table, what, service, goal):
@@ -147,10 +146,12 @@ def p99(table, what, service, goal):
         with uploads(service, head_of("/v1/loss", len(batch[0])), batch):
             return latency(service)
 
-    x, y = pairs(3, loaded, lambda i: latency(service), 1)
+    rounds = pairs(3, loaded, lambda i: latency(service), 1)
+    x, y = ([r["p99_us"] / 1e3 for r in each] for each in rounds)
     met = median(x) <= max(3 * median(y), 5) if goal else None
     table.add(f"p99 of one small connection while two upload 28 MB{what}", "ms", median(x), "the same connection alone",
-              median(y), [a / b for a, b in zip(x, y)], goal="<= 3, or 5 ms" if goal else None, met=met)
+              median(y), [a / b for a, b in zip(x, y)], goal="<= 3, or 5 ms" if goal else None, met=met,
+              realtime=rounds[0][0]["realtime"])
 
 
 def bench_small(table, with_peers):

@@ -21,13 +21,17 @@ class Table:
     def __init__(self):
         self.rows, self.growth = [], []
 
-    def add(self, what, unit, ours, peer, theirs, ratios, least=None, most=None, goal=None, met=None, **more):
-        """`ratios`: one of each round or pair. The goal is a bound of their median, or a text of its own and `met`."""
+    def add(self, what, unit, ours, peer, theirs, ratios, least=None, most=None, stretch=None, goal=None, met=None,
+            **more):
+        """`ratios`: one of each round or pair. The goal is a bound of their median, or a text of its own and `met`;
+        `stretch` is a bound only wished for."""
         ratio, spread = quartiles(ratios)
         if least is not None:
             goal, met = f">= {least}", ratio >= least
         if most is not None:
             goal, met = f"<= {most}", ratio <= most
+        if stretch is not None:
+            goal = f"{goal} ({stretch})"
         self.rows.append({"what": what, "ours": ours, "unit": unit, "peer": peer, "theirs": theirs, "ratio": ratio,
                           "quartiles": spread if np.size(ratios) > 1 else None, "goal": goal, "met": met, **more})
         print(f"  {what}: {number(ours)} {unit}; {peer}: {number(theirs)}; ratio {ratio:.3g}", flush=True)

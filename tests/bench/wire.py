@@ -109,10 +109,9 @@ class Connection:
 
     def upload(self, head, body):
         """One request that may be refused before it is sent whole: the status, or 0 when the connection broke."""
-        view = memoryview(head + body) if len(body) < 1 << 16 else memoryview(body)
+        view = memoryview(body)
         try:
-            if len(body) >= 1 << 16:
-                self.socket.sendall(head)
+            self.socket.sendall(head)
             self.socket.setblocking(False)
             while view and not select.select([self.socket], [self.socket], [], 60)[0]:
                 view = view[self.socket.send(view[:1 << 20]):]
