@@ -21,6 +21,11 @@ PARTS = {"compute": bench_compute, "growth": bench_growth, "wire": bench_wire, "
          "small": bench_small, "scale": bench_scale}
 
 
+def load():
+    with open("/proc/loadavg") as f:
+        return f.read().split()[0]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peers", action="store_true")
@@ -31,16 +36,14 @@ def main():
         parser.error(f"no such part: {' '.join(sorted(unknown))}; there are {' '.join(PARTS)}")
     os.chdir(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
     os.makedirs("build/bench", exist_ok=True)
-    table, start = Table(), time.monotonic()
+    table, start, busy = Table(), time.monotonic(), load()
     try:
         for name in arguments.part or PARTS:
             print(f"{name} ({time.monotonic() - start:.0f} s)", flush=True)
             PARTS[name](table, arguments.peers)
     finally:                       # what was measured before something broke
         table.write("build/bench.jsonl")
-        with open("/proc/loadavg") as f:
-            load = f.read().split()[0]
-        print(f"\n{threads()} cores; {time.monotonic() - start:.0f} s; load average at the end {load}")
+        print(f"\n{threads()} cores; {time.monotonic() - start:.0f} s; load average before {busy}, after {load()}")
         table.print()
 
 
