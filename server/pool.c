@@ -12,6 +12,7 @@
  * Bodies that need the set of a pattern made, which cannot be cut into units, wait in a ring of their own for a worker
  * of their own (`slow`), so that the others never wait for it.
  */
+#include <sched.h>
 #include <stdlib.h>
 
 #include "server.h"
@@ -137,6 +138,8 @@ static void *worker_main(void *argument) {
     worker w = *(worker *)argument;
     free(argument);
     pool *p = w.pool;
+    /* Waking a worker never takes the processor from a thread that receives. A wish; nothing depends on it. */
+    (void)pthread_setschedparam(pthread_self(), SCHED_BATCH, &(struct sched_param){0});
     pthread_mutex_lock(&p->lock);
     for (;;) {
         atomic_fetch_add(&p->idle, w.context != NULL);
