@@ -86,12 +86,12 @@ BX_INLINE float bx_log_of(float f, float n, float lost) {
     return (f + y) + n * 0.693359375f;
 }
 
-/* u = 2^n (1 + f), 1 + f in [sqrt(1/2), sqrt 2), for a normal u > 0. */
+/* u = 2^n (1 + f), 1 + f in [sqrt(1/2), sqrt 2), for a normal u > 0; any value for what is none. */
 BX_INLINE float bx_log_split(float u, float *n) {
-    int32_t i = bx_bits(u);
-    int32_t k = (i - 0x3f3504f3) >> 23; /* 0x3f3504f3 is sqrt(1/2) */
+    uint32_t i = (uint32_t)bx_bits(u);
+    int32_t k = (int32_t)(i - 0x3f3504f3u) >> 23; /* 0x3f3504f3 is sqrt(1/2) */
     *n = (float)k;
-    return bx_float((int32_t)((uint32_t)i - ((uint32_t)k << 23))) - 1.0f;
+    return bx_float((int32_t)(i - ((uint32_t)k << 23))) - 1.0f;
 }
 
 /* log(1 + x) for x in [0, 2^60]; accurate to its own ulp for tiny x, log1p(0) = 0.

@@ -212,9 +212,9 @@ static void check_score_rows(float *tile, bool spoil) {
         label[i] = below(c);
     }
     for (int32_t k = spoil ? 1 + below(3) : 0; k > 0; k--) {
-        static const float wrong[] = {NAN, INFINITY, -INFINITY, 1.01f, -.5f};
+        static const float wrong[] = {NAN, -NAN, INFINITY, -INFINITY, 1.01f, -.5f};
         int32_t i = below(n);
-        x[(size_t)i * columns + (size_t)below(c)] = wrong[below(probabilities ? 5 : 3)];
+        x[(size_t)i * columns + (size_t)below(c)] = wrong[below(probabilities ? 6 : 4)];
         bad[i] = true;
     }
     memcpy(rows.at, x, bytes);
