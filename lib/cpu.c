@@ -305,10 +305,8 @@ static void mine_batch(bx_context *context, bx_job *job) {
 static int32_t next_positives(const uint8_t *state, int32_t *prior, int32_t end, int32_t limit, int32_t *found) {
     int32_t n = 0;
     size_t p = (size_t)*prior;
-    for (; n < limit && (p = bx_next_state(state, p, (size_t)end)) < (size_t)end; p++) {
-        if (state[p] & BX_POSITIVE) {
-            found[n++] = (int32_t)p;
-        }
+    for (; n < limit && (p = bx_next_marked(state, p, (size_t)end, BX_POSITIVE)) < (size_t)end; p++) {
+        found[n++] = (int32_t)p;
     }
     *prior = (int32_t)p;
     return n;
@@ -337,9 +335,15 @@ void bx_positives_range(bx_context *context, bx_job *job, int32_t image, int32_t
     const bx_kernels *kernels = context->kernels;
     const bx_scoring scoring = bx_scoring_of(job);
     const size_t base = bx_row_index(job, image, 0), width = (size_t)plan->n_columns;
+    const size_t row_bytes = width * bx_dtype_bytes(job->batch->conf.dtype);
     int32_t found[BX_LANES], prior = first, n;
     float score[BX_LANES];
     while ((n = next_positives(job->state + base, &prior, first + count, bx_tile_rows(plan->n_columns), found)) > 0) {
+        for (int32_t i = 0; i < n; i++) { /* far apart: all are fetched while the first is waited for */
+            const char *row = (const char *)job->batch->conf.data + (base + (size_t)found[i]) * row_bytes;
+            __builtin_prefetch(row);
+            __builtin_prefetch(row + row_bytes - 1);
+        }
         for (int32_t i = 0; i < n; i++) {
             size_t at = base + (size_t)found[i];
             float *to = context->rows + (size_t)i * width;

@@ -5,6 +5,7 @@
 #ifndef BX_INTERNAL_H
 #define BX_INTERNAL_H
 
+#include <endian.h>
 #include <string.h>
 
 #include "boxloss.h"
@@ -157,18 +158,24 @@ static inline bool bx_is_used(const bx_batch *batch, int32_t object) {
     return !batch->use || batch->use[object] == BX_OBJECT_USED;
 }
 
-/* The first of [p, n) whose state is not 0; n when there is none. Most are 0: eight at a time. */
-static inline size_t bx_next_state(const uint8_t *state, size_t p, size_t n) {
+/* The first of [p, n) whose state has one of the marks; n when there is none. Most are 0: eight at a time. */
+static inline size_t bx_next_marked(const uint8_t *state, size_t p, size_t n, uint8_t marks) {
+    const uint64_t wanted = marks * UINT64_C(0x0101010101010101);
     for (uint64_t eight; p + 8 <= n; p += 8) {
         memcpy(&eight, state + p, 8);
+        eight = le64toh(eight) & wanted;
         if (eight) {
-            break;
+            return p + (size_t)__builtin_ctzll(eight) / 8;
         }
     }
-    while (p < n && !state[p]) {
+    while (p < n && !(state[p] & marks)) {
         p++;
     }
     return p;
+}
+
+static inline size_t bx_next_state(const uint8_t *state, size_t p, size_t n) {
+    return bx_next_marked(state, p, n, 0xff);
 }
 
 /* The next of [p, n) whose loss counts: positives and mined negatives, or without mining whatever is not ignored. */
@@ -179,10 +186,7 @@ static inline size_t bx_next_counted(const bx_job *job, const uint8_t *state, si
         }
         return p;
     }
-    while ((p = bx_next_state(state, p, n)) < n && !(state[p] & (BX_POSITIVE | BX_HARD_NEGATIVE))) {
-        p++;
-    }
-    return p;
+    return bx_next_marked(state, p, n, BX_POSITIVE | BX_HARD_NEGATIVE);
 }
 
 bx_scoring bx_scoring_of(const bx_job *job);
