@@ -56,7 +56,7 @@ static bx_status check_cost(request *r) {
 static bx_status take_work(request *r) {
     const size_t n = (size_t)r->plan.n_images;
     const size_t counters = n * (sizeof(atomic_int) + 2 * sizeof(int32_t));
-    const size_t more = r->plan.streamed ? stream_bytes(&r->plan) : 0;
+    const size_t more = r->plan.streamed ? stream_bytes(r) : 0;
     bx_status status = lease_take(&r->lease, r->plan.work_bytes + more + counters, &r->work);
     if (status == BX_OK && !lease_promise(&r->lease, r->answer_bytes)) {
         status = BX_BUSY;

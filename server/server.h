@@ -267,7 +267,7 @@ typedef struct flow {
 /* Rows of conf that were copied for a worker. */
 typedef struct slab {
     char *rows;
-    int32_t image, first, count;
+    int32_t image, first, count, wanted;
 } slab;
 
 #define N_SLABS 4
@@ -277,6 +277,7 @@ typedef struct stream {
     flow flows[2];
     slab slabs[N_SLABS];
     atomic_uint free_slabs; /* a bit for each */
+    slab *filling;          /* NULL: none */
     bool conf_first;
     bool light;            /* what follows the last row is little enough for the receiving thread */
     size_t carried;        /* bytes of a row whose end has not arrived */
@@ -425,7 +426,7 @@ void batch_run_rows(request *request, bx_context *context, int32_t image);
 /* Whether a decoded request, whose predictions are the end of the body, can be streamed. */
 BX_MUST_USE bool stream_fits(const request *request);
 /* Memory besides the work; and its place (aligned for doubles), once the plan is made. */
-size_t stream_bytes(const bx_plan *plan);
+size_t stream_bytes(const request *request);
 void stream_begin(request *request, void *memory);
 /* Bytes of the body from its byte `at`, in order. */
 void stream_receive(request *request, size_t at, const char *data, size_t bytes);

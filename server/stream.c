@@ -17,9 +17,10 @@
 
 /* Pairs of an object and a prior in one image: what the receiving thread may have to match, or to wait for. */
 #define MOST_PAIRS ((int64_t)8 << 20)
-/* Rows are handed over in slabs of so many bytes, and where there are so few not at all. */
-#define SLAB_BYTES ((size_t)128 << 10)
-#define FEW_ROWS   256
+/* Rows are handed over in slabs of so many bytes at most, so few of them not at all, nor any of so short a stream. */
+#define SLAB_BYTES  ((size_t)512 << 10)
+#define FEW_ROWS    256
+#define SHORT_BYTES ((size_t)1 << 20)
 /* The receiving thread finishes images of so few priors, and encodes answers of so few bytes. */
 #define FEW_PRIORS (8 * BX_BLOCK)
 #define FEW_BYTES  ((size_t)64 << 10)
@@ -57,8 +58,13 @@ static size_t carry_bytes(const bx_plan *plan) {
     return (size_t)(plan->n_columns > 4 ? plan->n_columns : 4) * sizeof(double);
 }
 
-size_t stream_bytes(const bx_plan *plan) {
-    return N_SLABS * SLAB_BYTES + carry_bytes(plan) + 2 * (size_t)plan->n_images * sizeof(atomic_int);
+static size_t slab_bytes(const request *r) {
+    const size_t columns = (size_t)r->plan.n_columns * bx_dtype_bytes(r->decoded_request.batch.conf.dtype);
+    return (size_t)r->plan.n_images * (size_t)r->plan.n_priors * columns < SHORT_BYTES ? 0 : N_SLABS * SLAB_BYTES;
+}
+
+size_t stream_bytes(const request *r) {
+    return slab_bytes(r) + carry_bytes(&r->plan) + 2 * (size_t)r->plan.n_images * sizeof(atomic_int);
 }
 
 void stream_begin(request *r, void *memory) {
@@ -70,8 +76,8 @@ void stream_begin(request *r, void *memory) {
     for (int i = 0; i < N_SLABS; i++) {
         s->slabs[i].rows = (char *)memory + (size_t)i * SLAB_BYTES;
     }
-    atomic_init(&s->free_slabs, (1u << N_SLABS) - 1);
-    s->carry = (char *)memory + N_SLABS * SLAB_BYTES;
+    atomic_init(&s->free_slabs, slab_bytes(r) > 0 ? (1u << N_SLABS) - 1 : 0);
+    s->carry = (char *)memory + slab_bytes(r);
     s->stages = (atomic_int *)(void *)(s->carry + carry_bytes(plan));
     s->rows_left = s->stages + plan->n_images;
     s->light = !plan->second_round && plan->n_priors <= FEW_PRIORS && r->answer_bytes <= FEW_BYTES;
@@ -163,31 +169,49 @@ void stream_run_slab(request *r, bx_context *context, int slab) {
     }
 }
 
-/* Copy some of the rows for a worker that has nothing to do. Returns how many: none when there is no such worker. */
-static int32_t hand_over(request *r, int32_t image, int32_t first, int32_t count, const char *rows, size_t row_bytes) {
+/* Priors from `first` to the end of their block. */
+static int32_t left_of_block(const request *r, int32_t first) {
+    const int32_t end = (first / BX_BLOCK + 1) * BX_BLOCK, n_priors = r->plan.n_priors;
+    return (end < n_priors ? end : n_priors) - first;
+}
+
+/* Begin to copy rows for a worker if there is one that has nothing to do. */
+static void begin_slab(request *r, int32_t image, int32_t first, size_t row_bytes) {
     stream *s = &r->stream;
     const unsigned unused = atomic_load(&s->free_slabs);
     const size_t most = SLAB_BYTES / row_bytes;
-    const int32_t n = (size_t)count < most ? count : (int32_t)most;
-    if (!unused || n < FEW_ROWS || !pool_is_idle(r->pool)) {
-        return 0;
+    const int32_t left = left_of_block(r, first), wanted = (size_t)left < most ? left : (int32_t)most;
+    if (unused && wanted >= FEW_ROWS && pool_is_idle(r->pool)) {
+        s->filling = &s->slabs[__builtin_ctz(unused)];
+        s->filling->image = image;
+        s->filling->first = first;
+        s->filling->count = 0;
+        s->filling->wanted = wanted;
+        atomic_fetch_and(&s->free_slabs, ~(unused & -unused));
     }
-    const int i = __builtin_ctz(unused);
-    atomic_fetch_and(&s->free_slabs, ~(1u << i));
-    s->slabs[i].image = image;
-    s->slabs[i].first = first;
-    s->slabs[i].count = n;
-    memcpy(s->slabs[i].rows, rows, (size_t)n * row_bytes);
-    pool_push_slab(r->pool, r, i);
+}
+
+/* Returns how many of the rows were copied. */
+static int32_t fill_slab(request *r, int32_t count, const char *rows, size_t row_bytes) {
+    slab *to = r->stream.filling;
+    const int32_t missing = to->wanted - to->count, n = count < missing ? count : missing;
+    memcpy(to->rows + (size_t)to->count * row_bytes, rows, (size_t)n * row_bytes);
+    to->count += n;
+    if (n == missing) {
+        r->stream.filling = NULL;
+        pool_push_slab(r->pool, r, (int)(to - r->stream.slabs));
+    }
     return n;
 }
 
 static int32_t take_conf(request *r, bx_context *context, int32_t image, int32_t first, int32_t count, const char *rows,
                          size_t row_bytes) {
     be_assigned(r, context, image);
-    const int32_t handed = hand_over(r, image, first, count, rows, row_bytes);
-    if (handed > 0) {
-        return handed;
+    if (!r->stream.filling) {
+        begin_slab(r, image, first, row_bytes);
+    }
+    if (r->stream.filling) {
+        return fill_slab(r, count, rows, row_bytes);
     }
     if (score(r, context, image, first, count, rows)) {
         pool_push_image(r->pool, r, ~image); /* to be mined */
