@@ -30,7 +30,7 @@ ALL_CFLAGS = -std=c11 -D_GNU_SOURCE $(WARN) $(HARDEN) $(CFLAGS_$(CONFIG)) -Ilib 
 LIB_CFLAGS    := -fno-math-errno -fno-trapping-math -ffp-contract=off
 KERNEL_CFLAGS := $(LIB_CFLAGS) $(if $(filter release,$(CONFIG)),-O3)
 ifeq (,$(findstring clang,$(CC)))
-KERNEL_CFLAGS += -falign-loops=32 -fno-tree-loop-distribution -fno-tree-loop-distribute-patterns
+KERNEL_CFLAGS += -falign-loops=64 -fno-tree-loop-distribution -fno-tree-loop-distribute-patterns
 endif
 AVX2_CFLAGS   := -mavx2 -mtune=haswell
 LEVELS        := baseline $(if $(filter x86_64 amd64,$(shell uname -m)),avx2)
