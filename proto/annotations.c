@@ -54,17 +54,11 @@ void proto_draft_place_objects(proto_draft *draft, const proto_notation *notatio
     for (int32_t image = 0; image < draft->batch.n_images; image++) {
         const size_t first = (size_t)draft->first[image], end = (size_t)draft->first[image + 1];
         const double *size = notation->sizes;
-        const proto_node *boxes = NULL;
         if (size && notation->n_sizes > 1)
             size += 2 * (size_t)image;
-        if (draft->annotations)
-            boxes = proto_json_get(proto_json_at(draft->annotations, (size_t)image), "boxes");
         for (size_t i = first; i < end; i++) {
             double box[4];
-            if (boxes)
-                proto_json_doubles(proto_json_at(boxes, i - first), box);
-            else
-                read_tensor(box, draft->boxes_sent, 4 * i);
+            read_tensor(box, draft->boxes_sent, 4 * i);
             place(draft->boxes + 4 * i, box, notation->format, size, iou);
             if (notation->drop && is_invalid(draft->boxes + 4 * i, iou))
                 draft->use[i] = BX_OBJECT_DROPPED;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A JSON body to a draft. Types and shapes are checked before anything is allocated; predictions and targets become
- * float32, boxes stay in the tree, as they were sent.
+ * A JSON body to a draft: where it has arrays of numbers, and what the tree around them must be. Predictions and
+ * targets stay in the document's stores; annotations, which are few, are copied.
  */
 #include "internal.h"
 
@@ -22,8 +22,19 @@ static bool is_annotation_member(const char *name) {
     return annotation_member_at(i) != NULL;
 }
 
-/* Check the form of one image's annotations; adds its objects to *n_objects. */
-static bx_status measure_annotation(const proto_node *annotation, size_t image, size_t *n_objects, bx_error *error) {
+/* One image's annotations. */
+struct annotation {
+    const proto_node *boxes, *labels, *ignore; /* the last may be NULL */
+    size_t n;
+};
+
+static size_t size_of(const proto_draft *draft, const proto_node *array) {
+    return (size_t)proto_document_numbers(&draft->document, array)->shape[0];
+}
+
+/* Check the form of one image's annotations. */
+static bx_status find_annotation(struct annotation *found, const proto_draft *draft, const proto_node *annotation,
+                                 size_t image, bx_error *error) {
     void *iterator = NULL;
     const char *name;
     const proto_node *value;
@@ -49,71 +60,52 @@ static bx_status measure_annotation(const proto_node *annotation, size_t image, 
         bx_fail(error, BX_INVALID, "missing_member", "\"%s\" is missing", boxes ? "labels" : "boxes");
         return bx_at(error, "annotations[%zu].%s", image, boxes ? "labels" : "boxes");
     }
-    if (proto_json_size(boxes) != proto_json_size(labels)) {
-        bx_fail(error, BX_SHAPE, "shape", "%zu boxes but %zu labels", proto_json_size(boxes), proto_json_size(labels));
+    const size_t n = size_of(draft, boxes);
+    if (n != size_of(draft, labels)) {
+        bx_fail(error, BX_SHAPE, "shape", "%zu boxes but %zu labels", n, size_of(draft, labels));
         return bx_at(error, "annotations[%zu]", image);
     }
-    if (ignore && proto_json_size(boxes) != proto_json_size(ignore)) {
-        bx_fail(error, BX_SHAPE, "shape", "%zu boxes but %zu values of ignore", proto_json_size(boxes),
-                proto_json_size(ignore));
+    if (ignore && n != size_of(draft, ignore)) {
+        bx_fail(error, BX_SHAPE, "shape", "%zu boxes but %zu values of ignore", n, size_of(draft, ignore));
         return bx_at(error, "annotations[%zu].ignore", image);
     }
-    *n_objects += proto_json_size(boxes);
+    *found = (struct annotation){boxes, labels, ignore, n};
     return BX_OK;
 }
 
-/* What a box must be to be read later on. */
-static bx_status check_box(const proto_node *box, size_t image, size_t object, bx_error *error) {
-    double values[4];
-    if (proto_json_kind(box) != PROTO_ARRAY) {
-        proto_mismatch(error, "an array of 4 numbers", box);
-        return bx_at(error, "annotations[%zu].boxes[%zu]", image, object);
-    }
-    if (proto_json_size(box) != 4) {
-        bx_fail(error, BX_SHAPE, "ragged_array", "a box has 4 numbers, this one has %zu", proto_json_size(box));
-        return bx_at(error, "annotations[%zu].boxes[%zu]", image, object);
-    }
-    size_t read = proto_json_doubles(box, values);
-    if (read == 4)
-        return BX_OK;
-    proto_mismatch(error, "a number", proto_json_at(box, read));
-    return bx_at(error, "annotations[%zu].boxes[%zu][%zu]", image, object, read);
+/* The array of one image that is called so. */
+static bx_status read_member(const void **data, const proto_draft *draft, const proto_node *array, size_t image,
+                             const char *name, bx_error *error) {
+    char path[48];
+    snprintf(path, sizeof path, "annotations[%zu].%s", image, name);
+    proto_dense dense = {.path = path};
+    bx_status status = proto_dense_read(&dense, &draft->document, array, error);
+    *data = dense.data;
+    return status;
 }
 
-static bx_status read_ignore(uint8_t *use, const proto_node *value, size_t image, size_t object, bx_error *error) {
-    proto_kind kind = proto_json_kind(value);
-    bool number = kind == PROTO_INTEGER && (proto_json_int(value) == 0 || proto_json_int(value) == 1);
-    if (!number && kind != PROTO_BOOLEAN) {
-        if (kind == PROTO_INTEGER)
-            bx_fail(error, BX_INVALID, "type_mismatch", "expected 0, 1, true or false, got %lld",
-                    (long long)proto_json_int(value));
-        else
-            proto_mismatch(error, "0, 1, true or false", value);
-        return bx_at(error, "annotations[%zu].ignore[%zu]", image, object);
-    }
-    if (number ? proto_json_int(value) == 1 : proto_json_bool(value))
-        *use = BX_OBJECT_IGNORED;
-    return BX_OK;
-}
-
+/* Boxes of all images follow one another in their store: nothing else is between them. */
 static bx_status read_annotation(proto_draft *draft, const proto_node *annotation, size_t image, bx_error *error) {
-    const proto_node *boxes = proto_json_get(annotation, "boxes"), *labels = proto_json_get(annotation, "labels");
-    const proto_node *ignore = proto_json_get(annotation, "ignore");
-    size_t n = proto_json_size(boxes), first = (size_t)draft->first[image];
-    for (size_t i = 0; i < n; i++) {
-        const proto_node *label = proto_json_at(labels, i);
-        bx_status status = check_box(proto_json_at(boxes, i), image, i, error);
-        if (!status && proto_json_kind(label) != PROTO_INTEGER) {
-            proto_mismatch(error, "an integer", label);
-            status = bx_at(error, "annotations[%zu].labels[%zu]", image, i);
-        }
-        if (!status && ignore)
-            status = read_ignore(&draft->use[first + i], proto_json_at(ignore, i), image, i, error);
-        if (status)
-            return status;
-        draft->labels[first + i] = proto_json_int(label);
-    }
-    draft->first[image + 1] = (int32_t)(first + n);
+    struct annotation found;
+    const void *boxes, *labels, *ignore;
+    bx_status status = find_annotation(&found, draft, annotation, image, error);
+    if (!status)
+        status = read_member(&boxes, draft, found.boxes, image, "boxes", error);
+    if (!status && image == 0)
+        draft->boxes_sent = (bx_tensor){BX_F64, boxes};
+    if (!status)
+        status = read_member(&labels, draft, found.labels, image, "labels", error);
+    if (!status && found.ignore)
+        status = read_member(&ignore, draft, found.ignore, image, "ignore", error);
+    if (status)
+        return status;
+    const size_t first = (size_t)draft->first[image];
+    if (found.n > 0)
+        memcpy(draft->labels + first, labels, found.n * sizeof *draft->labels);
+    for (size_t i = 0; found.ignore && i < found.n; i++)
+        if (((const uint8_t *)ignore)[i])
+            draft->use[first + i] = BX_OBJECT_IGNORED;
+    draft->first[image + 1] = (int32_t)(first + found.n);
     return BX_OK;
 }
 
@@ -162,7 +154,7 @@ static bx_status read_option(proto_draft *draft, int option, const proto_node *v
     } else if (kind == PROTO_STRING) {
         draft->options[option].text = proto_json_string(value);
     } else {
-        draft->options[option].node = value;
+        draft->options[option] = (proto_value){.node = value, .document = &draft->document};
     }
     return BX_OK;
 }
@@ -190,7 +182,7 @@ static bx_status read_members(proto_draft *draft, struct body *body, bx_error *e
     void *iterator = NULL;
     const char *name;
     const proto_node *value;
-    while (proto_json_next(draft->tree, &iterator, &name, &value)) {
+    while (proto_json_next(draft->document.root, &iterator, &name, &value)) {
         int option = proto_option_find(draft->task, name);
         if (option >= 0) {
             bx_status status = read_option(draft, option, value, error);
@@ -211,8 +203,8 @@ static bx_status read_members(proto_draft *draft, struct body *body, bx_error *e
 }
 
 /* The two dense arrays that are all of an object, such as predictions. */
-static bx_status measure_pair(const proto_node *object, const char *path, const char *const names[2],
-                              proto_dense *const arrays[2], bx_error *error) {
+static bx_status read_pair(const proto_document *document, const proto_node *object, const char *path,
+                           const char *const names[2], proto_dense *const arrays[2], bx_error *error) {
     void *iterator = NULL;
     const char *name;
     const proto_node *value;
@@ -234,84 +226,79 @@ static bx_status measure_pair(const proto_node *object, const char *path, const 
             bx_fail(error, BX_INVALID, "missing_member", "\"%s\" is missing", names[i]);
             return bx_at(error, "%s.%s", path, names[i]);
         }
-        bx_status status = proto_dense_measure(arrays[i], node, error);
+        bx_status status = proto_dense_read(arrays[i], document, node, error);
         if (status)
             return status;
     }
     return BX_OK;
 }
 
-static bx_status read_predictions(proto_draft *draft, proto_dense *loc, proto_dense *conf, bx_error *error) {
-    float *conf_data = draft->dense + proto_dense_count(loc);
-    draft->batch.loc = (bx_tensor){BX_F32, draft->dense};
-    draft->batch.conf = (bx_tensor){BX_F32, conf_data};
-    bx_status status = proto_dense_read(loc, draft->dense, error);
-    return status ? status : proto_dense_read(conf, conf_data, error);
-}
-
-/* Annotations, and predictions unless there are none: measure, agree, allocate, read. */
-static bx_status read_annotations(proto_draft *draft, const proto_node *annotations, proto_dense *loc,
-                                  proto_dense *conf, bx_error *error) {
+/* Annotations; predictions are read, or there are none and loc is NULL. Sizes agree before anything is allocated. */
+static bx_status read_annotations(proto_draft *draft, const proto_node *annotations, const proto_dense *loc,
+                                  const proto_dense *conf, bx_error *error) {
     bx_status status = BX_OK;
     size_t n_objects = 0;
     if (proto_json_kind(annotations) != PROTO_ARRAY) {
         proto_mismatch(error, "an array with an object per image", annotations);
         return bx_at(error, "annotations");
     }
-    bool predictions = draft->task == PROTO_LOSS;
     size_t n_images = proto_json_size(annotations);
-    status =
-        proto_draft_set_dims(draft, predictions ? loc->shape : NULL, predictions ? conf->shape : NULL, n_images, error);
-    for (size_t i = 0; !status && i < n_images; i++)
-        status = measure_annotation(proto_json_at(annotations, i), i, &n_objects, error);
+    status = proto_draft_set_dims(draft, loc ? loc->shape : NULL, loc ? conf->shape : NULL, n_images, error);
+    for (size_t i = 0; !status && i < n_images; i++) {
+        struct annotation found = {0};
+        status = find_annotation(&found, draft, proto_json_at(annotations, i), i, error);
+        n_objects += found.n;
+    }
     if (!status)
-        status = proto_draft_allocate(draft, n_images, n_objects,
-                                      predictions ? proto_dense_count(loc) + proto_dense_count(conf) : 0, 0, error);
+        status = proto_draft_allocate(draft, n_images, n_objects, error);
     for (size_t i = 0; !status && i < n_images; i++)
         status = read_annotation(draft, proto_json_at(annotations, i), i, error);
-    draft->annotations = annotations;
-    return status || !predictions ? status : read_predictions(draft, loc, conf, error);
-}
-
-/* The same for targets instead of annotations. */
-static bx_status read_targets(proto_draft *draft, const proto_node *targets, proto_dense *loc, proto_dense *conf,
-                              bx_error *error) {
-    proto_dense target_classes = {.path = "targets.classes", .dtype = BX_I32, .axes = 2};
-    proto_dense target_loc = {.path = "targets.loc", .dtype = BX_F32, .axes = 3};
-    draft->with_targets = true;
-    bx_status status = measure_pair(targets, "targets", (const char *const[]){"classes", "loc"},
-                                    (proto_dense *const[]){&target_classes, &target_loc}, error);
-    if (!status)
-        status =
-            proto_draft_set_target_dims(draft, loc->shape, conf->shape, target_classes.shape, target_loc.shape, error);
-    if (status)
-        return status;
-    size_t n_predictions = proto_dense_count(loc) + proto_dense_count(conf);
-    status = proto_draft_allocate(draft, (size_t)conf->shape[0], 0, n_predictions + proto_dense_count(&target_loc),
-                                  proto_dense_count(&target_classes), error);
-    if (!status)
-        status = read_predictions(draft, loc, conf, error);
-    if (!status)
-        status = proto_dense_read(&target_classes, draft->classes, error);
-    if (!status)
-        status = proto_dense_read(&target_loc, draft->dense + n_predictions, error);
-    draft->batch.target_classes = (bx_tensor){BX_I32, draft->classes};
-    draft->batch.target_loc = (bx_tensor){BX_F32, draft->dense + n_predictions};
     return status;
 }
 
-bx_status proto_draft_json(proto_draft *draft, const void *body, size_t bytes, size_t memory, bx_error *error) {
+/* The same for targets instead of annotations. */
+static bx_status read_targets(proto_draft *draft, const proto_node *targets, const proto_dense *loc,
+                              const proto_dense *conf, bx_error *error) {
+    proto_dense target_classes = {.path = "targets.classes"}, target_loc = {.path = "targets.loc"};
+    draft->with_targets = true;
+    bx_status status = read_pair(&draft->document, targets, "targets", (const char *const[]){"classes", "loc"},
+                                 (proto_dense *const[]){&target_classes, &target_loc}, error);
+    if (!status)
+        status =
+            proto_draft_set_target_dims(draft, loc->shape, conf->shape, target_classes.shape, target_loc.shape, error);
+    if (!status)
+        status = proto_draft_allocate(draft, (size_t)conf->shape[0], 0, error);
+    draft->batch.target_classes = (bx_tensor){BX_I32, target_classes.data};
+    draft->batch.target_loc = (bx_tensor){BX_F32, target_loc.data};
+    return status;
+}
+
+const proto_place proto_places[] = {
+    {{"predictions", "loc"}, BX_F32, 3, 3, 0},
+    {{"predictions", "conf"}, BX_F32, 3, 3, 0},
+    {{"targets", "classes"}, BX_I32, 2, 2, 0},
+    {{"targets", "loc"}, BX_F32, 3, 3, 0},
+    {{"annotations", "", "boxes"}, BX_F64, 2, 2, 4},
+    {{"annotations", "", "labels"}, BX_I64, 1, 1, 0},
+    {{"annotations", "", "ignore"}, BX_BOOL, 1, 1, 0},
+    {{"priors"}, BX_F32, 2, 2, 0},
+    {{"image_size"}, BX_F64, 2, 1, 0},
+    {{NULL}, BX_F32, 0, 0, 0},
+};
+
+bx_status proto_draft_json(proto_draft *draft, const void *body, size_t bytes, bx_error *error) {
     struct body parts = {0};
-    proto_dense loc = {.path = "predictions.loc", .dtype = BX_F32, .axes = 3};
-    proto_dense conf = {.path = "predictions.conf", .dtype = BX_F32, .axes = 3};
-    bx_status status = proto_json_parse(&draft->tree, body, bytes, memory, error);
+    proto_dense loc = {.path = "predictions.loc"}, conf = {.path = "predictions.conf"};
+    bx_status status = proto_document_read(&draft->document, body, bytes, NULL, proto_places, draft->limits, error);
     if (!status)
         status = read_members(draft, &parts, error);
     if (!status && parts.predictions)
-        status = measure_pair(parts.predictions, "predictions", (const char *const[]){"loc", "conf"},
-                              (proto_dense *const[]){&loc, &conf}, error);
+        status = read_pair(&draft->document, parts.predictions, "predictions", (const char *const[]){"loc", "conf"},
+                           (proto_dense *const[]){&loc, &conf}, error);
     if (status)
         return status;
+    draft->batch.loc = (bx_tensor){BX_F32, loc.data};
+    draft->batch.conf = (bx_tensor){BX_F32, conf.data};
     return parts.targets ? read_targets(draft, parts.targets, &loc, &conf, error)
-                         : read_annotations(draft, parts.annotations, &loc, &conf, error);
+                         : read_annotations(draft, parts.annotations, parts.predictions ? &loc : NULL, &conf, error);
 }

@@ -216,7 +216,7 @@ static bx_status read_annotations(proto_draft *draft, const proto_tensor *const 
             return bx_at(error, "%s", each->name);
         }
     }
-    bx_status status = proto_draft_allocate(draft, n_images, n_objects, 0, 0, error);
+    bx_status status = proto_draft_allocate(draft, n_images, n_objects, error);
     if (!status)
         status = read_counts(draft, counts, n_objects, error);
     if (!status)
@@ -234,7 +234,7 @@ static bx_status read_targets(proto_draft *draft, const proto_tensor *const foun
     bx_status status = proto_draft_set_target_dims(draft, found[TENSOR_LOC]->shape, found[TENSOR_CONF]->shape,
                                                    classes->shape, loc->shape, error);
     if (!status)
-        status = proto_draft_allocate(draft, (size_t)draft->batch.n_images, 0, 0, 0, error);
+        status = proto_draft_allocate(draft, (size_t)draft->batch.n_images, 0, error);
     draft->with_targets = true;
     draft->batch.target_classes = classes->view;
     draft->batch.target_loc = loc->view;

@@ -67,11 +67,6 @@ bx_status proto_reserve(const proto_limits *limits, size_t bytes, bx_error *erro
     return limits->reserve ? limits->reserve(limits->context, bytes, error) : BX_OK;
 }
 
-/* For boxes that are read and then copied. */
-static bx_status reserve_boxes(const proto_limits *limits, size_t n, bx_error *error) {
-    return proto_reserve(limits, n * 4 * sizeof(float) + bx_priors_bytes((int32_t)n, 1), error);
-}
-
 static bx_status read_generator(bx_priors **priors, const proto_node *object, const proto_limits *limits,
                                 bx_error *error) {
     int32_t n;
@@ -89,9 +84,9 @@ static bx_status read_generator(bx_priors **priors, const proto_node *object, co
     return status;
 }
 
-static bx_status read_boxes(bx_priors **priors, const proto_node *array, const proto_limits *limits, bx_error *error) {
-    proto_dense rows = {.path = "priors", .dtype = BX_F32, .axes = 2};
-    bx_status status = proto_dense_measure(&rows, array, error);
+static bx_status read_boxes(bx_priors **priors, const proto_value *value, const proto_limits *limits, bx_error *error) {
+    proto_dense rows = {.path = "priors"};
+    bx_status status = proto_dense_read(&rows, value->document, value->node, error);
     if (!status)
         status = check_count(rows.shape[0], error);
     if (status)
@@ -100,33 +95,25 @@ static bx_status read_boxes(bx_priors **priors, const proto_node *array, const p
         bx_fail(error, BX_SHAPE, "shape", "a prior is cx, cy, w, h; these have %lld numbers", (long long)rows.shape[1]);
         return bx_at(error, "priors");
     }
-    status = reserve_boxes(limits, (size_t)rows.shape[0], error);
-    float *boxes = status ? NULL : malloc(proto_dense_count(&rows) * sizeof *boxes);
-    if (status)
-        return status;
-    if (!boxes)
-        return no_memory(error);
-    status = proto_dense_read(&rows, boxes, error);
-    if (!status)
-        status = bx_priors_new(priors, boxes, (int32_t)rows.shape[0], error);
-    free(boxes);
-    return status;
+    status = proto_reserve(limits, bx_priors_bytes((int32_t)rows.shape[0], 1), error);
+    return status ? status : bx_priors_new(priors, rows.data, (int32_t)rows.shape[0], error);
 }
 
-bx_status proto_priors_from_node(bx_priors **priors, const proto_node *node, const proto_limits *limits,
-                                 bx_error *error) {
-    return proto_json_kind(node) == PROTO_OBJECT ? read_generator(priors, node, limits, error)
-                                                 : read_boxes(priors, node, limits, error);
+bx_status proto_priors_from_value(bx_priors **priors, const proto_value *value, const proto_limits *limits,
+                                  bx_error *error) {
+    return proto_json_kind(value->node) == PROTO_OBJECT ? read_generator(priors, value->node, limits, error)
+                                                        : read_boxes(priors, value, limits, error);
 }
 
 bx_status proto_priors_from_tensor(bx_priors **priors, const proto_tensor *tensor, const proto_limits *limits,
                                    bx_error *error) {
     bx_status status = check_count(tensor->shape[0], error);
-    if (!status)
-        status = reserve_boxes(limits, (size_t)tensor->shape[0], error);
     if (status)
         return status;
-    size_t n = (size_t)tensor->shape[0];
+    const size_t n = (size_t)tensor->shape[0];
+    status = proto_reserve(limits, n * 4 * sizeof(float) + bx_priors_bytes((int32_t)n, 1), error);
+    if (status)
+        return status;
     float *boxes = malloc(n * 4 * sizeof *boxes);
     if (!boxes)
         return no_memory(error);
@@ -139,20 +126,21 @@ bx_status proto_priors_from_tensor(bx_priors **priors, const proto_tensor *tenso
 /* A generator object, or {"priors": [[cx,cy,w,h],...]}. */
 static bx_status read_json(bx_priors **priors, const void *body, size_t bytes, const proto_limits *limits,
                            bx_error *error) {
-    proto_node *root;
-    bx_status status = proto_json_parse(&root, body, bytes, limits->json_memory, error);
+    static const proto_place places[] = {{{"priors"}, BX_F32, 2, 2, 0}, {{NULL}, BX_F32, 0, 0, 0}};
+    proto_document document;
+    bx_status status = proto_document_read(&document, body, bytes, NULL, places, limits, error);
     if (status)
         return status;
-    const proto_node *boxes = proto_json_get(root, "priors");
-    if (!boxes) {
-        status = read_generator(priors, root, limits, error);
-    } else if (proto_json_size(root) > 1) {
+    const proto_value boxes = {.node = proto_json_get(document.root, "priors"), .document = &document};
+    if (!boxes.node) {
+        status = read_generator(priors, document.root, limits, error);
+    } else if (proto_json_size(document.root) > 1) {
         bx_fail(error, BX_INVALID, "unknown_member", "\"priors\" stands alone: boxes have no other members");
         status = bx_at(error, "priors");
     } else {
-        status = read_boxes(priors, boxes, limits, error);
+        status = read_boxes(priors, &boxes, limits, error);
     }
-    proto_json_free(root);
+    proto_document_fini(&document);
     return status;
 }
 

@@ -1,54 +1,99 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Dense numeric arrays in JSON, nested or as {"shape", "data"}. They are measured before anything is allocated, so a
- * body cannot claim more memory than it has values; then every number is read once.
+ * Dense numeric arrays of a document, nested or as {"shape", "data"}: their shape, or what is wrong with them.
  */
 #include "internal.h"
 
 #include <stdio.h>
 #include <string.h>
 
-/* Locate a failure at the first `axes` indices of dense->at. */
-static bx_status dense_at(const proto_dense *dense, int axes, bx_error *error) {
-    char where[80] = "";
-    size_t used = 0;
-    for (int i = 0; i < axes; i++)
-        used += (size_t)snprintf(where + used, sizeof where - used, "[%zu]", dense->at[i]);
-    return bx_at(error, "%s%s", dense->path, where);
+static bx_status refuse_element(const proto_numbers *numbers, const proto_node *culprit, bx_error *error) {
+    const bool integer = proto_json_kind(culprit) == PROTO_INTEGER;
+    switch (numbers->place->dtype) {
+    case BX_I32:
+        if (integer)
+            return bx_fail(error, BX_INVALID, "label_range", "no class has the number %lld",
+                           (long long)proto_json_int(culprit));
+        return proto_mismatch(error, "an integer", culprit);
+    case BX_I64:
+        return proto_mismatch(error, "an integer", culprit);
+    case BX_BOOL:
+        if (integer)
+            return bx_fail(error, BX_INVALID, "type_mismatch", "expected 0, 1, true or false, got %lld",
+                           (long long)proto_json_int(culprit));
+        return proto_mismatch(error, "0, 1, true or false", culprit);
+    default:
+        return proto_mismatch(error, "a number", culprit);
+    }
 }
 
-/* ---- shapes ------------------------------------------------------------------------------------------------------ */
+/* `node` is what the tree has instead of the array. */
+static bx_status refuse(const proto_dense *dense, const proto_numbers *numbers, const proto_node *node,
+                        bx_error *error) {
+    const proto_fault *fault = &numbers->fault;
+    const int64_t last = numbers->flat ? 0 : numbers->place->last;
+    char where[80] = "";
+    size_t used = 0;
+    for (int i = 0; i < fault->axes; i++)
+        used += (size_t)snprintf(where + used, sizeof where - used, "[%zu]", fault->at[i]);
+    if (fault->kind == PROTO_FAULT_RAGGED && last)
+        bx_fail(error, BX_SHAPE, "ragged_array", "this array has %lld elements, and %lld are needed",
+                (long long)fault->length, (long long)last);
+    else if (fault->kind == PROTO_FAULT_RAGGED)
+        bx_fail(error, BX_SHAPE, "ragged_array", "this array has %lld elements, the first one beside it has %lld",
+                (long long)fault->length, (long long)fault->wanted);
+    else if (fault->axes == numbers->axes)
+        refuse_element(numbers, proto_document_culprit(node), error);
+    else if (fault->wanted < 0 || last)
+        proto_mismatch(error, "an array", proto_document_culprit(node));
+    else
+        bx_fail(error, BX_SHAPE, "ragged_array", "%s stands where the first array beside it has %lld elements",
+                proto_json_kind_name(proto_document_culprit(node)), (long long)fault->wanted);
+    return bx_at(error, "%s%s%s", dense->path, numbers->flat ? ".data" : "", where);
+}
 
-/* Check that all arrays at one depth are equally long. */
-static bx_status measure(proto_dense *dense, const proto_node *node, int axis, bx_error *error) {
-    int64_t *length = &dense->shape[axis];
-    if (proto_json_kind(node) != PROTO_ARRAY) {
-        if (*length < 0)
-            proto_mismatch(error, "an array", node);
-        else
-            bx_fail(error, BX_SHAPE, "ragged_array", "%s stands where the first array beside it has %lld elements",
-                    proto_json_kind_name(node), (long long)*length);
-        return dense_at(dense, axis, error);
-    }
-    size_t n = proto_json_size(node);
-    if (*length < 0)
-        *length = (int64_t)n;
-    if (n != (size_t)*length) {
-        bx_fail(error, BX_SHAPE, "ragged_array", "this array has %zu elements, the first one beside it has %lld", n,
-                (long long)*length);
-        return dense_at(dense, axis, error);
-    }
-    for (size_t i = 0; axis + 1 < dense->axes && i < n; i++) {
-        dense->at[axis] = i;
-        bx_status status = measure(dense, proto_json_at(node, i), axis + 1, error);
-        if (status)
-            return status;
-    }
+static bx_status read_array(proto_dense *dense, const proto_document *document, const proto_node *array,
+                            bx_error *error) {
+    const proto_numbers *numbers = proto_document_numbers(document, array);
+    const proto_store *store = &document->stores[numbers->place->dtype];
+    if (numbers->fault.kind != PROTO_FAULT_NONE)
+        return refuse(dense, numbers, array, error);
+    dense->axes = numbers->axes;
+    for (int i = 0; i < numbers->axes; i++)
+        dense->shape[i] = numbers->shape[i] < 0 ? 0 : numbers->shape[i];
+    if (store->data)
+        dense->data = (const char *)store->data + numbers->first * bx_dtype_bytes(numbers->place->dtype);
     return BX_OK;
 }
 
+/* The shape that the data, whose own is its length, are said to have. */
+static bx_status read_shape(proto_dense *dense, const proto_node *shape, int axes, bx_error *error) {
+    const int64_t n = dense->shape[0];
+    int64_t product = 1;
+    if (proto_json_size(shape) != (size_t)axes) {
+        bx_fail(error, BX_SHAPE, "shape", "shape has %zu dimensions, %d are needed", proto_json_size(shape), axes);
+        return bx_at(error, "%s.shape", dense->path);
+    }
+    dense->axes = axes;
+    for (int i = 0; i < axes && product >= 0; i++) {
+        const proto_node *dim = proto_json_at(shape, (size_t)i);
+        if (proto_json_kind(dim) != PROTO_INTEGER || proto_json_int(dim) < 0) {
+            proto_mismatch(error, "an integer, not negative", dim);
+            return bx_at(error, "%s.shape[%d]", dense->path, i);
+        }
+        dense->shape[i] = proto_json_int(dim);
+        if (__builtin_mul_overflow(product, dense->shape[i], &product))
+            product = -1;
+    }
+    if (product == n)
+        return BX_OK;
+    bx_fail(error, BX_SHAPE, "shape", "data has %lld numbers, which is not what its shape says", (long long)n);
+    return bx_at(error, "%s.data", dense->path);
+}
+
 /* {"shape": [...], "data": [...]} */
-static bx_status measure_flat(proto_dense *dense, const proto_node *object, bx_error *error) {
+static bx_status read_flat(proto_dense *dense, const proto_document *document, const proto_node *object,
+                           bx_error *error) {
     void *iterator = NULL;
     const char *name;
     const proto_node *value;
@@ -67,95 +112,31 @@ static bx_status measure_flat(proto_dense *dense, const proto_node *object, bx_e
         proto_mismatch(error, "an array", first ? shape : data);
         return bx_at(error, "%s.%s", dense->path, first ? "shape" : "data");
     }
-    if (proto_json_size(shape) != (size_t)dense->axes) {
-        bx_fail(error, BX_SHAPE, "shape", "shape has %zu dimensions, %d are needed", proto_json_size(shape),
-                dense->axes);
-        return bx_at(error, "%s.shape", dense->path);
-    }
-    int64_t product = 1;
-    for (int i = 0; i < dense->axes; i++) {
-        const proto_node *dim = proto_json_at(shape, (size_t)i);
-        if (proto_json_kind(dim) != PROTO_INTEGER || proto_json_int(dim) < 0) {
-            proto_mismatch(error, "an integer, not negative", dim);
-            return bx_at(error, "%s.shape[%d]", dense->path, i);
-        }
-        dense->shape[i] = proto_json_int(dim);
-        if (__builtin_mul_overflow(product, dense->shape[i], &product))
-            product = -1;
-        if (product < 0)
-            break;
-    }
-    if (product < 0 || (size_t)product != proto_json_size(data)) {
-        bx_fail(error, BX_SHAPE, "shape", "data has %zu numbers, which is not what its shape says",
-                proto_json_size(data));
-        return bx_at(error, "%s.data", dense->path);
-    }
-    dense->node = data;
-    dense->flat = true;
-    return BX_OK;
+    const int axes = proto_document_numbers(document, data)->place->axes;
+    bx_status status = read_array(dense, document, data, error);
+    return status ? status : read_shape(dense, shape, axes, error);
 }
 
-bx_status proto_dense_measure(proto_dense *dense, const proto_node *node, bx_error *error) {
-    for (int i = 0; i < dense->axes; i++)
-        dense->shape[i] = -1;
-    dense->node = node;
-    if (proto_json_kind(node) == PROTO_OBJECT)
-        return measure_flat(dense, node, error);
-    bx_status status = measure(dense, node, 0, error);
-    for (int i = 0; i < dense->axes; i++)
-        if (dense->shape[i] < 0)
-            dense->shape[i] = 0;
+bx_status proto_dense_read(proto_dense *dense, const proto_document *document, const proto_node *node,
+                           bx_error *error) {
+    proto_dense read = {.path = dense->path};
+    bx_status status;
+    if (proto_json_kind(node) == PROTO_OBJECT) {
+        status = read_flat(&read, document, node, error);
+    } else if (proto_json_kind(node) == PROTO_ARRAY) {
+        status = read_array(&read, document, node, error);
+    } else {
+        proto_mismatch(error, "an array", node);
+        status = bx_at(error, "%s", dense->path);
+    }
+    if (!status)
+        *dense = read;
     return status;
 }
 
 size_t proto_dense_count(const proto_dense *dense) {
     int64_t count = 1;
     for (int i = 0; i < dense->axes; i++)
-        count *= dense->shape[i]; /* no overflow: every value is a node of the tree */
+        count *= dense->shape[i]; /* no overflow: there are so many numbers */
     return (size_t)count;
-}
-
-/* ---- numbers ----------------------------------------------------------------------------------------------------- */
-
-static size_t read_numbers(const proto_dense *dense, const proto_node *array, char *out) {
-    if (dense->dtype == BX_F64)
-        return proto_json_doubles(array, (double *)(void *)out);
-    if (dense->dtype == BX_I32)
-        return proto_json_ints(array, (int32_t *)(void *)out);
-    return proto_json_floats(array, (float *)(void *)out);
-}
-
-static bx_status refuse_number(const proto_dense *dense, const proto_node *node, bx_error *error) {
-    if (dense->dtype == BX_I32 && proto_json_kind(node) == PROTO_INTEGER)
-        return bx_fail(error, BX_INVALID, "label_range", "no class has the number %lld",
-                       (long long)proto_json_int(node));
-    return proto_mismatch(error, dense->dtype == BX_I32 ? "an integer" : "a number", node);
-}
-
-/* Read the numbers below `node` to *out, and move it on. */
-static bx_status fill(proto_dense *dense, const proto_node *node, int axis, char **out, bx_error *error) {
-    size_t n = proto_json_size(node);
-    if (dense->flat || axis + 1 == dense->axes) {
-        size_t read = read_numbers(dense, node, *out);
-        *out += n * bx_dtype_bytes(dense->dtype);
-        if (read == n)
-            return BX_OK;
-        refuse_number(dense, proto_json_at(node, read), error);
-        if (dense->flat)
-            return bx_at(error, "%s.data[%zu]", dense->path, read);
-        dense->at[axis] = read;
-        return dense_at(dense, axis + 1, error);
-    }
-    for (size_t i = 0; i < n; i++) {
-        dense->at[axis] = i;
-        bx_status status = fill(dense, proto_json_at(node, i), axis + 1, out, error);
-        if (status)
-            return status;
-    }
-    return BX_OK;
-}
-
-bx_status proto_dense_read(proto_dense *dense, void *out, bx_error *error) {
-    char *at = out;
-    return fill(dense, dense->node, 0, &at, error);
 }

@@ -64,8 +64,6 @@ typedef struct json_t proto_node;
  * BX_TOO_LARGE json_too_complex, BX_NOMEM. The caller frees the root in the same thread. */
 BX_MUST_USE bx_status proto_json_parse(proto_node **root, const char *text, size_t bytes, size_t memory,
                                        bx_error *error);
-/* The same of a text within a document, which may also be an array. */
-BX_MUST_USE bx_status proto_json_parse_text(proto_node **root, const char *text, size_t memory, bx_error *error);
 void proto_json_free(proto_node *root);
 
 proto_kind proto_json_kind(const proto_node *node);
@@ -85,11 +83,94 @@ bool proto_json_bool(const proto_node *boolean);
 /* Read an array of numbers; stops at the first element that is not one. Returns how many were read. */
 size_t proto_json_floats(const proto_node *array, float *out);
 size_t proto_json_doubles(const proto_node *array, double *out);
-/* The same of integers of 32 bits. */
-size_t proto_json_ints(const proto_node *array, int32_t *out);
 
 /* Iterate an object: start from *iterator == NULL; false at the end. */
 bool proto_json_next(const proto_node *object, void **iterator, const char **name, const proto_node **value);
+
+/* ---- JSON documents: a tree, and arrays of numbers beside it (json.c, scan.c) -------------------------------------
+ */
+
+#define PROTO_MAX_AXES  3
+#define PROTO_MAX_STEPS 3
+
+/* Where documents have an array of numbers, nested or as {"shape": [...], "data": [numbers]}. */
+typedef struct proto_place {
+    const char *steps[PROTO_MAX_STEPS]; /* members from the root on; "": every element of an array; NULL: the end */
+    bx_dtype dtype;                     /* what numbers become: F32, F64, I64, I32, or BOOL, which true and false are */
+    int axes, fewest_axes;              /* if fewer are possible, the first element tells */
+    int64_t last;                       /* the length of the innermost arrays; 0: of the first one */
+} proto_place;
+
+/* The first thing wrong with an array, in the order of the text. */
+typedef enum proto_fault_kind {
+    PROTO_FAULT_NONE,
+    PROTO_FAULT_RAGGED,   /* an array of another length than the first at its depth */
+    PROTO_FAULT_MISPLACED /* what is no array where there should be one, or no number of the type at the last axis */
+} proto_fault_kind;
+
+typedef struct proto_fault {
+    proto_fault_kind kind;
+    int axes; /* where: at[0 .. axes) */
+    size_t at[PROTO_MAX_AXES];
+    int64_t length, wanted; /* of ragged arrays; wanted -1: none was there before */
+} proto_fault;
+
+/* An array at a place. */
+typedef struct proto_numbers {
+    const proto_place *place;
+    bool flat; /* the data of {"shape", "data"} */
+    int axes;
+    int64_t shape[PROTO_MAX_AXES]; /* -1: no array is that deep. After a fault only the first is what it should be */
+    size_t first;                  /* element in the store of its type */
+    proto_fault fault;
+} proto_numbers;
+
+/* Elements of one type, of all arrays in the order of the text. */
+typedef struct proto_store {
+    void *data; /* malloc's */
+    size_t n, capacity;
+} proto_store;
+
+typedef struct proto_document {
+    proto_node *root;
+    proto_numbers *arrays; /* malloc's */
+    size_t n_arrays, capacity;
+    proto_store stores[BX_N_DTYPES];
+} proto_document;
+
+/* Read the JSON object that is all of `text`; or, with the name of a member that bodies may have, its value. `places`
+ * end with one without steps. Numbers at the places become what strtod makes of them, infinite where it does; elsewhere
+ * they must be in range. What is JSON is jansson's to say everywhere. All heap counts as limits->json_memory, and is
+ * asked for in steps. Errors: as proto_json_parse, and what limits->reserve says. */
+BX_MUST_USE bx_status proto_document_read(proto_document *document, const char *text, size_t bytes, const char *member,
+                                          const proto_place *places, const proto_limits *limits, bx_error *error);
+/* In the thread that read it. */
+void proto_document_fini(proto_document *document);
+/* What is instead of the array `node`, which is at a place. */
+const proto_numbers *proto_document_numbers(const proto_document *document, const proto_node *node);
+/* The culprit of a misplaced fault. */
+const proto_node *proto_document_culprit(const proto_node *node);
+
+/* A piece of the text for the parser, and what it is to read before it. */
+typedef struct proto_piece {
+    char before[24];
+    const char *begin, *end;
+} proto_piece;
+
+/* What the parser is to read instead of a text: arrays at the places become [index, what is no number...]. */
+typedef struct proto_scan {
+    proto_piece *pieces; /* malloc's */
+    size_t n, capacity;
+    const char *not_a_number; /* the first NaN or Infinity outside strings, or NULL */
+    const char *too_deep;     /* the bracket that opens one level more than PROTO_JSON_DEPTH, or NULL */
+    bool stopped;             /* the last piece begins with what is not JSON there */
+} proto_scan;
+
+/* Fill the document's arrays and stores. False when there is no memory (proto_json_grow). */
+BX_MUST_USE bool proto_scan_text(proto_scan *scan, proto_document *document, const char *text, size_t bytes,
+                                 const char *member, const proto_place *places);
+/* Make room for one more element, within the budget of the document that this thread reads. */
+BX_MUST_USE bool proto_json_grow(void *list, size_t n, size_t *capacity, size_t element);
 
 /* ---- safetensors (safetensors.c) --------------------------------------------------------------------------------- */
 
@@ -172,25 +253,19 @@ void proto_answer_tensors(proto_buffer *out, const proto_answer *answer, const c
 
 /* ---- dense arrays in JSON (dense.c) ------------------------------------------------------------------------------ */
 
-#define PROTO_MAX_AXES 3
-
-/* A numeric array of `axes` dimensions that is being read: nested arrays, or {"shape": [...], "data": [numbers]}. */
+/* A numeric array of a document, nested or flat. */
 typedef struct proto_dense {
     const char *path;
-    bx_dtype dtype; /* to be read as: F32, F64, or I32, which is for classes */
     int axes;
-    int64_t shape[PROTO_MAX_AXES]; /* set by proto_dense_measure */
-    const proto_node *node;        /* the nested arrays, or the flat one */
-    bool flat;
-    size_t at[PROTO_MAX_AXES]; /* where we are, outermost first */
+    int64_t shape[PROTO_MAX_AXES];
+    const void *data; /* in the document's store */
 } proto_dense;
 
-/* Find the shape. Errors: BX_INVALID "type_mismatch", "missing_member", "unknown_member"; BX_SHAPE "ragged_array",
- * "shape". */
-BX_MUST_USE bx_status proto_dense_measure(proto_dense *dense, const proto_node *node, bx_error *error);
+/* The array that `node`, which is at a place, stands for; the path is the caller's. Errors: BX_INVALID "type_mismatch",
+ * "label_range", "missing_member", "unknown_member"; BX_SHAPE "ragged_array", "shape". */
+BX_MUST_USE bx_status proto_dense_read(proto_dense *dense, const proto_document *document, const proto_node *node,
+                                       bx_error *error);
 size_t proto_dense_count(const proto_dense *dense);
-/* Read all elements of a measured array. Errors: BX_INVALID "type_mismatch", "label_range". */
-BX_MUST_USE bx_status proto_dense_read(proto_dense *dense, void *out, bx_error *error);
 
 /* ---- drafts (request.c, decode_json.c, decode_tensors.c) --------------------------------------------------------- */
 
@@ -200,10 +275,14 @@ enum {
     PROTO_N_OPTIONS
 };
 
-/* What an option was given as: text, or a JSON value; neither: not given. Borrowed. */
+/* Where bodies have arrays of numbers. */
+extern const proto_place proto_places[];
+
+/* What an option was given as: text, or a JSON value of a document; neither: not given. Borrowed. */
 typedef struct proto_value {
     const char *text;
     const proto_node *node;
+    const proto_document *document;
 } proto_value;
 
 /* A request while it is being read: shapes are checked, options are not resolved yet. */
@@ -212,35 +291,30 @@ typedef struct proto_draft {
     proto_encoding encoding;
     const proto_limits *limits;
     proto_value options[PROTO_N_OPTIONS];
-    char digits[PROTO_N_OPTIONS][24];       /* the text of options given as JSON integers */
-    proto_node *documents[PROTO_N_OPTIONS]; /* of options given as JSON text */
-    const proto_tensor *priors;             /* (P,4); NULL: not given */
-    const proto_tensor *image_sizes;        /* (N,2); NULL: not given */
-    bool with_targets;                      /* instead of annotations */
-    const proto_node *annotations;          /* where the boxes are: checked JSON */
-    bx_tensor boxes_sent;                   /* or a tensor (G,4) */
+    char digits[PROTO_N_OPTIONS][24];          /* the text of options given as JSON integers */
+    proto_document documents[PROTO_N_OPTIONS]; /* of options given as JSON text */
+    const proto_tensor *priors;                /* (P,4); NULL: not given */
+    const proto_tensor *image_sizes;           /* (N,2); NULL: not given */
+    bool with_targets;                         /* instead of annotations */
+    bx_tensor boxes_sent;                      /* (G,4) */
     bx_batch batch;
-    void *memory; /* malloc's; what the batch views besides the body */
+    void *memory; /* malloc's; what the batch views of annotations */
     size_t memory_bytes;
     /* the writable parts of `memory` */
-    int32_t *first;   /* (N+1) */
-    int64_t *labels;  /* (G) as sent until proto_draft_place_objects */
-    float *boxes;     /* (G,4) set by it */
-    uint8_t *use;     /* (G) BX_OBJECT_USED, BX_OBJECT_IGNORED */
-    float *dense;     /* n_dense values */
-    int32_t *classes; /* n_classes values */
-    proto_node *tree;
+    int32_t *first;          /* (N+1) */
+    int64_t *labels;         /* (G) as sent until proto_draft_place_objects */
+    float *boxes;            /* (G,4) set by it */
+    uint8_t *use;            /* (G) BX_OBJECT_USED, BX_OBJECT_IGNORED */
+    proto_document document; /* a JSON body; predictions and targets are in its stores */
     proto_container container;
 } proto_draft;
 
 /* Fill the draft from a body. What was allocated stays in the draft, also on failure. */
-BX_MUST_USE bx_status proto_draft_json(proto_draft *draft, const void *body, size_t bytes, size_t memory,
-                                       bx_error *error);
+BX_MUST_USE bx_status proto_draft_json(proto_draft *draft, const void *body, size_t bytes, bx_error *error);
 BX_MUST_USE bx_status proto_draft_tensors(proto_draft *draft, const void *body, size_t bytes, bx_error *error);
 
 /* Allocate the draft's arrays and let the batch see them. */
-BX_MUST_USE bx_status proto_draft_allocate(proto_draft *draft, size_t n_images, size_t n_objects, size_t n_dense,
-                                           size_t n_classes, bx_error *error);
+BX_MUST_USE bx_status proto_draft_allocate(proto_draft *draft, size_t n_images, size_t n_objects, bx_error *error);
 /* Check what loc (N,P,4) and conf (N,P,C), NULL in /v1/match, and the n_images of the annotations must have in common;
  * sets the batch's dims. */
 BX_MUST_USE bx_status proto_draft_set_dims(proto_draft *draft, const int64_t loc[3], const int64_t conf[3],
@@ -305,8 +379,8 @@ bx_status proto_at_member(bx_error *error, const char *parent, const char *name)
 BX_MUST_USE bx_status proto_criterion_object(bx_criterion **criterion, const char *name, const proto_node *object,
                                              const proto_catalog *catalog, bx_error *error);
 /* A generator object, or boxes [[cx,cy,w,h],...]. The caller drops the reference. Paths begin with "priors". */
-BX_MUST_USE bx_status proto_priors_from_node(bx_priors **priors, const proto_node *node, const proto_limits *limits,
-                                             bx_error *error);
+BX_MUST_USE bx_status proto_priors_from_value(bx_priors **priors, const proto_value *value, const proto_limits *limits,
+                                              bx_error *error);
 /* The tensor `priors` of a file that holds nothing else. */
 BX_MUST_USE bx_status proto_find_priors(const proto_tensor **priors, const proto_container *container, bx_error *error);
 /* The tensor (P,4). */

@@ -2,8 +2,8 @@
 /*
  * JSON text to a tree of values. The only file that knows jansson.
  *
- * A document costs constant stack and at most the heap it was given: a scan refuses deep nesting before the parser,
- * which recurses, sees it, and every allocation of the parser is charged to the budget of the thread that parses.
+ * A document costs constant stack and at most the heap it was given: the scan before the parser refuses deep nesting,
+ * since the parser recurses, and every allocation is charged to the budget of the thread that parses.
  */
 #include "internal.h"
 
@@ -14,25 +14,56 @@
 /* ---- memory budget ----------------------------------------------------------------------------------------------- */
 
 #define SIZE_HEADER 16 /* keeps what follows aligned for any type */
+#define STEP        ((size_t)64 << 10)
 
 static _Thread_local struct {
-    size_t left;
-    bool exceeded; /* refused for want of budget */
-    bool failed;   /* refused by malloc */
+    const proto_limits *limits;
+    size_t left;      /* asked for */
+    size_t rest;      /* may still be asked for */
+    bool exceeded;    /* refused for want of budget */
+    bool failed;      /* refused by malloc */
+    bx_error refusal; /* refused when asked for */
 } budget;
 
-static void *budget_malloc(size_t bytes) {
-    if (bytes > SIZE_MAX - SIZE_HEADER || bytes + SIZE_HEADER > budget.left) {
-        budget.exceeded = true;
-        return NULL;
+static void budget_begin(const proto_limits *limits) {
+    budget.limits = limits;
+    budget.left = 0;
+    budget.rest = limits->json_memory;
+    budget.exceeded = budget.failed = false;
+    budget.refusal = (bx_error){0};
+}
+
+static bool budget_kept(void) {
+    return !budget.exceeded && !budget.failed && budget.refusal.status == BX_OK;
+}
+
+static bool charge(size_t bytes) {
+    if (bytes > budget.left) {
+        size_t more = bytes - budget.left;
+        if (more > budget.rest) {
+            budget.exceeded = true;
+            return false;
+        }
+        if (more < STEP)
+            more = budget.rest < STEP ? budget.rest : STEP;
+        if (proto_reserve(budget.limits, more, &budget.refusal))
+            return false;
+        budget.left += more;
+        budget.rest -= more;
     }
+    budget.left -= bytes;
+    return true;
+}
+
+static void *budget_malloc(size_t bytes) {
+    if (bytes > SIZE_MAX - SIZE_HEADER || !charge(bytes + SIZE_HEADER))
+        return NULL;
     bytes += SIZE_HEADER;
     char *block = malloc(bytes);
     if (!block) {
         budget.failed = true;
         return NULL;
     }
-    budget.left -= bytes;
     memcpy(block, &bytes, sizeof bytes);
     return block + SIZE_HEADER;
 }
@@ -45,6 +76,25 @@ static void budget_free(void *data) {
     memcpy(&bytes, block, sizeof bytes);
     budget.left += bytes;
     free(block);
+}
+
+/* By a quarter, so that what is never filled stays small. */
+bool proto_json_grow(void *list, size_t n, size_t *capacity, size_t element) {
+    if (n < *capacity)
+        return true;
+    const size_t more = *capacity / 4 + 64;
+    void *old;
+    memcpy(&old, list, sizeof old);
+    if (!charge(more * element))
+        return false;
+    void *larger = realloc(old, (*capacity + more) * element);
+    if (!larger) {
+        budget.failed = true;
+        return false;
+    }
+    memcpy(list, &larger, sizeof larger);
+    *capacity += more;
+    return true;
 }
 
 void proto_init(void) {
@@ -61,33 +111,6 @@ static bool is_space(char c) {
 static bool begins(const char *text, size_t bytes, const char *word) {
     size_t n = strlen(word);
     return bytes >= n && memcmp(text, word, n) == 0;
-}
-
-/* Find the first NaN or Infinity outside strings (SIZE_MAX when there is none); false where nesting gets too deep. */
-static bool scan(const char *text, size_t bytes, size_t *not_a_number, size_t *too_deep) {
-    size_t depth = 0;
-    bool quoted = false;
-    *not_a_number = SIZE_MAX;
-    for (size_t i = 0; i < bytes; i++) {
-        char c = text[i];
-        if (quoted) {
-            i += c == '\\';
-            quoted = c != '"';
-        } else if (c == '"') {
-            quoted = true;
-        } else if (c == '[' || c == '{') {
-            if (++depth > PROTO_JSON_DEPTH) {
-                *too_deep = i;
-                return false;
-            }
-        } else if (c == ']' || c == '}') {
-            depth -= depth > 0;
-        } else if ((c == 'N' || c == 'I') && *not_a_number == SIZE_MAX &&
-                   (begins(text + i, bytes - i, "NaN") || begins(text + i, bytes - i, "Infinity"))) {
-            *not_a_number = i;
-        }
-    }
-    return true;
 }
 
 /* What can be told from the first bytes. */
@@ -112,18 +135,59 @@ static bx_status check_start(const char *text, size_t bytes, bx_error *error) {
                    (unsigned)(unsigned char)text[i]);
 }
 
-/* jansson's complaint in our words. */
-static bx_status parse_failure(const json_error_t *cause, size_t not_a_number, size_t memory, bx_error *error) {
-    if (budget.failed)
-        return bx_fail(error, BX_NOMEM, "out_of_memory", "no memory for the JSON document");
-    if (budget.exceeded)
-        return bx_fail(error, BX_TOO_LARGE, "json_too_complex",
-                       "the JSON document needs more than the %zu bytes of memory it may use; " PROTO_TYPE_SAFETENSORS
-                       " carries the same in a fraction",
-                       memory);
+/* Hands the pieces of a scan to the parser. */
+struct feed {
+    const proto_scan *scan;
+    size_t piece, at; /* and the bytes of the piece that are read */
+};
 
-    size_t position = cause->position > 0 ? (size_t)cause->position : 0;
+static size_t piece_bytes(const proto_piece *piece) {
+    return strlen(piece->before) + (size_t)(piece->end - piece->begin);
+}
+
+static size_t feed(void *out, size_t room, void *context) {
+    struct feed *feed = context;
+    size_t given = 0;
+    while (given < room && feed->piece < feed->scan->n) {
+        const proto_piece *piece = &feed->scan->pieces[feed->piece];
+        const size_t before = strlen(piece->before);
+        const char *from = feed->at < before ? piece->before + feed->at : piece->begin + (feed->at - before);
+        size_t n = feed->at < before ? before - feed->at : (size_t)(piece->end - from);
+        n = n < room - given ? n : room - given;
+        memcpy((char *)out + given, from, n);
+        given += n;
+        feed->at += n;
+        if (feed->at == piece_bytes(piece)) {
+            feed->piece++;
+            feed->at = 0;
+        }
+    }
+    return given;
+}
+
+/* The byte of the text at which the parser was after so many bytes of the pieces. */
+static size_t text_position(const proto_scan *scan, const char *text, size_t position) {
+    const char *at = text;
+    for (size_t i = 0; i < scan->n; i++) {
+        const proto_piece *piece = &scan->pieces[i];
+        const size_t before = strlen(piece->before), bytes = piece_bytes(piece);
+        if (position <= bytes)
+            return (size_t)((position > before ? piece->begin + (position - before) : piece->begin) - text);
+        position -= bytes;
+        at = piece->end;
+    }
+    return (size_t)(at - text);
+}
+
+/* jansson's complaint in our words. */
+static bx_status parse_failure(const json_error_t *cause, const proto_scan *scan, const char *text, bx_error *error) {
+    const size_t position = text_position(scan, text, cause->position > 0 ? (size_t)cause->position : 0);
     const char *code = "json_syntax";
+    int line = 1, column = 0;
+    for (const char *at = text; at < text + position; at++) {
+        column = *at == '\n' ? 0 : column + ((*at & 0xC0) != 0x80);
+        line += *at == '\n';
+    }
     switch (json_error_code(cause)) {
     case json_error_duplicate_key:
         code = "json_duplicate_key";
@@ -133,56 +197,109 @@ static bx_status parse_failure(const json_error_t *cause, size_t not_a_number, s
         break;
     case json_error_invalid_syntax:
         /* the parser stops inside or just behind the word, and every earlier one is its reason to stop */
-        if (not_a_number != SIZE_MAX && not_a_number <= position + 1)
+        if (scan->not_a_number && scan->not_a_number <= text + position + 1)
             return bx_fail(error, BX_MALFORMED, "json_nan",
                            "JSON has no NaN and no Infinity, and numbers must be finite here: line %d, column %d, byte "
                            "%zu",
-                           cause->line, cause->column, not_a_number);
+                           line, column, (size_t)(scan->not_a_number - text));
         break;
     default:
         break;
     }
-    return bx_fail(error, BX_MALFORMED, code, "line %d, column %d, byte %zu: %s", cause->line, cause->column, position,
-                   cause->text);
+    return bx_fail(error, BX_MALFORMED, code, "line %d, column %d, byte %zu: %s", line, column, position, cause->text);
 }
 
-static bx_status load(proto_node **root, const char *text, size_t bytes, size_t not_a_number, size_t memory,
-                      bx_error *error) {
-    budget.left = memory;
-    budget.exceeded = budget.failed = false;
+static bx_status budget_failure(const proto_limits *limits, bx_error *error) {
+    if (budget.failed)
+        return bx_fail(error, BX_NOMEM, "out_of_memory", "no memory for the JSON document");
+    if (budget.refusal.status)
+        return bx_fail(error, budget.refusal.status, budget.refusal.code, "%s", budget.refusal.text);
+    return bx_fail(error, BX_TOO_LARGE, "json_too_complex",
+                   "the JSON document needs more than the %zu bytes of memory it may use; " PROTO_TYPE_SAFETENSORS
+                   " carries the same in a fraction",
+                   limits->json_memory);
+}
+
+static bx_status load(proto_document *document, const proto_scan *scan, const char *text, bx_error *error) {
     json_error_t cause = {0};
-    json_t *tree = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &cause);
-    if (tree && (budget.failed || budget.exceeded)) {
-        json_decref(tree); /* jansson goes on without the characters that it found no room for */
-        tree = NULL;
-    }
-    if (!tree)
-        return parse_failure(&cause, not_a_number, memory, error);
-    *root = tree;
+    struct feed from = {.scan = scan};
+    document->root = json_load_callback(feed, &from, JSON_REJECT_DUPLICATES, &cause);
+    if (!budget_kept())
+        return budget_failure(budget.limits, error); /* jansson goes on without characters it found no room for */
+    if (!document->root)
+        return parse_failure(&cause, scan, text, error);
+    if (scan->stopped)
+        return bx_fail(error, BX_INTERNAL, "internal", "JSON was read in two ways");
     return BX_OK;
 }
 
-bx_status proto_json_parse(proto_node **root, const char *text, size_t bytes, size_t memory, bx_error *error) {
-    size_t not_a_number, too_deep;
-    if (bytes > 8 && text[8] == '{' && memchr(text, '\0', 8))
-        return bx_fail(error, BX_MALFORMED, "json_syntax",
-                       "this looks like safetensors, whose Content-Type is " PROTO_TYPE_SAFETENSORS);
-    if (!scan(text, bytes, &not_a_number, &too_deep))
+static bx_status read_document(proto_document *document, const char *text, size_t bytes, const char *member,
+                               const proto_place *places, const proto_limits *limits, proto_scan *scan,
+                               bx_error *error) {
+    if (!proto_scan_text(scan, document, text, bytes, member, places))
+        return budget_failure(limits, error);
+    if (scan->too_deep)
         return bx_fail(error, BX_MALFORMED, "json_depth", "nested deeper than %d at byte %zu", PROTO_JSON_DEPTH,
-                       too_deep);
-    bx_status status = check_start(text, bytes, error);
-    if (status)
-        return status;
-
-    return load(root, text, bytes, not_a_number, memory, error);
+                       (size_t)(scan->too_deep - text));
+    bx_status status = member ? BX_OK : check_start(text, bytes, error);
+    return status ? status : load(document, scan, text, error);
 }
 
-bx_status proto_json_parse_text(proto_node **root, const char *text, size_t memory, bx_error *error) {
-    size_t not_a_number, too_deep, bytes = strlen(text);
-    if (!scan(text, bytes, &not_a_number, &too_deep))
-        return bx_fail(error, BX_MALFORMED, "json_depth", "nested deeper than %d at byte %zu", PROTO_JSON_DEPTH,
-                       too_deep);
-    return load(root, text, bytes, not_a_number, memory, error);
+/* Give back what growing left over; it does no harm where it cannot. */
+static void fit_stores(proto_document *document) {
+    for (int i = 0; i < BX_N_DTYPES; i++) {
+        proto_store *store = &document->stores[i];
+        void *smaller = store->n > 0 ? realloc(store->data, store->n * bx_dtype_bytes((bx_dtype)i)) : NULL;
+        if (smaller) {
+            store->data = smaller;
+            store->capacity = store->n;
+        }
+    }
+}
+
+bx_status proto_document_read(proto_document *document, const char *text, size_t bytes, const char *member,
+                              const proto_place *places, const proto_limits *limits, bx_error *error) {
+    proto_document read = {0};
+    proto_scan scan = {0};
+    if (!member && bytes > 8 && text[8] == '{' && memchr(text, '\0', 8))
+        return bx_fail(error, BX_MALFORMED, "json_syntax",
+                       "this looks like safetensors, whose Content-Type is " PROTO_TYPE_SAFETENSORS);
+    budget_begin(limits);
+    bx_status status = read_document(&read, text, bytes, member, places, limits, &scan, error);
+    free(scan.pieces);
+    if (status) {
+        proto_document_fini(&read);
+        return status;
+    }
+    fit_stores(&read);
+    *document = read;
+    return BX_OK;
+}
+
+void proto_document_fini(proto_document *document) {
+    proto_json_free(document->root);
+    free(document->arrays);
+    for (int i = 0; i < BX_N_DTYPES; i++)
+        free(document->stores[i].data);
+    *document = (proto_document){0};
+}
+
+const proto_numbers *proto_document_numbers(const proto_document *document, const proto_node *node) {
+    return &document->arrays[json_integer_value(json_array_get(node, 0))];
+}
+
+const proto_node *proto_document_culprit(const proto_node *node) {
+    return json_array_get(node, 1);
+}
+
+bx_status proto_json_parse(proto_node **root, const char *text, size_t bytes, size_t memory, bx_error *error) {
+    static const proto_place nowhere[1];
+    proto_document document;
+    bx_status status =
+        proto_document_read(&document, text, bytes, NULL, nowhere, &(proto_limits){.json_memory = memory}, error);
+    if (!status)
+        *root = document.root;
+    return status;
 }
 
 void proto_json_free(proto_node *root) {
@@ -271,17 +388,6 @@ size_t proto_json_doubles(const proto_node *array, double *out) {
         if (!json_is_number(value))
             return i;
         out[i] = json_number_value(value);
-    }
-    return n;
-}
-
-size_t proto_json_ints(const proto_node *array, int32_t *out) {
-    size_t n = json_array_size(array);
-    for (size_t i = 0; i < n; i++) {
-        const json_t *value = json_array_get(array, i);
-        if (!json_is_integer(value) || json_integer_value(value) < INT32_MIN || json_integer_value(value) > INT32_MAX)
-            return i;
-        out[i] = (int32_t)json_integer_value(value);
     }
     return n;
 }

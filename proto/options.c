@@ -44,23 +44,25 @@ static bx_status parse_texts(proto_draft *draft, bx_error *error) {
         bx_error cause = {0};
         if (!value->text || (value->text[0] != '{' && value->text[0] != '['))
             continue;
-        const size_t length = strlen(value->text), memory = TEXT_MEMORY(length);
+        const size_t length = strlen(value->text);
         bx_status status = BX_OK;
         if (length > MAX_TEXT)
             status = bx_fail(&cause, BX_INVALID, "invalid_option",
                              "this JSON text has %zu bytes, %u are possible; send a tensor or a JSON body", length,
                              MAX_TEXT);
+        proto_document *document = &draft->documents[options[i]];
+        proto_limits limits = *draft->limits;
+        limits.json_memory = TEXT_MEMORY(length);
         if (!status)
-            status = proto_reserve(draft->limits, memory, &cause);
-        if (!status)
-            status = proto_json_parse_text(&draft->documents[options[i]], value->text, memory, &cause);
+            status = proto_document_read(document, value->text, length, proto_option_name(options[i]), proto_places,
+                                         &limits, &cause);
         if (status == BX_MALFORMED)
             bx_fail(error, BX_INVALID, "invalid_option", "this JSON text cannot be read: %s", cause.text);
         else if (status)
             bx_fail(error, status, cause.code, "%s", cause.text);
         if (status)
             return bx_at(error, "%s", proto_option_name(options[i]));
-        *value = (proto_value){.node = draft->documents[options[i]]};
+        *value = (proto_value){.node = document->root, .document = document};
     }
     return BX_OK;
 }
@@ -214,7 +216,7 @@ static bx_status resolve_priors(proto_request *request, const proto_draft *draft
     else if (draft->priors)
         status = proto_priors_from_tensor(&own, draft->priors, draft->limits, error);
     else if (given->node)
-        status = proto_priors_from_node(&own, given->node, draft->limits, error);
+        status = proto_priors_from_value(&own, given, draft->limits, error);
     else if (given->text)
         status = catalog->priors(catalog->context, given->text, &request->priors, error);
     else
@@ -244,20 +246,22 @@ static bx_status allocate_sizes(struct sizes *sizes, size_t n, bx_error *error) 
 }
 
 /* [width, height], or an array of such pairs. */
-static bx_status read_sizes(struct sizes *sizes, const proto_node *node, bx_error *error) {
-    proto_dense pairs = {.path = "image_size", .dtype = BX_F64, .axes = 1};
-    if (proto_json_kind(node) != PROTO_ARRAY)
-        return proto_mismatch(error, "an array", node);
-    sizes->per_image = proto_json_size(node) > 0 && proto_json_kind(proto_json_at(node, 0)) == PROTO_ARRAY;
-    pairs.axes += sizes->per_image;
-    bx_status status = proto_dense_measure(&pairs, node, error);
+static bx_status read_sizes(struct sizes *sizes, const proto_value *value, bx_error *error) {
+    proto_dense pairs = {.path = "image_size"};
+    if (proto_json_kind(value->node) != PROTO_ARRAY)
+        return proto_mismatch(error, "an array", value->node);
+    bx_status status = proto_dense_read(&pairs, value->document, value->node, error);
     if (status)
         return status;
     if (pairs.shape[pairs.axes - 1] != 2)
         return bx_fail(error, BX_SHAPE, "shape", "a size is [width,height]; this one has %lld numbers",
                        (long long)pairs.shape[pairs.axes - 1]);
-    status = allocate_sizes(sizes, proto_dense_count(&pairs) / 2, error);
-    return status ? status : proto_dense_read(&pairs, sizes->pairs, error);
+    sizes->per_image = pairs.axes == 2;
+    const size_t n = proto_dense_count(&pairs) / 2;
+    status = allocate_sizes(sizes, n, error);
+    if (!status)
+        memcpy(sizes->pairs, pairs.data, 2 * n * sizeof *sizes->pairs);
+    return status;
 }
 
 static bx_status read_size_tensor(struct sizes *sizes, const proto_tensor *tensor, bx_error *error) {
@@ -306,7 +310,7 @@ static bx_status resolve_sizes(struct sizes *sizes, const proto_draft *draft, co
     else if (draft->image_sizes)
         status = read_size_tensor(sizes, draft->image_sizes, error);
     else if (given->node)
-        status = read_sizes(sizes, given->node, error);
+        status = read_sizes(sizes, given, error);
     else
         status =
             bx_fail(error, BX_INVALID, "invalid_option",

@@ -69,9 +69,9 @@ extern const proto_catalog proto_catalog_builtin;
 
 /* What a body may cost to decode. */
 typedef struct proto_limits {
-    size_t json_memory; /* heap bytes of one JSON document's tree */
-    /* Asked before so many bytes are taken for a caller's prior boxes or the tree of an option's JSON text, for as long
-     * as the call lasts; what it returns but BX_OK is the call's failure. NULL: nobody is asked. */
+    size_t json_memory; /* heap bytes of one JSON document: its tree and its numbers */
+    /* Asked before so many bytes more are taken for a JSON document or a caller's prior boxes, for as long as the call
+     * lasts; what it returns but BX_OK is the call's failure. NULL: nobody is asked. */
     bx_status (*reserve)(void *context, size_t bytes, bx_error *error);
     void *context;
 } proto_limits;
@@ -88,7 +88,7 @@ typedef struct proto_request {
     bx_gradients gradients;  /* what `include` asks for */
     int32_t label_base;      /* of the annotations and of the answer; labels in `batch` are zero-based */
     bx_batch batch;
-    void *memory;
+    void *memory[3];     /* malloc's */
     size_t memory_bytes; /* heap bytes of this request, besides a prior set it shares */
 } proto_request;
 

@@ -122,21 +122,17 @@ static bool add_bytes(size_t *bytes, size_t n, size_t element) {
     return !__builtin_mul_overflow(n, element, &more) && !__builtin_add_overflow(*bytes, more, bytes);
 }
 
-bx_status proto_draft_allocate(proto_draft *draft, size_t n_images, size_t n_objects, size_t n_dense, size_t n_classes,
-                               bx_error *error) {
+bx_status proto_draft_allocate(proto_draft *draft, size_t n_images, size_t n_objects, bx_error *error) {
     size_t bytes = 0;
     if (n_objects > INT32_MAX)
         return bx_fail(error, BX_SHAPE, "shape", "%zu objects are more than there can be", n_objects);
     if (!add_bytes(&bytes, n_objects, sizeof *draft->labels + 4 * sizeof *draft->boxes + sizeof *draft->use) ||
-        !add_bytes(&bytes, n_dense, sizeof *draft->dense) || !add_bytes(&bytes, n_classes, sizeof *draft->classes) ||
         !add_bytes(&bytes, n_images + 1, sizeof *draft->first) || !(draft->memory = malloc(bytes)))
         return bx_fail(error, BX_NOMEM, "out_of_memory", "no memory for the batch");
     draft->memory_bytes = bytes;
     draft->labels = draft->memory;
     draft->boxes = (float *)(void *)(draft->labels + n_objects);
-    draft->dense = draft->boxes + 4 * n_objects;
-    draft->classes = (int32_t *)(void *)(draft->dense + n_dense);
-    draft->first = draft->classes + n_classes;
+    draft->first = (int32_t *)(void *)(draft->boxes + 4 * n_objects);
     draft->use = (uint8_t *)(draft->first + n_images + 1);
     memset(draft->first, 0, (n_images + 1) * sizeof *draft->first);
     memset(draft->use, BX_OBJECT_USED, n_objects);
@@ -216,8 +212,8 @@ bx_status proto_draft_set_target_dims(proto_draft *draft, const int64_t loc[3], 
 
 static void draft_fini(proto_draft *draft) {
     for (int i = 0; i < PROTO_N_OPTIONS; i++)
-        proto_json_free(draft->documents[i]);
-    proto_json_free(draft->tree);
+        proto_document_fini(&draft->documents[i]);
+    proto_document_fini(&draft->document);
     proto_container_fini(&draft->container);
     free(draft->memory);
 }
@@ -231,6 +227,15 @@ proto_encoding proto_encoding_guess(const void *body, size_t bytes) {
     return strchr("{ \t\r\n", *first) ? PROTO_JSON : PROTO_SAFETENSORS;
 }
 
+/* Predictions and targets stay in the document's stores, which the request takes over. */
+static void *take_store(proto_request *request, proto_draft *draft, bx_dtype dtype) {
+    proto_store *store = &draft->document.stores[dtype];
+    void *data = store->data;
+    request->memory_bytes += store->capacity * bx_dtype_bytes(dtype);
+    *store = (proto_store){0};
+    return data;
+}
+
 bx_status proto_request_decode(proto_request *request, proto_task task, proto_encoding encoding, const void *body,
                                size_t bytes, const proto_option *query, size_t n_query, const proto_catalog *catalog,
                                const proto_limits *limits, bx_error *error) {
@@ -238,7 +243,7 @@ bx_status proto_request_decode(proto_request *request, proto_task task, proto_en
     error = error ? error : &unwanted;
     proto_draft draft = {.task = task, .encoding = encoding, .limits = limits};
     proto_request made = {.task = task, .encoding = encoding};
-    bx_status status = encoding == PROTO_JSON ? proto_draft_json(&draft, body, bytes, limits->json_memory, error)
+    bx_status status = encoding == PROTO_JSON ? proto_draft_json(&draft, body, bytes, error)
                                               : proto_draft_tensors(&draft, body, bytes, error);
     if (!status)
         status = proto_draft_query(&draft, query, n_query, error);
@@ -246,7 +251,9 @@ bx_status proto_request_decode(proto_request *request, proto_task task, proto_en
         status = proto_draft_resolve(&draft, &made, catalog, error);
     if (!status) {
         made.batch = draft.batch;
-        made.memory = draft.memory;
+        made.memory[0] = draft.memory;
+        made.memory[1] = take_store(&made, &draft, BX_F32);
+        made.memory[2] = take_store(&made, &draft, BX_I32);
         made.memory_bytes += draft.memory_bytes;
         draft.memory = NULL;
         *request = made;
@@ -260,7 +267,8 @@ bx_status proto_request_decode(proto_request *request, proto_task task, proto_en
 void proto_request_free(proto_request *request) {
     bx_criterion_free(request->criterion);
     bx_priors_free(request->priors);
-    free(request->memory);
+    for (size_t i = 0; i < sizeof request->memory / sizeof request->memory[0]; i++)
+        free(request->memory[i]);
     *request = (proto_request){0};
 }
 
