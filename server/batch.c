@@ -81,16 +81,12 @@ static bx_status take_work(request *r) {
 }
 
 static bx_status decode(request *r, size_t bytes, bool by_worker, bool makes) {
-    size_t tree = 0;
     reservation own = {.request = r, .by_worker = by_worker};
-    bx_status status = r->encoding == PROTO_JSON ? request_borrow_tree(r, &tree) : BX_OK;
-    if (status != BX_OK) {
-        return status;
-    }
-    status = proto_request_decode(&r->decoded_request, r->route->task, r->encoding, r->body.data, bytes, r->query,
-                                  r->n_query, registry_catalog(r->server->registry, makes),
-                                  &(proto_limits){tree, request_reserve, &own}, &r->error);
-    lease_return(&r->lease, tree + own.bytes);
+    const proto_limits limits = request_limits(&own);
+    bx_status status =
+        proto_request_decode(&r->decoded_request, r->route->task, r->encoding, r->body.data, bytes, r->query,
+                             r->n_query, registry_catalog(r->server->registry, makes), &limits, &r->error);
+    lease_return(&r->lease, own.bytes);
     r->decoded = status == BX_OK;
     if (r->decoded && !lease_promise(&r->lease, r->decoded_request.memory_bytes)) {
         status = request_no_memory(r, BX_BUSY, r->decoded_request.memory_bytes, &r->error);

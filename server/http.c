@@ -245,14 +245,12 @@ static bool check_body(exchange *x, const head *h, admission *a, answer *refused
         *refused = answer_problem(why.status, why.code, why.detail, "", x->id);
         return false;
     }
-    const bool json = a->encoding == PROTO_JSON;
-    if (h->content_length > (json && o->max_json < o->max_body ? o->max_json : o->max_body)) {
+    const char *which;
+    const long limit = request_body_limit(o, a->route, a->encoding, &which);
+    if (h->content_length > limit) {
         char detail[160];
-        snprintf(detail, sizeof detail, "The body has %lld bytes; the limit is %ld (--max-%s).",
-                 (long long)h->content_length, json ? o->max_json : o->max_body,
-                 !json                                    ? "body"
-                 : a->route->kind == DEFINITION_CRITERION ? "json"
-                                                          : "json; send larger ones as safetensors");
+        snprintf(detail, sizeof detail, "The body has %lld bytes; the limit is %ld (%s).", (long long)h->content_length,
+                 limit, which);
         *refused = answer_problem(413, "body_too_large", detail, "", x->id);
         return false;
     }

@@ -15,22 +15,35 @@
 #define HEAD_BYTES          ((size_t)64 << 10)  /* kept of larger ones until it is known what they are */
 #define DECODE_BYTES        ((size_t)1 << 20)   /* decoding more than this is a worker's job */
 #define JSON_DECODE_BYTES   ((size_t)32 << 10)  /* and more than this of JSON */
-#define JSON_TREE           64 /* bytes of tree per byte of text, at worst; half of --memory-limit at most */
 #define FIRST_CHUNKED_BYTES ((size_t)64 << 10)
 #define BASE_BYTES          ((size_t)256 << 10)
 #define LATER_BYTES         ((size_t)1 << 20) /* of prior boxes or JSON texts: a worker makes them */
 #define MOST_AT_CLERK       8                 /* requests that wait for the disk, however slow it is */
+#define CRITERION_BYTES     (4L << 20)        /* lists with a number for each class, however they are written */
 
 /* ---- admission --------------------------------------------------------------------------------------------------- */
 
-/* What a body of `bytes` will need besides the tree of a JSON text: itself, and its work. A prior's row of predictions
- * is at least 12 bytes on the wire and 13 in the workspace; a number in JSON is at least 2 characters and 4 bytes as a
- * float. */
-static size_t needed_bytes(const route *route, bool json, size_t bytes) {
+/* What a body of `bytes` will need: itself, and its work. A prior's row of predictions is at least 12 bytes on the wire
+ * and 13 in the workspace; what JSON holds in 6 characters or more is less. */
+static size_t needed_bytes(const route *route, size_t bytes) {
     if (route->how != ROUTE_BATCH) {
         return route->has_body ? bytes + BASE_BYTES : 0;
     }
-    return bytes / 2 * (json ? 8 : 5) + BASE_BYTES;
+    return bytes / 2 * 5 + BASE_BYTES;
+}
+
+long request_body_limit(const options *o, const route *route, proto_encoding encoding, const char **why) {
+    long limit = o->max_body;
+    *why = "--max-body";
+    if (encoding == PROTO_JSON && o->max_json > 0 && o->max_json < limit) {
+        limit = o->max_json;
+        *why = "--max-json; send larger ones as safetensors";
+    }
+    if (route->has_body && route->kind == DEFINITION_CRITERION && CRITERION_BYTES < limit) {
+        limit = CRITERION_BYTES;
+        *why = "of a criterion";
+    }
+    return limit;
 }
 
 static answer refuse(int status, int retry, const char *code, const char *detail, const char *id) {
@@ -97,7 +110,7 @@ request *request_admit(server *server, const admission *a, answer *refusal) {
                          : a->expected        ? a->expected
                          : a->route->has_body ? FIRST_CHUNKED_BYTES
                                               : 0;
-    const size_t need = needed_bytes(a->route, a->encoding == PROTO_JSON || (a->guess && !head_only), first);
+    const size_t need = needed_bytes(a->route, first);
     if (need > memory_limit(server->memory)) {
         *refusal = refuse(413, 0, "body_too_large", "A body of this size may need more than --memory-limit.", a->id);
         return NULL;
@@ -261,20 +274,6 @@ bx_status request_no_memory(const request *r, bx_status status, size_t bytes, bx
                    "no memory for this request at the moment (%zu bytes)", bytes);
 }
 
-/* The most it could take is asked for first; when that is not free, what a document of ordinary numbers takes. */
-bx_status request_borrow_tree(request *r, size_t *bytes) {
-    static const size_t per_byte[] = {JSON_TREE, JSON_TREE / 4};
-    const size_t most = memory_limit(r->server->memory) / 2;
-    for (size_t i = 0; i < sizeof per_byte / sizeof *per_byte; i++) {
-        size_t wanted = r->received * per_byte[i] + BASE_BYTES;
-        *bytes = wanted < most ? wanted : most;
-        if (lease_borrow(&r->lease, *bytes)) {
-            return BX_OK;
-        }
-    }
-    return request_no_memory(r, BX_BUSY, *bytes, &r->error);
-}
-
 /* ---- receiving --------------------------------------------------------------------------------------------------- */
 
 /* Nothing of a failed body is needed any more; a planned one cannot fail here. */
@@ -311,11 +310,13 @@ static bx_status grow(request *r, size_t bytes) {
     return move_body(r, wanted, 2 * wanted);
 }
 
-static bx_status check_json_size(request *r, size_t bytes) {
-    if (r->encoding == PROTO_JSON && bytes > (size_t)r->server->options.max_json) {
-        return bx_fail(&r->error, BX_TOO_LARGE, "body_too_large",
-                       "a JSON body of %zu bytes is larger than --max-json (%ld); send it as safetensors", bytes,
-                       r->server->options.max_json);
+/* Of a guessed encoding, or an unknown length. */
+static bx_status check_size(request *r, size_t bytes) {
+    const char *why;
+    const long limit = request_body_limit(&r->server->options, r->route, r->encoding, &why);
+    if (bytes > (size_t)limit) {
+        return bx_fail(&r->error, BX_TOO_LARGE, "body_too_large", "a body of %zu bytes is larger than %ld (%s)", bytes,
+                       limit, why);
     }
     return BX_OK;
 }
@@ -328,7 +329,7 @@ static void keep(request *r, const char *data, size_t bytes) {
 
 /* The second half of the admission of a body that cannot be streamed: memory for all of it and for its work. */
 static bx_status keep_whole(request *r) {
-    const size_t need = needed_bytes(r->route, r->encoding == PROTO_JSON, r->expected);
+    const size_t need = needed_bytes(r->route, r->expected);
     r->head_only = false;
     if (need > memory_limit(r->server->memory)) {
         return bx_fail(&r->error, BX_TOO_LARGE, "body_too_large",
@@ -398,7 +399,7 @@ static bx_status receive(request *r, const char *data, size_t bytes) {
     if (r->received + bytes == r->expected) {
         r->received_ns = now_ns(); /* before the workers can see the last rows */
     }
-    status = check_json_size(r, r->expected ? r->expected : r->received + bytes);
+    status = check_size(r, r->expected ? r->expected : r->received + bytes);
     while (status == BX_OK && r->head_only && bytes > 0) {
         const size_t room = r->body.bytes - r->received, n = bytes < room ? bytes : room;
         keep(r, data, n);
@@ -478,7 +479,7 @@ proto_timing request_timing(const request *r) {
     };
 }
 
-bx_status request_reserve(void *context, size_t bytes, bx_error *error) {
+static bx_status request_reserve(void *context, size_t bytes, bx_error *error) {
     reservation *v = context;
     if (!v->by_worker && bytes > LATER_BYTES) {
         return bx_fail(error, BX_BUSY, REGISTRY_LATER, "%zu bytes have to be made first", bytes);
@@ -490,23 +491,23 @@ bx_status request_reserve(void *context, size_t bytes, bx_error *error) {
     return BX_OK;
 }
 
-/* What the route's handler makes of the body. Its tree is counted while it stands; so is the copy that goes to the
- * disk, which is smaller. */
+proto_limits request_limits(reservation *v) {
+    return (proto_limits){memory_limit(v->request->server->memory) / 2, request_reserve, v};
+}
+
+/* What the route's handler makes of the body. What decoding takes is counted while it stands; so is the copy that goes
+ * to the disk, which is smaller than the body. */
 static answer handle(request *r) {
-    size_t most = r->received;
-    if (r->encoding == PROTO_JSON && r->received > 0) {
-        if (request_borrow_tree(r, &most) != BX_OK) {
-            return request_error(r, &r->error);
-        }
-    } else if (!lease_borrow(&r->lease, most)) {
-        request_no_memory(r, BX_BUSY, most, &r->error);
+    const size_t copy = r->received;
+    if (!lease_borrow(&r->lease, copy)) {
+        request_no_memory(r, BX_BUSY, copy, &r->error);
         return request_error(r, &r->error);
     }
-    reservation boxes = {.request = r, .by_worker = true};
+    reservation own = {.request = r, .by_worker = true};
     registration body = {.encoding = r->encoding,
                          .body = r->body.data,
                          .bytes = r->received,
-                         .limits = {most, request_reserve, &boxes},
+                         .limits = request_limits(&own),
                          .cancelled = &r->cancelled,
                          .condition = r->condition};
     answer a = r->route->handler(&(route_call){.server = r->server,
@@ -516,7 +517,7 @@ static answer handle(request *r) {
                                                .request_id = r->id,
                                                .lease = &r->lease,
                                                .body = &body});
-    lease_return(&r->lease, most + boxes.bytes);
+    lease_return(&r->lease, copy + own.bytes);
     a.timing = request_timing(r);
     return a;
 }

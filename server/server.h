@@ -391,19 +391,20 @@ void request_mark_begun(request *request);
 proto_timing request_timing(const request *request);
 /* Fails for want of `bytes` more: for now, or (since this request alone would need more than there is) for ever. */
 bx_status request_no_memory(const request *request, bx_status status, size_t bytes, bx_error *error);
-/* A JSON tree is counted while it stands: lease_return what was borrowed when the body is decoded. */
-BX_MUST_USE bx_status request_borrow_tree(request *request, size_t *bytes);
-
-/* ---- batches: decoding, planning, units of work ------------------------------------------------------------------ */
-
-/* What decoding has taken besides; a proto_limits.reserve. Fails with REGISTRY_LATER for much in a thread that is not a
- * worker's. */
+/* What decoding has taken. */
 typedef struct reservation {
     request *request;
     bool by_worker;
-    size_t bytes; /* to be returned with lease_return */
+    size_t bytes; /* to be returned with lease_return when the body is decoded */
 } reservation;
-BX_MUST_USE bx_status request_reserve(void *reservation, size_t bytes, bx_error *error);
+/* Decoding asks for what it takes step by step, and is refused for much in a thread that is not a worker's, with
+ * REGISTRY_LATER. */
+proto_limits request_limits(reservation *reservation);
+/* The largest body, and which limit that is. */
+long request_body_limit(const options *options, const route *route, proto_encoding encoding, const char **why);
+
+/* ---- batches: decoding, planning, units of work ------------------------------------------------------------------ */
+
 /* Body -> batch -> plan -> job. `bytes` is the body's full length, of which the annotations at least are there. Done
  * here, by the receiving thread, it leaves to a worker what takes long: then request->later is set. A worker that does
  * not make the sets of patterns fails with REGISTRY_LATER. Errors are in request->error. */

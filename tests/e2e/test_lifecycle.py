@@ -35,7 +35,7 @@ class Flags(lossd.Case):
         self.assertEqual((status, err), (0, ""))
         for option in OPTIONS:
             self.assertRegex(out, r"--%s\b" % option)
-        for default in ("127.0.0.1:8080", "256M", "32M", "1G", "64", "128"):
+        for default in ("127.0.0.1:8080", "256M", "1G", "64", "128"):
             self.assertIn(default, out)
         self.assertIn("LOSSD_", out)
 

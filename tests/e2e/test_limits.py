@@ -182,6 +182,29 @@ class Memory(lossd.Case):
                 self.problem(answer, 503, "memory_full queue_full")
 
 
+class LargeJson(lossd.Case):
+    """Numbers cost what they are, not what a tree of them would."""
+    FLAGS = ("--memory-limit", "128M")
+
+    def test_more_than_32_mib(self):
+        batch = lossd.random_batch(5, 8, 8732, 21)
+        body = batch.json()
+        self.assertGreater(len(body), 32 << 20)
+        got = self.good(self.daemon.post("/v1/loss", body, lossd.JSON))
+        same = self.good(self.daemon.post("/v1/loss", batch.safetensors()))
+        self.assertEqual((got["loss"], got["assignment"]), (same["loss"], same["assignment"]))
+
+    def test_trees_are_bounded(self):
+        for head, unit, tail in ((b'{"a":[', b"{},", b"0]}"), (b'{"predictions":{"loc":[', b"{},", b"0]}}"),
+                                 (b'{"annotations":[', b'{"boxes":[],"labels":[]},', b"0]}")):
+            with self.subTest(head):
+                body = head + unit * ((20 << 20) // len(unit)) + tail
+                self.problem(self.daemon.post("/v1/loss", body, lossd.JSON), 413, "json_too_complex")
+
+    def test_criteria_are_small(self):
+        self.problem(self.daemon.put("/v1/criteria/large", b"{}" + b" " * (4 << 20)), 413, "body_too_large", "criterion")
+
+
 class Deadlines(lossd.Case):
     FLAGS = ("--header-timeout", "1", "--request-timeout", "2", "--idle-timeout", "2", "--workers", "1", "--cpu-level",
              "ref")

@@ -926,9 +926,9 @@ class SecondRound(Case):
             self.problem(got, 413, "too_expensive", "memory-limit")
             self.good(daemon.post("/v1/loss", body))
         tensors = {"Accept": lossd.SAFETENSORS}
-        with lossd.Daemon("--memory-limit", "8M", "--max-body", "2M") as daemon, daemon.connect() as held:
+        with lossd.Daemon("--memory-limit", "7M", "--max-body", "2M") as daemon, daemon.connect() as held:
             self.assertEqual(daemon.post("/v1/loss?include=dense_gradients", body, headers=tensors).status, 200)
-            held.start("POST", "/v1/loss", {"Content-Type": lossd.JSON, "Content-Length": 6 << 18,
+            held.start("POST", "/v1/loss", {"Content-Type": lossd.JSON, "Content-Length": 2 << 20,
                                             "Expect": "100-continue"})
             self.assertEqual(held.interim(), 100)  # and now most of the memory is taken
             got = daemon.post("/v1/loss?include=dense_gradients", body, headers=tensors)
