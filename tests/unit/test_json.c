@@ -76,7 +76,7 @@ END_TEST
 START_TEST(numbers) {
     proto_request r;
     bx_error error;
-    const char *body = BODY("", LOC, "[[[1e39,-1e300,1e-999],[-0.0,16777217,0.1]],[[6,7,8],[9,10,11]]]", NOTES);
+    const char *body = BODY("", LOC, "[[[1e39,-1e400,1e-999],[-0.0,16777217,0.1]],[[6,7,8],[9,10,11]]]", NOTES);
     ck_assert_int_eq(decode(&r, PROTO_LOSS, body, strlen(body), 1 << 20, &error), BX_OK);
     const float *conf = r.batch.conf.data;
     ck_assert(isinf(conf[0]) && conf[0] > 0 && isinf(conf[1]) && conf[1] < 0 && conf[2] == 0);
@@ -252,6 +252,19 @@ START_TEST(arrays) {
          "/annotations/0/ignore"},
         {BODY("", LOC, CONF, "[{\"boxes\":[],\"labels\":[],\"ignore\":[0]},{}]"), BX_SHAPE, "shape",
          "/annotations/0/ignore"},
+        /* numbers that no type holds */
+        {BODY("", LOC, CONF, ONE_NOTE("[[1,2,3,4]]", "[1e400]")), BX_INVALID, "type_mismatch",
+         "/annotations/0/labels/0"},
+        {BODY(
+             "", LOC, CONF,
+             "[{\"boxes\":[[1,2,3,4]],\"labels\":[1],\"ignore\":[99999999999999999999]},{\"boxes\":[],\"labels\":[]}]"),
+         BX_INVALID, "type_mismatch", "/annotations/0/ignore/0"},
+        {"{\"predictions\":{\"loc\":" LOC ",\"conf\":" CONF
+         "},\"targets\":{\"classes\":[[0,1],[0,-99999999999999999999]],"
+         "\"loc\":" LOC "}}",
+         BX_INVALID, "label_range", "/targets/classes/1/1"},
+        {BODY("\"priors\":[[0.5,0.5,1,1],[0,0,1e400,1]],", LOC, CONF, NOTES), BX_INVALID, "prior_degenerate",
+         "/priors/1"},
         /* priors */
         {BODY("\"priors\":[[0,0,1]],", LOC, CONF, NOTES), BX_SHAPE, "shape", "/priors"},
         {BODY("\"priors\":[],", LOC, CONF, NOTES), BX_SHAPE, "shape", "/priors"},
@@ -326,6 +339,7 @@ START_TEST(match) {
         {"{\"annotations\":[{\"boxes\":[],\"labels\":[]}]}", 2},
         {"{\"annotations\":[{\"boxes\":[[0,0,1,1]],\"labels\":[-5]}]}", 2},
         {"{\"annotations\":[{\"boxes\":[[0,0,1,1]],\"labels\":[9223372036854775807]}]}", BX_MAX_COLUMNS},
+        {"{\"annotations\":[{\"boxes\":[[0,0,1,1]],\"labels\":[99999999999999999999]}]}", BX_MAX_COLUMNS},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         proto_request r;
