@@ -473,13 +473,13 @@ bx_status proto_criterion_read(bx_criterion **criterion, const char *name, const
                                const proto_catalog *catalog, const proto_limits *limits, bx_error *error) {
     bx_error unwanted = {0};
     error = error ? error : &unwanted;
-    proto_node *root;
+    proto_document document;
     bx_status status = proto_name_check(name, error);
     if (!status)
-        status = proto_json_parse(&root, body, bytes, limits->json_memory, error);
+        status = proto_document_read(&document, body, bytes, NULL, NULL, limits, error);
     if (status)
         return status;
-    status = proto_criterion_object(criterion, name, root, catalog, error);
-    proto_json_free(root);
+    status = proto_criterion_object(criterion, name, document.root, catalog, error);
+    proto_document_fini(&document);
     return status;
 }

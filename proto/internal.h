@@ -139,9 +139,9 @@ typedef struct proto_document {
 } proto_document;
 
 /* Read the JSON object that is all of `text`; or, with the name of a member that bodies may have, its value. `places`
- * end with one without steps. Numbers at the places become what strtod makes of them, infinite where it does; elsewhere
- * they must be in range. What is JSON is jansson's to say everywhere. All heap counts as limits->json_memory, and is
- * asked for in steps. Errors: as proto_json_parse, and what limits->reserve says. */
+ * end with one without steps; NULL: none. Numbers at the places become what strtod makes of them, infinite where it
+ * does; elsewhere they must be in range. What is JSON is jansson's to say everywhere. All heap is asked for in steps.
+ * Errors: as proto_json_parse, and what limits->reserve says. */
 BX_MUST_USE bx_status proto_document_read(proto_document *document, const char *text, size_t bytes, const char *member,
                                           const proto_place *places, const proto_limits *limits, bx_error *error);
 /* In the thread that read it. */
@@ -169,8 +169,9 @@ typedef struct proto_scan {
 /* Fill the document's arrays and stores. False when there is no memory (proto_json_grow). */
 BX_MUST_USE bool proto_scan_text(proto_scan *scan, proto_document *document, const char *text, size_t bytes,
                                  const char *member, const proto_place *places);
-/* Make room for one more element, within the budget of the document that this thread reads. */
-BX_MUST_USE bool proto_json_grow(void *list, size_t n, size_t *capacity, size_t element);
+/* Make room for one more element of a list of the document that this thread reads; numbers are not in the tree's
+ * budget. */
+BX_MUST_USE bool proto_json_grow(void *list, size_t n, size_t *capacity, size_t element, bool numbers);
 
 /* ---- safetensors (safetensors.c) --------------------------------------------------------------------------------- */
 

@@ -79,13 +79,13 @@ static void budget_free(void *data) {
 }
 
 /* By a quarter, so that what is never filled stays small. */
-bool proto_json_grow(void *list, size_t n, size_t *capacity, size_t element) {
+bool proto_json_grow(void *list, size_t n, size_t *capacity, size_t element, bool numbers) {
     if (n < *capacity)
         return true;
     const size_t more = *capacity / 4 + 64;
     void *old;
     memcpy(&old, list, sizeof old);
-    if (!charge(more * element))
+    if (numbers ? proto_reserve(budget.limits, more * element, &budget.refusal) != BX_OK : !charge(more * element))
         return false;
     void *larger = realloc(old, (*capacity + more) * element);
     if (!larger) {
@@ -293,10 +293,9 @@ const proto_node *proto_document_culprit(const proto_node *node) {
 }
 
 bx_status proto_json_parse(proto_node **root, const char *text, size_t bytes, size_t memory, bx_error *error) {
-    static const proto_place nowhere[1];
     proto_document document;
     bx_status status =
-        proto_document_read(&document, text, bytes, NULL, nowhere, &(proto_limits){.json_memory = memory}, error);
+        proto_document_read(&document, text, bytes, NULL, NULL, &(proto_limits){.json_memory = memory}, error);
     if (!status)
         *root = document.root;
     return status;

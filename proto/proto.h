@@ -69,7 +69,7 @@ extern const proto_catalog proto_catalog_builtin;
 
 /* What a body may cost to decode. */
 typedef struct proto_limits {
-    size_t json_memory; /* heap bytes of one JSON document: its tree and its numbers */
+    size_t json_memory; /* heap bytes of one JSON document besides its numbers */
     /* Asked before so many bytes more are taken for a JSON document or a caller's prior boxes, for as long as the call
      * lasts; what it returns but BX_OK is the call's failure. NULL: nobody is asked. */
     bx_status (*reserve)(void *context, size_t bytes, bx_error *error);

@@ -99,7 +99,7 @@ static void note_not_a_number(struct scan *s, const char *at) {
 
 static bool give(struct scan *s, const char *before, const char *begin, const char *end) {
     proto_scan *out = s->out;
-    if (!proto_json_grow(&out->pieces, out->n, &out->capacity, sizeof *out->pieces))
+    if (!proto_json_grow(&out->pieces, out->n, &out->capacity, sizeof *out->pieces, false))
         return false;
     proto_piece *piece = &out->pieces[out->n++];
     *piece = (proto_piece){.begin = begin, .end = end};
@@ -174,7 +174,7 @@ static inline bool put(struct array *a, const proto_number *number, bool *fits) 
     proto_store *store = a->store;
     *fits = true;
     if (store->n == store->capacity &&
-        !proto_json_grow(&store->data, store->n, &store->capacity, bx_dtype_bytes(dtype)))
+        !proto_json_grow(&store->data, store->n, &store->capacity, bx_dtype_bytes(dtype), true))
         return false;
     if (dtype == BX_F32)
         ((float *)store->data)[store->n] = (float)number->value;
@@ -362,7 +362,7 @@ static bool read_array(struct scan *s, const proto_place *place) {
     const bool flat = s->data_of != NULL;
     char index[24];
     snprintf(index, sizeof index, "%zu", document->n_arrays);
-    if (!proto_json_grow(&document->arrays, document->n_arrays, &document->capacity, sizeof *document->arrays) ||
+    if (!proto_json_grow(&document->arrays, document->n_arrays, &document->capacity, sizeof *document->arrays, false) ||
         !give(s, "", s->from, s->at + 1) || !give(s, index, s->at + 1, s->at + 1))
         return false;
     proto_numbers *numbers = &document->arrays[document->n_arrays++];
@@ -452,7 +452,7 @@ static bool scan(struct scan *s) {
 bool proto_scan_text(proto_scan *out, proto_document *document, const char *text, size_t bytes, const char *member,
                      const proto_place *places) {
     struct scan s = {.out = out, .document = document, .places = places, .from = text, .at = text, .end = text + bytes};
-    for (int i = 0; places[i].steps[0]; i++)
+    for (int i = 0; places && places[i].steps[0]; i++)
         s.here |= 1u << i;
     if (member) {
         s.here = step(&s, s.here, 0, member, member + strlen(member));

@@ -15,6 +15,7 @@
 #define HEAD_BYTES          ((size_t)64 << 10)  /* kept of larger ones until it is known what they are */
 #define DECODE_BYTES        ((size_t)1 << 20)   /* decoding more than this is a worker's job */
 #define JSON_DECODE_BYTES   ((size_t)32 << 10)  /* and more than this of JSON */
+#define JSON_SHARE          8                   /* of --memory-limit, for the tree of one document */
 #define FIRST_CHUNKED_BYTES ((size_t)64 << 10)
 #define BASE_BYTES          ((size_t)256 << 10)
 #define LATER_BYTES         ((size_t)1 << 20) /* of prior boxes or JSON texts: a worker makes them */
@@ -492,7 +493,7 @@ static bx_status request_reserve(void *context, size_t bytes, bx_error *error) {
 }
 
 proto_limits request_limits(reservation *v) {
-    return (proto_limits){memory_limit(v->request->server->memory) / 2, request_reserve, v};
+    return (proto_limits){memory_limit(v->request->server->memory) / JSON_SHARE, request_reserve, v};
 }
 
 /* What the route's handler makes of the body. What decoding takes is counted while it stands; so is the copy that goes
