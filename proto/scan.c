@@ -162,6 +162,12 @@ static void find_misplaced(struct array *a) {
     find_fault(a, PROTO_FAULT_MISPLACED, axes, 0, axes < a->numbers->axes ? a->numbers->shape[axes] : -1);
 }
 
+/* One element more of the innermost array, unless that is deeper than it may be. */
+static void count_element(struct array *a) {
+    if (a->depth > 0 && a->depth <= a->numbers->axes)
+        a->length[a->depth - 1]++;
+}
+
 /* Whether numbers are stored at the moment. */
 static bool among_numbers(const struct array *a) {
     return a->depth == a->numbers->axes && a->numbers->fault.kind == PROTO_FAULT_NONE;
@@ -217,8 +223,7 @@ static bool read_numbers(struct scan *s, struct array *a) {
         const char *next = proto_number_read(at, s->end, &number);
         if (!next)
             return true; /* behind a comma, the caller sees the same bytes again */
-        if (a->depth <= a->numbers->axes)
-            a->length[a->depth - 1]++;
+        count_element(a);
         if (stores && !put(a, &number, &fits))
             return false;
         if ((!stores || !fits) && !misplace_number(s, a, &number))
@@ -279,8 +284,7 @@ static bool read_other(struct scan *s, struct array *a) {
         s->at = skip_word(begin, s->end);
     if (s->at == begin || s->out->too_deep)
         return true;
-    if (a->depth <= a->numbers->axes)
-        a->length[a->depth - 1]++;
+    count_element(a);
     if (boolean) {
         const proto_number number = {.kind = PROTO_NUMBER_INTEGER, .integer = *begin == 't'};
         return put(a, &number, &plain);
@@ -295,8 +299,7 @@ static bool read_other(struct scan *s, struct array *a) {
 static bool open_array(struct scan *s, struct array *a) {
     if (is_too_deep(s, s->n_levels + a->depth))
         return true;
-    if (a->depth > 0 && a->depth <= a->numbers->axes)
-        a->length[a->depth - 1]++;
+    count_element(a);
     if (a->depth == a->numbers->axes && a->numbers->fault.kind == PROTO_FAULT_NONE) {
         find_misplaced(a);
         if (!give(s, ", []", s->at, s->at))
