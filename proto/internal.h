@@ -169,9 +169,9 @@ typedef struct proto_scan {
 /* Fill the document's arrays and stores. False when there is no memory (proto_json_grow). */
 BX_MUST_USE bool proto_scan_text(proto_scan *scan, proto_document *document, const char *text, size_t bytes,
                                  const char *member, const proto_place *places);
-/* Make room for one more element of a list of the document that this thread reads; numbers are not in the tree's
- * budget. */
-BX_MUST_USE bool proto_json_grow(void *list, size_t n, size_t *capacity, size_t element, bool numbers);
+/* A list of the document that this thread reads, with room for one more element; NULL when there is none, and then the
+ * old one is as it was. Numbers are not in the tree's budget. */
+void *proto_json_grow(void *list, size_t n, size_t *capacity, size_t element, bool numbers);
 
 /* ---- safetensors (safetensors.c) --------------------------------------------------------------------------------- */
 

@@ -79,22 +79,18 @@ static void budget_free(void *data) {
 }
 
 /* By a quarter, so that what is never filled stays small. */
-bool proto_json_grow(void *list, size_t n, size_t *capacity, size_t element, bool numbers) {
+void *proto_json_grow(void *list, size_t n, size_t *capacity, size_t element, bool numbers) {
     if (n < *capacity)
-        return true;
+        return list;
     const size_t more = *capacity / 4 + 64;
-    void *old;
-    memcpy(&old, list, sizeof old);
     if (numbers ? proto_reserve(budget.limits, more * element, &budget.refusal) != BX_OK : !charge(more * element))
-        return false;
-    void *larger = realloc(old, (*capacity + more) * element);
-    if (!larger) {
+        return NULL;
+    void *larger = realloc(list, (*capacity + more) * element);
+    if (larger)
+        *capacity += more;
+    else
         budget.failed = true;
-        return false;
-    }
-    memcpy(list, &larger, sizeof larger);
-    *capacity += more;
-    return true;
+    return larger;
 }
 
 void proto_init(void) {

@@ -99,9 +99,11 @@ static void note_not_a_number(struct scan *s, const char *at) {
 
 static bool give(struct scan *s, const char *before, const char *begin, const char *end) {
     proto_scan *out = s->out;
-    if (!proto_json_grow(&out->pieces, out->n, &out->capacity, sizeof *out->pieces, false))
+    proto_piece *pieces = proto_json_grow(out->pieces, out->n, &out->capacity, sizeof *pieces, false);
+    if (!pieces)
         return false;
-    proto_piece *piece = &out->pieces[out->n++];
+    out->pieces = pieces;
+    proto_piece *piece = &pieces[out->n++];
     *piece = (proto_piece){.begin = begin, .end = end};
     snprintf(piece->before, sizeof piece->before, "%s", before);
     return true;
@@ -179,9 +181,12 @@ static inline bool put(struct array *a, const proto_number *number, bool *fits) 
     const bx_dtype dtype = a->place->dtype;
     proto_store *store = a->store;
     *fits = true;
-    if (store->n == store->capacity &&
-        !proto_json_grow(&store->data, store->n, &store->capacity, bx_dtype_bytes(dtype), true))
-        return false;
+    if (store->n == store->capacity) {
+        void *data = proto_json_grow(store->data, store->n, &store->capacity, bx_dtype_bytes(dtype), true);
+        if (!data)
+            return false;
+        store->data = data;
+    }
     if (dtype == BX_F32)
         ((float *)store->data)[store->n] = (float)number->value;
     else if (dtype == BX_F64)
@@ -365,10 +370,14 @@ static bool read_array(struct scan *s, const proto_place *place) {
     const bool flat = s->data_of != NULL;
     char index[24];
     snprintf(index, sizeof index, "%zu", document->n_arrays);
-    if (!proto_json_grow(&document->arrays, document->n_arrays, &document->capacity, sizeof *document->arrays, false) ||
-        !give(s, "", s->from, s->at + 1) || !give(s, index, s->at + 1, s->at + 1))
+    proto_numbers *arrays =
+        proto_json_grow(document->arrays, document->n_arrays, &document->capacity, sizeof *arrays, false);
+    if (!arrays)
         return false;
-    proto_numbers *numbers = &document->arrays[document->n_arrays++];
+    document->arrays = arrays;
+    if (!give(s, "", s->from, s->at + 1) || !give(s, index, s->at + 1, s->at + 1))
+        return false;
+    proto_numbers *numbers = &arrays[document->n_arrays++];
     struct array a = {.place = place, .numbers = numbers, .store = &document->stores[place->dtype]};
     *numbers = (proto_numbers){.place = place,
                                .flat = flat,

@@ -259,13 +259,11 @@ static const char *const values[] = {
     "[null,{\"a\":1,\"\\u0061\":2}]", "[{]", "[{}", "[{},{\"x\":[1]}]", "[NaN]", "[1,NaN]", "[-Infinity]", "[1,nul]",
     "[nul l]", "[tru e]", "[1,\"a]", "[\"\xff\"]", "[null,\"\xff\"]", "[null,\"\\ud800\"]", "[1.5]", "[1,2.0]", "[2]",
     "[-1]", "[0,1]", "[1,0,2]", "[99999999999]", "[3,99999999999]", "[1 ,2 ]", "[ 1\t,\n2\r]", "[1,\f2]",
-    "[\xef\xbb\xbf"
-    "1]",
-    "[1,/**/2]", "[1]x", "[\"\\u0000\"]", "[[]]", "[[],[]]", "[[],[1]]", "[[1],[]]", "[[1],[2]]", "[[1],2]", "[2,[1]]",
-    "[[1,2],[3]]", "[[1],[2,3]]", "[[1],null]", "[null,[1]]", "[[1],[null]]", "[[1],[2]]]", "[[1][2]]", "[[1],[2]",
-    "[[1],,[2]]", "[[1],[2],]", "[[1,2,3,4],[5,6,7,8]]", "[[1,2,3,4],[5,6,7]]", "[[1,2,3,4],[5,6,7,8,9]]",
-    "[[1,2,3,4],5]", "[[1,2,3],[1,2,3,4]]", "[[1,2,3,4],{}]", "[[1,2,\"3\",4]]", "[[1,2,3,[4]]]",
-    "[[[1,2],[3,4]],[[5,6],[7,8]]]", "[[[1,2],[3]],[[5,6],[7,8]]]", "[[[1,2],[3,4]],[[5,6]]]",
+    "[\xef\xbb\xbf]", "[1,/**/2]", "[1]x", "[\"\\u0000\"]", "[[]]", "[[],[]]", "[[],[1]]", "[[1],[]]", "[[1],[2]]",
+    "[[1],2]", "[2,[1]]", "[[1,2],[3]]", "[[1],[2,3]]", "[[1],null]", "[null,[1]]", "[[1],[null]]", "[[1],[2]]]",
+    "[[1][2]]", "[[1],[2]", "[[1],,[2]]", "[[1],[2],]", "[[1,2,3,4],[5,6,7,8]]", "[[1,2,3,4],[5,6,7]]",
+    "[[1,2,3,4],[5,6,7,8,9]]", "[[1,2,3,4],5]", "[[1,2,3],[1,2,3,4]]", "[[1,2,3,4],{}]", "[[1,2,\"3\",4]]",
+    "[[1,2,3,[4]]]", "[[[1,2],[3,4]],[[5,6],[7,8]]]", "[[[1,2],[3]],[[5,6],[7,8]]]", "[[[1,2],[3,4]],[[5,6]]]",
     "[[[1,2],[3,4]],[[5],[6],[7]]]", "[[[1,2],3],[[5,6],[7,8]]]", "[[[1,2],[3,4]],7]", "[[[1,2],[3,null]]]",
     "[[[1,2],[3,[4]]]]", "[[[[1]]]]", "[[[[1,null,{\"a\":1}]]]]", "[[[[1,null,{\"a\":1,\"a\":1}]]]]",
     "[[[[[[[[1]]]]]]]]", "[[[]]]", "[[[],[]],[[],[]]]", "[[],[[]]]", "[[[]],[]]", "[[[1]],[[2]],[[3]]]",
@@ -294,8 +292,7 @@ static const char *const contexts[] = {
     "{\"annotations\":%s}",
     "{\"annotations\":[%s]}",
     "{\"annotations\":[{\"boxes\":%s,\"labels\":%s,\"ignore\":%s}]}",
-    "{\"annotations\":[{\"boxes\":[[1,2,3,4],%s],\"labels\":[1,%s],\"ignore\":[true,%s]},{\"boxes\":[],\"labels\":[]}]"
-    "}",
+    "{\"annotations\":[{\"boxes\":[[1,2,3,4],%s],\"labels\":[1,%s],\"ignore\":[true,%s]},{\"boxes\":[]}]}",
     "{\"priors\":%s,\"image_size\":%s}",
     "{\"priors\":[%s],\"image_size\":[%s]}",
     "{\"image_size\":[[1,2],%s],\"x\":{\"priors\":[%s]}}",
@@ -325,19 +322,21 @@ END_TEST
 
 /* ---- documents that are damaged ---------------------------------------------------------------------------------- */
 
-static const char *const documents[] = {
-    "{\"predictions\": {\"loc\": [[[1.5, -2, 3e0, 4], [5, 6, 7, 8]], [[0.1, 0.2, 0.3, 0.4], [1, 2, 3, 4]]], \"conf\": "
-    "[[[0.5, 1], [3, 4]], [[6, 7], [9, 10]]]}, \"annotations\": [{\"boxes\": [[0.1, 0.2, 0.3, 0.4], [0, 0, 1, 1]], "
-    "\"labels\": [1, 0], \"ignore\": [true, 0]}, {\"boxes\": [], \"labels\": []}], \"criterion\": {\"base\": "
-    "\"ssd-multibox\", \"weights\": {\"loc\": 2}}, \"device\": \"c\\u0070u\", \"image_size\": [[300, 300], [200, "
-    "100]]}",
-    "\n{\"targets\":{\"classes\":{\"shape\":[1,3],\"data\":[1,2,3]},\n\"loc\":[[[1,2,3,4],[1,2,3,4],[1,2,3,4]]]},"
-    "\"priors\""
-    ":[[0.5,0.5,1,1],[0.25,0.25,0.5,0.5]],\"image_size\":[300,400],\"x\":[[1,2],\"\xc3\xa9\",null,{\"k\":[true,false]}]"
-    "}",
-    "{\"predictions\":{\"loc\":[[null,{\"a\":[1,{}]},[1,\"\\ud83d\\ude00\"]],\"x\",[[[2]]]],\"conf\":7},\"priors\":{"
-    "\"data\":[1,2]}}",
-};
+#define DOCUMENT_PREDICTIONS                                                                                           \
+    "{\"predictions\": {\"loc\": [[[1.5, -2, 3e0, 4], [5, 6, 7, 8]], [[0.1, 0.2, 0.3, 0.4], [1, 2, 3, 4]]], "          \
+    "\"conf\": [[[0.5, 1], [3, 4]], [[6, 7], [9, 10]]]}, \"annotations\": [{\"boxes\": [[0.1, 0.2, 0.3, 0.4], "        \
+    "[0, 0, 1, 1]], \"labels\": [1, 0], \"ignore\": [true, 0]}, {\"boxes\": [], \"labels\": []}], \"criterion\": "     \
+    "{\"base\": \"ssd-multibox\", \"weights\": {\"loc\": 2}}, \"device\": \"c\\u0070u\", \"image_size\": "             \
+    "[[300, 300], [200, 100]]}"
+#define DOCUMENT_TARGETS                                                                                               \
+    "\n{\"targets\":{\"classes\":{\"shape\":[1,3],\"data\":[1,2,3]},\n\"loc\":[[[1,2,3,4],[1,2,3,4],[1,2,3,4]]]},"     \
+    "\"priors\":[[0.5,0.5,1,1],[0.25,0.25,0.5,0.5]],\"image_size\":[300,400],\"x\":[[1,2],\"\xc3\xa9\",null,"          \
+    "{\"k\":[true,false]}]}"
+#define DOCUMENT_OF_FAULTS                                                                                             \
+    "{\"predictions\":{\"loc\":[[null,{\"a\":[1,{}]},[1,\"\\ud83d\\ude00\"]],\"x\",[[[2]]]],\"conf\":7},"              \
+    "\"priors\":{\"data\":[1,2]}}"
+
+static const char *const documents[] = {DOCUMENT_PREDICTIONS, DOCUMENT_TARGETS, DOCUMENT_OF_FAULTS};
 
 START_TEST(truncations) {
     for (size_t i = 0; i < sizeof documents / sizeof *documents; i++)
@@ -412,7 +411,7 @@ static void write_number(char text[64]) {
     snprintf(text, 64, formats[below(sizeof formats / sizeof *formats)], value);
 }
 
-START_TEST(numbers) {
+START_TEST(every_bit) {
     enum { N = 20000 };
     static char body[N * 64 + 256], number[N][64];
     const proto_limits limits = {.json_memory = 1 << 24};
@@ -482,7 +481,7 @@ static char *repeat(const char *head, const char *item, const char *tail, size_t
     return text;
 }
 
-START_TEST(memory) {
+START_TEST(bombs) {
     enum { BYTES = 4 << 20 };
     static const struct {
         const char *head, *item, *tail;
@@ -566,8 +565,8 @@ int main(void) {
     tcase_add_test(cases, conformance);
     tcase_add_test(cases, truncations);
     tcase_add_test(cases, mutations);
-    tcase_add_test(cases, numbers);
-    tcase_add_test(cases, memory);
+    tcase_add_test(cases, every_bit);
+    tcase_add_test(cases, bombs);
     tcase_add_test(cases, budgets);
     tcase_add_test(cases, members);
     Suite *suite = suite_create("document");
