@@ -58,9 +58,11 @@ static bx_status take_work(request *r) {
     const size_t counters = n * (sizeof(atomic_int) + 2 * sizeof(int32_t));
     const size_t more = r->plan.streamed ? stream_bytes(r) : 0;
     bx_status status = lease_take(&r->lease, r->plan.work_bytes + more + counters, &r->work);
+    if (status == BX_OK && r->plan.streamed) {
+        status = lease_take(&r->lease, stream_stage_bytes(&r->plan), &r->stages);
+    }
     if (status == BX_OK && !lease_promise(&r->lease, r->answer_bytes)) {
         status = BX_BUSY;
-        lease_give(&r->lease, &r->work);
     }
     if (status != BX_OK) {
         return request_no_memory(r, status, r->plan.work_bytes + r->answer_bytes, &r->error);

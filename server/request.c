@@ -159,6 +159,7 @@ void request_unref(request *r) {
     }
     return_ticket(r);
     return_memory(r);
+    lease_give(&r->lease, &r->stages);
     for (size_t i = 0; i < r->n_query; i++) {
         free((char *)r->query[i].name);
     }
@@ -250,7 +251,7 @@ bool request_answer(request *r, answer *out) {
         return_ticket(r);
         if (r->finished) {
             return_memory(r);
-            lease_keep(&r->lease, out->body.bytes);
+            lease_keep(&r->lease, out->body.bytes + r->stages.bytes);
         }
     }
     pthread_mutex_unlock(&r->lock);
@@ -448,6 +449,11 @@ bool request_complete(request *r) {
             pool_push_body(r->pool, r, r->route->how == ROUTE_BY_WORKER);
             return false;
         }
+    }
+    if (!ok && r->planned) { /* units of it may be under way */
+        pool_cancel(r->pool, r);
+        settle(r, request_error(r, &r->error));
+        return true;
     }
     if (!ok) {
         request_settle(r, request_error(r, &r->error));

@@ -336,6 +336,7 @@ struct request {
     bx_plan plan;
     size_t answer_bytes; /* an upper bound, without gradients */
     buffer work, gradients;
+    buffer stages; /* of a stream; outlives the work */
     bx_job job;
     stream stream;                     /* where plan.streamed */
     pthread_cond_t advanced;           /* one of its images, under the lock */
@@ -426,8 +427,10 @@ void batch_run_rows(request *request, bx_context *context, int32_t image);
 
 /* Whether a decoded request, whose predictions are the end of the body, can be streamed. */
 BX_MUST_USE bool stream_fits(const request *request);
-/* Memory besides the work; and its place (aligned for doubles), once the plan is made. */
+/* Memory besides the work, of which the second is request->stages; and the place of the first (aligned for doubles),
+ * once the plan is made. */
 size_t stream_bytes(const request *request);
+size_t stream_stage_bytes(const bx_plan *plan);
 void stream_begin(request *request, void *memory);
 /* Bytes of the body from its byte `at`, in order. */
 void stream_receive(request *request, size_t at, const char *data, size_t bytes);

@@ -9,7 +9,9 @@
  * receiving thread alone that keeps the client waiting. What is left is small: the answer is mostly there with the last
  * byte.
  *
- * Nothing here waits for a worker that has not begun: what is still queued, the receiving thread takes back.
+ * Nothing here waits for a worker that has not begun: what is still queued, the receiving thread takes back. So units
+ * may be left over when the answer is made and the work's memory is given back; all they look at is their image's
+ * stage, which has memory of its own until the last of them is gone.
  */
 #include <string.h>
 
@@ -64,7 +66,11 @@ static size_t slab_bytes(const request *r) {
 }
 
 size_t stream_bytes(const request *r) {
-    return slab_bytes(r) + carry_bytes(&r->plan) + 2 * (size_t)r->plan.n_images * sizeof(atomic_int);
+    return slab_bytes(r) + carry_bytes(&r->plan);
+}
+
+size_t stream_stage_bytes(const bx_plan *plan) {
+    return 2 * (size_t)plan->n_images * sizeof(atomic_int);
 }
 
 void stream_begin(request *r, void *memory) {
@@ -78,7 +84,7 @@ void stream_begin(request *r, void *memory) {
     }
     atomic_init(&s->free_slabs, slab_bytes(r) > 0 ? (1u << N_SLABS) - 1 : 0);
     s->carry = (char *)memory + slab_bytes(r);
-    s->stages = (atomic_int *)(void *)(s->carry + carry_bytes(plan));
+    s->stages = r->stages.data;
     s->rows_left = s->stages + plan->n_images;
     s->light = !plan->second_round && plan->n_priors <= FEW_PRIORS && r->answer_bytes <= FEW_BYTES;
     s->conf_first = (uintptr_t)batch->conf.data < (uintptr_t)batch->loc.data;
