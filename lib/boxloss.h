@@ -126,7 +126,8 @@ typedef struct bx_priors {
     const float *x1, *y1, *x2, *y2;       /* (P) corners, c -/+ w/2 in float32 */
     const float *area;                    /* (P) (x2-x1)*(y2-y1) in float32 */
     const float *size;                    /* (P) w*h in float32 */
-    const float *extent;                  /* (4,ceil(P/BX_CULL)) x1 y1 x2 y2 around each run of BX_CULL priors */
+    const float *extent;                  /* (6,ceil(P/BX_CULL)) x1 y1 x2 y2 around each run of BX_CULL priors, and
+                                             their least and greatest area */
     atomic_int references;
 } bx_priors;
 
@@ -492,9 +493,9 @@ typedef struct bx_job {
     const bx_plan *plan;
     const bx_batch *batch;
     const atomic_bool *cancel; /* NULL, or: once true, units return early and the results mean nothing */
-    float *overlap;            /* (N,P) best IoU of each prior */
-    int32_t *owner;            /* (N,P) image-local object of that IoU, -1 none; after assign, of every positive. With
-                                  targets: the class of every positive */
+    float *overlap;         /* (N,P) best IoU of each prior; where it is too little to mean anything, less than that */
+    int32_t *owner;         /* (N,P) image-local object of that IoU, -1 none; after assign, of every positive. With
+                               targets: the class of every positive */
     float *score;           /* (N,P) classification loss as background; after positives, with the sign bit of what may
                                not be mined: minus the loss as its own class of a positive, -1 of what is ignored */
     uint8_t *state;         /* (N,P) BX_POSITIVE | ... */

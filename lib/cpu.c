@@ -104,20 +104,41 @@ int32_t bx_block_size(const bx_plan *plan, int32_t block) {
 
 /* ---- stages ------------------------------------------------------------------------------------------------------ */
 
-void bx_stage_begin(bx_job *job, int32_t image, int32_t block) {
+/* The least IoU that means something to a prior. */
+static float least_iou(const bx_matcher *matcher) {
+    const float least = matcher->negative_iou < 0 ? matcher->positive_iou : matcher->negative_iou;
+    return least > 0 ? least : 0;
+}
+
+static float just_below(float x) {
+    return x > 0 ? bx_float(bx_bits(x) - 1) : 0;
+}
+
+/* Before anything is matched: every overlap counts as too little. */
+static void begin_match(bx_job *job, int32_t image, int32_t block) {
     const bx_plan *plan = job->plan;
-    int32_t first = block * BX_BLOCK, count = bx_block_size(plan, block);
-    size_t at = bx_row_index(job, image, first);
-    memset(job->overlap + at, 0, (size_t)count * sizeof *job->overlap);
-    memset(job->owner + at, 0xff, (size_t)count * sizeof *job->owner); /* -1 */
+    const int32_t first = block * BX_BLOCK, count = bx_block_size(plan, block);
+    const float nothing = just_below(least_iou(&plan->criterion->matcher));
+    const size_t at = bx_row_index(job, image, first), slot = (size_t)block * (size_t)plan->n_objects;
+    for (int32_t i = 0; i < count; i++) {
+        job->overlap[at + (size_t)i] = nothing;
+        job->owner[at + (size_t)i] = -1;
+    }
     memset(job->state + at, 0, (size_t)count);
-    const int32_t *bounds = job->batch->first + image;
-    size_t slot = (size_t)block * (size_t)plan->n_objects;
-    for (int32_t g = bounds[0]; g < bounds[1]; g++) {
+    for (int32_t g = job->batch->first[image]; g < job->batch->first[image + 1]; g++) {
         job->block_iou[slot + (size_t)g] = 0;
         job->block_prior[slot + (size_t)g] = 0;
     }
-    job->bad[(size_t)image * (size_t)plan->n_blocks + (size_t)block] = (bx_bad){0, 0, 0, -1, -1, -1};
+}
+
+/* Before anything is scored. */
+static void begin_score(bx_job *job, int32_t image, int32_t block) {
+    job->bad[(size_t)image * (size_t)job->plan->n_blocks + (size_t)block] = (bx_bad){0, 0, 0, -1, -1, -1};
+}
+
+void bx_stage_begin(bx_job *job, int32_t image, int32_t block) {
+    begin_match(job, image, block);
+    begin_score(job, image, block);
 }
 
 /* What an ignored object covers, for the assign stage: priors it overlaps enough that are not positive are ignored. */
@@ -138,23 +159,55 @@ static void cover(bx_job *job, const bx_object *object, int32_t image, int32_t f
     }
 }
 
-void bx_stage_match(bx_context *context, bx_job *job, int32_t image, int32_t first, int32_t count) {
+/* The greatest IoU of an object in the blocks behind this one, when these have been matched. */
+static float best_behind(const bx_job *job, int32_t block, int32_t g) {
+    float best = 0;
+    for (int32_t b = block + 1; b < job->plan->n_blocks; b++) {
+        const float iou = job->block_iou[(size_t)b * (size_t)job->plan->n_objects + (size_t)g];
+        best = iou > best ? iou : best;
+    }
+    return best;
+}
+
+static void match_object(bx_context *context, bx_job *job, int32_t image, int32_t first, int32_t count, int32_t g,
+                         const bx_object *object, bool backwards) {
     const bx_plan *plan = job->plan;
-    const bx_iou iou = plan->criterion->matcher.iou;
+    const bx_matcher *matcher = &plan->criterion->matcher;
+    const int32_t block = first / BX_BLOCK;
+    const size_t at = bx_row_index(job, image, first), slot = (size_t)block * (size_t)plan->n_objects + (size_t)g;
+    bx_best best = {job->block_iou[slot], job->block_prior[slot]};
+    if (backwards) { /* an equal one here comes before those behind */
+        best = (bx_best){just_below(best_behind(job, block, g)), -1};
+    }
+    context->kernels->iou_row(plan->priors, first, count, object, matcher->iou, least_iou(matcher),
+                              g - job->batch->first[image], job->overlap + at, job->owner + at, &best);
+    if (best.prior >= 0) {
+        job->block_iou[slot] = best.iou;
+        job->block_prior[slot] = best.prior;
+    }
+}
+
+static void match_range(bx_context *context, bx_job *job, int32_t image, int32_t first, int32_t count, bool backwards) {
+    const bool sizes = job->plan->criterion->matcher.iou == BX_IOU_SIZES;
     const int32_t *bounds = job->batch->first + image;
-    size_t at = bx_row_index(job, image, first);
-    size_t slot = (size_t)(first / BX_BLOCK) * (size_t)plan->n_objects;
     for (int32_t g = bounds[0]; g < bounds[1] && !bx_job_cancelled(job); g++) {
-        const bx_object object = bx_object_of(job->batch->boxes + 4 * (size_t)g, iou == BX_IOU_SIZES);
+        const bx_object object = bx_object_of(job->batch->boxes + 4 * (size_t)g, sizes);
         if (bx_is_used(job->batch, g)) {
-            bx_best best = {job->block_iou[slot + (size_t)g], job->block_prior[slot + (size_t)g]};
-            context->kernels->iou_row(plan->priors, first, count, &object, iou, g - bounds[0], job->overlap + at,
-                                      job->owner + at, &best);
-            job->block_iou[slot + (size_t)g] = best.iou;
-            job->block_prior[slot + (size_t)g] = best.prior;
+            match_object(context, job, image, first, count, g, &object, backwards);
         } else if (job->batch->use[g] == BX_OBJECT_IGNORED) {
             cover(job, &object, image, first, count);
         }
+    }
+}
+
+void bx_stage_match(bx_context *context, bx_job *job, int32_t image, int32_t first, int32_t count) {
+    match_range(context, job, image, first, count, false);
+}
+
+void bx_match_image(bx_context *context, bx_job *job, int32_t image) {
+    for (int32_t b = job->plan->n_blocks - 1; b >= 0; b--) {
+        begin_match(job, image, b);
+        match_range(context, job, image, b * BX_BLOCK, bx_block_size(job->plan, b), true);
     }
 }
 
@@ -399,10 +452,10 @@ static void add_positive(bx_job *job, int32_t image, int32_t prior, bx_level_row
 
 static void add_background(bx_job *job, int32_t image, size_t at, bx_level_row *level) {
     if (job->plan->with_predictions) {
-        const bx_sums part = {.conf_negative = (double)job->score[at]};
+        const double loss = (double)job->score[at];
         level->hard_negatives += (job->state[at] & BX_HARD_NEGATIVE) != 0;
-        bx_sums_add(&level->sums, part);
-        bx_sums_add(&job->images[image].sums, part);
+        level->sums.conf_negative += loss;
+        job->images[image].sums.conf_negative += loss;
     }
 }
 
@@ -438,11 +491,21 @@ void bx_stage_reduce(bx_job *job, int32_t image, int32_t first, int32_t count) {
 
 /* ---- units ------------------------------------------------------------------------------------------------------- */
 
+/* Images of so few blocks are matched whole by the unit of the first: what is known from the last blocks, which have
+ * the largest priors of the usual sets, spares work in the others. */
+#define FEW_BLOCKS 8
+
 static void cpu_run_block(bx_context *context, bx_job *job, int32_t image, int32_t block) {
-    int32_t first = block * BX_BLOCK, count = bx_block_size(job->plan, block);
-    bx_stage_begin(job, image, block);
-    bx_stage_match(context, job, image, first, count);
-    if (job->plan->with_predictions) {
+    const bx_plan *plan = job->plan;
+    const int32_t first = block * BX_BLOCK, count = bx_block_size(plan, block);
+    if (plan->n_blocks > FEW_BLOCKS) {
+        begin_match(job, image, block);
+        match_range(context, job, image, first, count, false);
+    } else if (block == 0) {
+        bx_match_image(context, job, image);
+    }
+    begin_score(job, image, block);
+    if (plan->with_predictions) {
         bx_stage_score(context, job, image, first, count);
     }
 }

@@ -5,6 +5,7 @@
  *
  * Same bits as ref.c: each prior is a lane of its own, its operations happen in ref's order, and contraction is off.
  */
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
@@ -139,16 +140,21 @@ static inline int32_t first_equal(const float *iou, int32_t n, int32_t bits_of_i
     return first;
 }
 
-/* Lists those of n culling runs from the run `first` on that the object meets, as bx_next_meeting has it. */
-static int32_t meeting_runs(const bx_priors *priors, int32_t first, int32_t n, const bx_object *object,
+/* Lists those of n culling runs from the run `first` on that the object meets, as bx_next_meeting has it, and where an
+ * IoU may reach `need`. With corners an IoU is at most the smaller area over the larger one, but for rounding: four
+ * operations, far less than the margin. */
+static int32_t meeting_runs(const bx_priors *priors, int32_t first, int32_t n, const bx_object *object, float need,
                             int32_t *found) {
     const size_t runs = (size_t)bx_runs(priors->n);
     const float *restrict x1 = priors->extent + first, *restrict y1 = x1 + runs;
     const float *restrict x2 = y1 + runs, *restrict y2 = x2 + runs;
+    const float *restrict least_area = y2 + runs, *restrict most_area = least_area + runs;
     const bx_object o = *object;
+    const float smallest = 0.99999f * need * o.area, largest = need > 0 ? 1.00001f * (o.area / need) : FLT_MAX;
     int32_t meets[RUNS], n_found = 0;
     for (int32_t i = 0; i < n; i++) {
-        meets[i] = (o.box[2] > x1[i]) & (o.box[3] > y1[i]) & (o.box[0] < x2[i]) & (o.box[1] < y2[i]);
+        meets[i] = (o.box[2] > x1[i]) & (o.box[3] > y1[i]) & (o.box[0] < x2[i]) & (o.box[1] < y2[i]) &
+                   (most_area[i] >= smallest) & (least_area[i] <= largest);
     }
     for (int32_t i = 0; i < n; i++) {
         found[n_found] = first + i;
@@ -190,11 +196,12 @@ static void match_sizes(const bx_priors *priors, int32_t at, int32_t n, const bx
 }
 
 static void iou_row(const bx_priors *priors, int32_t first, int32_t count, const bx_object *object, bx_iou kind,
-                    int32_t index, float *overlap, int32_t *owner, bx_best *best) {
+                    float least, int32_t index, float *overlap, int32_t *owner, bx_best *best) {
     const int32_t end = first + count, last = bx_runs(end);
+    const float need = kind == BX_IOU_SIZES ? 0 : least < best->iou ? least : best->iou;
     for (int32_t run = first / BX_CULL; run < last; run += RUNS) {
         int32_t found[RUNS];
-        int32_t n = meeting_runs(priors, run, last - run < RUNS ? last - run : RUNS, object, found);
+        int32_t n = meeting_runs(priors, run, last - run < RUNS ? last - run : RUNS, object, need, found);
         for (int32_t i = 0; i < n; i++) {
             const int32_t at = found[i] * BX_CULL > first ? found[i] * BX_CULL : first;
             (kind == BX_IOU_SIZES ? match_sizes : match_corners)(priors, at, bx_run_end(at, end) - at, object, index,

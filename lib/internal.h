@@ -63,9 +63,10 @@ typedef struct bx_kernels {
     size_t (*count_bad)(const void *x, size_t n);
     /* Priors [first, first + count) against one object: where the IoU exceeds overlap[p] (indexed from the range's
      * start), take it and set owner[p] = index. Raises *best to the first prior with the greatest IoU, when it exceeds
-     * best->iou. */
+     * best->iou. No IoU below `least` exceeds any overlap, so that one which is not above best->iou either need not be
+     * known. */
     void (*iou_row)(const bx_priors *priors, int32_t first, int32_t count, const bx_object *object, bx_iou iou,
-                    int32_t index, float *overlap, int32_t *owner, bx_best *best);
+                    float least, int32_t index, float *overlap, int32_t *owner, bx_best *best);
     /* Classification loss of n rows, (n,C) float32 at any alignment, as class column label[i], or as background when
      * label is NULL, to out (n): >= 0, or infinity where it overflows. Rows with an element that cannot be used give
      * any value. tile: BX_TILE_FLOATS floats, 64-byte aligned. n <= bx_tile_rows(C). Returns false when some element of
@@ -196,6 +197,8 @@ int32_t bx_block_size(const bx_plan *plan, int32_t block);
 void bx_score_range(bx_context *context, bx_job *job, int32_t image, int32_t first, int32_t count, bx_tensor conf);
 void bx_positives_range(bx_context *context, bx_job *job, int32_t image, int32_t first, int32_t count, bx_tensor conf);
 void bx_check_range(bx_context *context, bx_job *job, int32_t image, int32_t first, int32_t count, bx_tensor loc);
+/* The stages begin (but for `bad`) and match on all blocks of an image. */
+void bx_match_image(bx_context *context, bx_job *job, int32_t image);
 /* Whether no prediction of the image that was looked at is bad. */
 bool bx_image_is_usable(const bx_job *job, int32_t image);
 /* Column of class k, and of the background (-1: none), among n_columns. */

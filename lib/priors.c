@@ -27,7 +27,7 @@ static size_t layout(int32_t n, int32_t n_levels, size_t at[N_PARTS]) {
         [Y2] = count * 4,
         [AREA] = count * 4,
         [SIZE] = count * 4,
-        [EXTENT] = runs * 16,
+        [EXTENT] = runs * 24,
     };
     size_t end = 0;
     for (int i = 0; i < N_PARTS; i++) {
@@ -104,11 +104,14 @@ static int32_t derive_columns(bx_priors *p) {
         float *around = extent + i / BX_CULL;
         if (i % BX_CULL == 0) {
             around[0] = x1[i], around[runs] = y1[i], around[2 * runs] = x2[i], around[3 * runs] = y2[i];
+            around[4 * runs] = around[5 * runs] = area[i];
         }
         around[0] = fminf(around[0], x1[i]);
         around[runs] = fminf(around[runs], y1[i]);
         around[2 * runs] = fmaxf(around[2 * runs], x2[i]);
         around[3 * runs] = fmaxf(around[3 * runs], y2[i]);
+        around[4 * runs] = fminf(around[4 * runs], area[i]);
+        around[5 * runs] = fmaxf(around[5 * runs], area[i]);
     }
     return -1;
 }

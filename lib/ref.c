@@ -69,7 +69,8 @@ static size_t count_bad(const void *x, size_t n) {
 }
 
 static void iou_row(const bx_priors *priors, int32_t first, int32_t count, const bx_object *object, bx_iou iou,
-                    int32_t index, float *overlap, int32_t *owner, bx_best *best) {
+                    float least, int32_t index, float *overlap, int32_t *owner, bx_best *best) {
+    (void)least;
     const float *areas = iou == BX_IOU_SIZES ? priors->size : priors->area;
     for (int32_t i = 0; i < count; i++) {
         int32_t p = first + i;

@@ -9,11 +9,10 @@
 #include "internal.h"
 
 void bx_stream_assign(bx_context *context, bx_job *job, int32_t image) {
-    const bx_plan *plan = job->plan;
-    for (int32_t b = 0; b < plan->n_blocks; b++) {
+    for (int32_t b = 0; b < job->plan->n_blocks; b++) {
         bx_stage_begin(job, image, b);
-        bx_stage_match(context, job, image, b * BX_BLOCK, bx_block_size(plan, b));
     }
+    bx_match_image(context, job, image);
     bx_stage_assign(job, image);
 }
 

@@ -151,10 +151,12 @@ static void check_iou_row(void) {
     guarded owner[2] = {guarded_new(bytes, skew), guarded_new(bytes, skew)};
     bx_best best[2] = {{0, 0}, {0, 0}};
     const bx_iou iou = (bx_iou)below(2);
-    at_dims("P %d, priors [%d, +%d), scale %g, %s", n, first, count, (double)scale,
-            bx_menu_name(BX_MENU_IOU, (size_t)iou));
+    const float least = one_in(3) ? 0 : one_in(3) ? .5f : uniform(0, 1);
+    const float nothing = least > 0 ? nextafterf(least, 0) : 0;
+    at_dims("P %d, priors [%d, +%d), scale %g, %s, least %g", n, first, count, (double)scale,
+            bx_menu_name(BX_MENU_IOU, (size_t)iou), (double)least);
     for (int32_t i = 0; i < count; i++) {
-        float before = one_in(2) ? 0 : one_in(2) ? 1 : uniform(0, 1);
+        float before = one_in(2) ? nothing : one_in(2) ? 1 : uniform(nothing, 1);
         int32_t nobody = -1;
         for (int k = 0; k < 2; k++) {
             memcpy(overlap[k].at + 4 * (size_t)i, &before, 4);
@@ -171,7 +173,7 @@ static void check_iou_row(void) {
         const bx_object object = bx_object_of(box, iou == BX_IOU_SIZES);
         for (int k = 0; k < 2; k++) {
             (k ? kernels : ref)
-                ->iou_row(priors, first, count, &object, iou, index, (float *)(void *)overlap[k].at,
+                ->iou_row(priors, first, count, &object, iou, least, index, (float *)(void *)overlap[k].at,
                           (int32_t *)(void *)owner[k].at, &best[k]);
         }
         good &= same("iou_row", "overlap", overlap[0].at, overlap[1].at, (size_t)count, 4, 4);
@@ -289,8 +291,11 @@ static bool same_jobs(const char *stage, bool after_batch, const bx_job *a, cons
     good &= same(stage, "owner", a->owner, b->owner, rows, 4, 4);
     good &= same(stage, "score", a->score, b->score, rows, 4, 4);
     good &= same(stage, "state", a->state, b->state, rows, 1, 1);
-    good &= same(stage, "block_iou", a->block_iou, b->block_iou, slots, 4, 4);
-    good &= same(stage, "block_prior", a->block_prior, b->block_prior, slots, 4, 4);
+    if (!b->plan
+             ->streamed) { /* whose blocks are matched from the last, so that a lesser best of one is not looked for */
+        good &= same(stage, "block_iou", a->block_iou, b->block_iou, slots, 4, 4);
+        good &= same(stage, "block_prior", a->block_prior, b->block_prior, slots, 4, 4);
+    }
     good &= same(stage, "bad", a->bad, b->bad, n * (size_t)plan->n_blocks, sizeof *a->bad, sizeof *a->bad);
     good &= same(stage, "images", a->images, b->images, n, sizeof *a->images,
                  offsetof(bx_image_row, unmatched_objects) + sizeof(int32_t));

@@ -414,14 +414,17 @@ static void check_columns(const bx_priors *priors) {
     }
     for (int32_t run = 0; run * BX_CULL < priors->n; run++) {
         const int32_t runs = (priors->n + BX_CULL - 1) / BX_CULL;
-        const float around[4] = {priors->extent[run], priors->extent[runs + run], priors->extent[2 * runs + run],
-                                 priors->extent[3 * runs + run]};
-        float tight[4] = {INFINITY, INFINITY, -INFINITY, -INFINITY};
+        float around[6], tight[6] = {INFINITY, INFINITY, -INFINITY, -INFINITY, INFINITY, -INFINITY};
+        for (int32_t i = 0; i < 6; i++) {
+            around[i] = priors->extent[i * runs + run];
+        }
         for (int32_t i = run * BX_CULL; i < (run + 1) * BX_CULL && i < priors->n; i++) {
             tight[0] = fminf(tight[0], priors->x1[i]);
             tight[1] = fminf(tight[1], priors->y1[i]);
             tight[2] = fmaxf(tight[2], priors->x2[i]);
             tight[3] = fmaxf(tight[3], priors->y2[i]);
+            tight[4] = fminf(tight[4], priors->area[i]);
+            tight[5] = fmaxf(tight[5], priors->area[i]);
         }
         HOLDS(!memcmp(around, tight, sizeof tight), "%s: run %d", priors->name, run);
     }
