@@ -151,10 +151,8 @@ static bx_status check_parts(const proto_draft *draft, const proto_tensor *const
 /* ---- the whole body ---------------------------------------------------------------------------------------------- */
 
 static bx_status read_metadata(proto_draft *draft, bx_error *error) {
-    void *iterator = NULL;
-    const char *name;
-    const proto_node *value;
-    while (draft->container.metadata && proto_json_next(draft->container.metadata, &iterator, &name, &value)) {
+    const char *name = NULL, *value;
+    while (proto_container_next(&draft->container, &name, &value)) {
         if (strcmp(name, "format") == 0)
             continue; /* common writers set it */
         int option = proto_option_find(draft->task, name);
@@ -162,7 +160,7 @@ static bx_status read_metadata(proto_draft *draft, bx_error *error) {
             proto_refuse(error, "unknown_member", "option", name, proto_options(draft->task));
             return proto_at_member(error, "__metadata__", name);
         }
-        draft->options[option].text = proto_json_string(value);
+        draft->options[option].text = value;
     }
     return BX_OK;
 }

@@ -188,16 +188,20 @@ typedef struct proto_tensor {
 } proto_tensor;
 
 typedef struct proto_container {
-    proto_node *tree;           /* the header; names and metadata live in it */
-    const proto_node *metadata; /* NULL, or an object of strings */
-    proto_tensor tensors[PROTO_MAX_TENSORS];
+    char *strings;                       /* the names of all tensors and dtypes, and the metadata */
+    const char *metadata, *metadata_end; /* names and values in turn, each with its NUL; NULL: there is none */
+    const char *data;
+    size_t data_bytes;
     int n_tensors;
+    proto_tensor tensors[PROTO_MAX_TENSORS];
 } proto_container;
 
 /* Check a whole file and list its tensors. Errors: BX_MALFORMED bin_*, BX_NOMEM. On success free with
- * proto_container_fini, in the same thread. */
+ * proto_container_fini. */
 BX_MUST_USE bx_status proto_container_read(proto_container *container, const void *body, size_t bytes, bx_error *error);
 void proto_container_fini(proto_container *container);
+/* The metadata's next pair, from *name == NULL; false at the end. */
+bool proto_container_next(const proto_container *container, const char **name, const char **value);
 
 /* A tensor to be written; its data follows the header, in the order of the list. */
 typedef struct proto_slot {

@@ -7,7 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "proto.h"
+#include "../../proto/internal.h"
+#include "../support/random.h"
 #include "../support/suite.h"
 
 /* A body under construction: header text, then data. */
@@ -405,6 +406,154 @@ START_TEST(priors_tensor) {
 }
 END_TEST
 
+/* ---- the two readers of a header --------------------------------------------------------------------------------- */
+
+/* A header under mutation; it may hold any byte. */
+struct text {
+    char bytes[2048];
+    size_t n;
+};
+
+static void splice(struct text *text, size_t at, size_t removed, const char *piece, size_t n) {
+    if (text->n - removed + n > 1024)
+        return;
+    memmove(text->bytes + at + n, text->bytes + at + removed, text->n - at - removed);
+    memcpy(text->bytes + at, piece, n);
+    text->n += n - removed;
+}
+
+/* A further member, perhaps twice, at the beginning of some object. */
+static void add_member(struct text *text) {
+    static const char *const members[] = {"\"x\":\"y\",", "\"format\":\"np\",", "\"__metadata__\":{},",
+                                          "\"dtype\":\"U8\",",
+                                          "\"loc\":{\"dtype\":\"I8\",\"shape\":[0],\"data_offsets\":[0,0]},"};
+    const char *member = members[below(5)];
+    size_t at = (size_t)below((int32_t)text->n + 1);
+    while (at > 0 && text->bytes[at - 1] != '{')
+        at--;
+    for (int32_t n = 1 + below(2); n > 0; n--)
+        splice(text, at, 0, member, strlen(member));
+}
+
+static void mutate(struct text *text) {
+    static const char bytes[] = "\"\\{}[],: \n\t\r\v0-19.eA\x01\x1f\x7f\x80\0";
+    static const char *const words[] = {"00", "1e2", "\\u0041", "é", "null", "[ ]", "\"\":1", "18446744073709551616"};
+    const size_t at = (size_t)below((int32_t)text->n + 1), left = text->n - at;
+    const size_t some = (size_t)below(left < 40 ? (int32_t)left + 1 : 40);
+    const char *word = words[below(8)];
+    char copy[64];
+    switch (below(8)) {
+    case 0:
+    case 1:
+        splice(text, at, left > 0 ? random_bits() % 2 : 0, bytes + below(sizeof bytes - 1), 1);
+        break;
+    case 2:
+        splice(text, at, 0, word, strlen(word));
+        break;
+    case 3:
+        splice(text, at, some, "", 0);
+        break;
+    case 4: /* repeat it elsewhere */
+        memcpy(copy, text->bytes + at, some);
+        splice(text, (size_t)below((int32_t)text->n + 1), 0, copy, some);
+        break;
+    case 5:
+        add_member(text);
+        break;
+    default: /* white space harms only within a string or a number */
+        splice(text, at, 0, &" \n"[below(2)], 1);
+    }
+}
+
+/* The same with the first character of its first string as an escape, which leaves it to the JSON parser. */
+static bool respell(struct text *out, const struct text *text) {
+    *out = *text;
+    const char *quote = memchr(text->bytes, '"', text->n);
+    size_t at = quote ? (size_t)(quote - text->bytes) + 1 : text->n;
+    char escape[8];
+    if (at >= text->n || text->bytes[at] < 0x20 || text->bytes[at] > 0x7e || strchr("\"\\", text->bytes[at]))
+        return false;
+    snprintf(escape, sizeof escape, "\\u%04x", (unsigned)text->bytes[at]);
+    memmove(out->bytes + at + 6, text->bytes + at + 1, text->n - at - 1);
+    memcpy(out->bytes + at, escape, 6);
+    out->n = text->n + 5;
+    return true;
+}
+
+/* A file of its own, exact, so that the sanitizer sees a read past the end. */
+static bx_status read_container(proto_container *container, char **file, const struct text *header, bx_error *error) {
+    const uint64_t length = header->n;
+    const size_t bytes = 8 + header->n + sizeof good;
+    *file = malloc(bytes);
+    memcpy(*file, &length, 8);
+    memcpy(*file + 8, header->bytes, header->n);
+    memcpy(*file + 8 + header->n, &good, sizeof good);
+    *error = (bx_error){0};
+    return proto_container_read(container, *file, bytes, error);
+}
+
+static bool same_tensors(const proto_tensor *a, const proto_tensor *b) {
+    return !strcmp(a->name, b->name) && !strcmp(a->dtype_name, b->dtype_name) && a->view.dtype == b->view.dtype &&
+           a->rank == b->rank && memcmp(a->shape, b->shape, sizeof a->shape) == 0 && a->begin == b->begin &&
+           a->end == b->end;
+}
+
+static bool same_containers(const proto_container *a, const proto_container *b) {
+    const char *name[2] = {NULL, NULL}, *value[2];
+    bool same = a->n_tensors == b->n_tensors;
+    for (int i = 0; same && i < a->n_tensors; i++) {
+        const proto_tensor *s = &a->tensors[i], *t = &b->tensors[i];
+        same = same_tensors(s, t) && (const char *)s->view.data == a->data + s->begin &&
+               (const char *)t->view.data == b->data + t->begin;
+    }
+    while (same && proto_container_next(a, &name[0], &value[0]))
+        same = proto_container_next(b, &name[1], &value[1]) && !strcmp(name[0], name[1]) && !strcmp(value[0], value[1]);
+    return same && !proto_container_next(b, &name[1], &value[1]);
+}
+
+/* A header means the same, and is wrong for the same reason, whichever reader it is for. */
+START_TEST(both_readers) {
+    static const char *const headers[] = {
+        "{" ALL "}",
+        "{" LOC "," CONF ",\"__metadata__\":{\"format\":\"pt\",\"include\":\"images\",\"\":\"\"}," BOXES "," LABELS
+        "," COUNTS "}   ",
+        "{\"__metadata__\": {}, \"a\": {\"shape\": [8, 22], \"data_offsets\": [0, 176], \"dtype\": \"U8\"}}",
+        "{\"a\":{\"data_offsets\":[ 0 , 176 ],\"dtype\":\"F8_E4M3\" ,\"shape\":[]\n},"
+        "\"b\":{\"dtype\":\"F32\",\"shape\":[0,7],\"data_offsets\":[176,176]}}",
+    };
+    int accepted = 0, refused = 0;
+    random_state = 5;
+    for (int i = 0; i < 30000; i++) {
+        const char *header = headers[i % 4];
+        struct text text = {.n = strlen(header)}, other;
+        memcpy(text.bytes, header, text.n);
+        for (int32_t n = below(4); n > 0; n--)
+            mutate(&text);
+        if (text.n == 0 || !respell(&other, &text))
+            continue;
+        proto_container container[2];
+        bx_error error[2];
+        char *file[2];
+        bx_status status = read_container(&container[0], &file[0], &text, &error[0]);
+        ck_assert_msg(read_container(&container[1], &file[1], &other, &error[1]) == status, "%.*s: \"%s\", \"%s\"",
+                      (int)text.n, text.bytes, error[0].text, error[1].text);
+        if (status) {
+            ck_assert_msg(!strcmp(error[0].code, error[1].code), "%.*s: %s, %s", (int)text.n, text.bytes, error[0].text,
+                          error[1].text);
+            refused++;
+        } else {
+            ck_assert(same_containers(&container[0], &container[1]));
+            proto_container_fini(&container[0]);
+            proto_container_fini(&container[1]);
+            accepted++;
+        }
+        free(file[0]);
+        free(file[1]);
+    }
+    ck_assert_msg(accepted > 5000 && refused > 5000, "%d accepted, %d refused", accepted, refused);
+}
+END_TEST
+
 int main(void) {
     proto_init();
     TCase *cases = tcase_create("safetensors");
@@ -419,6 +568,7 @@ int main(void) {
     tcase_add_test(cases, counts);
     tcase_add_test(cases, empty_and_match);
     tcase_add_test(cases, priors_tensor);
+    tcase_add_test(cases, both_readers);
     Suite *suite = suite_create("safetensors");
     suite_add_tcase(suite, cases);
     return suite_run(suite);
