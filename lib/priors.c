@@ -81,7 +81,7 @@ void bx_priors_free(const bx_priors *priors) {
 /* ---- columns ----------------------------------------------------------------------------------------------------- */
 
 static bool usable(float area) {
-    return area > 0 && isfinite(area);
+    return area > 0 && area < INFINITY;
 }
 
 /* Corners and areas in the origins' float32 order of operations, and the extents of the culling runs. Returns the
@@ -90,28 +90,26 @@ static int32_t derive_columns(bx_priors *p) {
     float *x1 = (float *)p->x1, *y1 = (float *)p->y1, *x2 = (float *)p->x2, *y2 = (float *)p->y2;
     float *area = (float *)p->area, *size = (float *)p->size, *extent = (float *)p->extent;
     const size_t runs = (size_t)bx_runs(p->n);
-    for (int32_t i = 0; i < p->n; i++) {
-        const float *box = p->boxes + 4 * (size_t)i;
-        x1[i] = box[0] - box[2] / 2;
-        y1[i] = box[1] - box[3] / 2;
-        x2[i] = box[0] + box[2] / 2;
-        y2[i] = box[1] + box[3] / 2;
-        area[i] = (x2[i] - x1[i]) * (y2[i] - y1[i]);
-        size[i] = box[2] * box[3];
-        if (!(box[2] > 0 && box[3] > 0 && usable(area[i]) && usable(size[i]))) {
-            return i;
+    for (int32_t first = 0; first < p->n; first += BX_CULL) {
+        float left = INFINITY, top = INFINITY, right = -INFINITY, bottom = -INFINITY, least = INFINITY, most = 0;
+        for (int32_t i = first; i < bx_run_end(first, p->n); i++) {
+            const float *box = p->boxes + 4 * (size_t)i, cx = box[0], cy = box[1], w = box[2], h = box[3];
+            const float l = cx - w / 2, t = cy - h / 2, r = cx + w / 2, b = cy + h / 2;
+            const float of_corners = (r - l) * (b - t), of_sides = w * h;
+            if (!(w > 0 && h > 0 && usable(of_corners) && usable(of_sides))) {
+                return i;
+            }
+            x1[i] = l, y1[i] = t, x2[i] = r, y2[i] = b, area[i] = of_corners, size[i] = of_sides;
+            left = l < left ? l : left;
+            top = t < top ? t : top;
+            right = r > right ? r : right;
+            bottom = b > bottom ? b : bottom;
+            least = of_corners < least ? of_corners : least;
+            most = of_corners > most ? of_corners : most;
         }
-        float *around = extent + i / BX_CULL;
-        if (i % BX_CULL == 0) {
-            around[0] = x1[i], around[runs] = y1[i], around[2 * runs] = x2[i], around[3 * runs] = y2[i];
-            around[4 * runs] = around[5 * runs] = area[i];
-        }
-        around[0] = fminf(around[0], x1[i]);
-        around[runs] = fminf(around[runs], y1[i]);
-        around[2 * runs] = fmaxf(around[2 * runs], x2[i]);
-        around[3 * runs] = fmaxf(around[3 * runs], y2[i]);
-        around[4 * runs] = fminf(around[4 * runs], area[i]);
-        around[5 * runs] = fmaxf(around[5 * runs], area[i]);
+        float *around = extent + first / BX_CULL;
+        around[0] = left, around[runs] = top, around[2 * runs] = right, around[3 * runs] = bottom;
+        around[4 * runs] = least, around[5 * runs] = most;
     }
     return -1;
 }
@@ -151,7 +149,7 @@ bx_status bx_priors_new(bx_priors **priors, const float *boxes, int32_t n, bx_er
         }
         for (int32_t i = 0; i < n; i++) {
             const float *box = p->boxes + 4 * (size_t)i; /* a large prior may reach beyond */
-            p->relative &= box[0] >= -1 && box[1] >= -1 && box[0] <= 2 && box[1] <= 2;
+            p->relative &= (box[0] >= -1) & (box[1] >= -1) & (box[0] <= 2) & (box[1] <= 2);
         }
     }
     *priors = p;
