@@ -247,17 +247,18 @@ static inline bits transpose_block(const char *rows, size_t stride, float *tile,
 /* Rows (n,C) -> tile (C,lanes); lanes past n repeat the last row. Returns whether all is finite. */
 static inline bool fill_tile(const char *rows, int32_t n, int32_t n_columns, float *tile, int32_t n_lanes) {
     const size_t columns = (size_t)n_columns, stride = columns * sizeof *tile;
-    const size_t lanes = (size_t)n_lanes, whole = (size_t)(n / WIDTH * WIDTH);
+    const size_t lanes = (size_t)n_lanes, end = (size_t)n;
     bits wrong = {0};
     bool finite = true;
-    size_t i = 0;
-    for (; n_columns >= 4 && i < whole; i += WIDTH) {
+    size_t done = 0;
+    for (; n_columns >= 4 && n >= WIDTH && done < end; done += WIDTH) { /* a last block overlaps the one before */
+        const size_t i = done + WIDTH <= end ? done : end - WIDTH;
         const char *from = rows + i * stride;
         size_t c = 0;
         for (; c + 4 <= columns; c += 4) {
             wrong |= transpose_block(from + c * sizeof *tile, stride, tile + c * lanes + i, lanes);
         }
-        if (c < columns) { /* the last block overlaps the one before */
+        if (c < columns) {
             c = columns - 4;
             wrong |= transpose_block(from + c * sizeof *tile, stride, tile + c * lanes + i, lanes);
         }
@@ -265,11 +266,16 @@ static inline bool fill_tile(const char *rows, int32_t n, int32_t n_columns, flo
     for (int lane = 0; lane < WIDTH; lane++) {
         finite &= wrong[lane] == 0;
     }
-    for (; i < lanes; i++) {
-        const char *from = rows + (i < (size_t)n ? i : (size_t)n - 1) * stride;
+    for (; done < end; done++) {
         for (size_t c = 0; c < columns; c++) {
-            memcpy(tile + c * lanes + i, from + c * sizeof *tile, sizeof *tile);
-            finite &= (bx_bits(tile[c * lanes + i]) & 0x7f800000) != 0x7f800000;
+            memcpy(tile + c * lanes + done, rows + done * stride + c * sizeof *tile, sizeof *tile);
+            finite &= (bx_bits(tile[c * lanes + done]) & 0x7f800000) != 0x7f800000;
+        }
+    }
+    for (size_t c = 0; end < lanes && c < columns; c++) {
+        const float last = tile[c * lanes + end - 1];
+        for (size_t i = end; i < lanes; i++) {
+            tile[c * lanes + i] = last;
         }
     }
     return finite;
