@@ -138,7 +138,7 @@ bx_status bx_priors_new(bx_priors **priors, const float *boxes, int32_t n, bx_er
     *(bx_level *)p->levels = (bx_level){"all", 0, n};
     p->relative = true;
     if (boxes) {
-        snprintf(p->name, sizeof p->name, "inline");
+        strcpy(p->name, "inline");
         memcpy((float *)p->boxes, boxes, (size_t)n * 16);
         int32_t bad = derive_columns(p);
         if (bad >= 0) {

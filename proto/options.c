@@ -156,7 +156,7 @@ static bx_status resolve_device(proto_request *request, const char *device, bx_e
         bx_fail(error, BX_INVALID, "invalid_option", "device \"%.64s\" is none of auto, cpu, cuda and cuda:N", device);
         return bx_at(error, "device");
     }
-    snprintf(request->device, sizeof request->device, "%s", device);
+    strcpy(request->device, device); /* at most "cuda:" and three digits */
     return BX_OK;
 }
 
