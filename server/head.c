@@ -61,7 +61,8 @@ void head_add(head *h, const char *name, const char *value) {
         {"Content-Range", &h->content_range, NULL},
     };
     for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
-        if (!strcasecmp(name, known[i].name)) {
+        const bool perhaps = (*name | 0x20) == (*known[i].name | 0x20);
+        if (perhaps && !strcasecmp(name, known[i].name)) {
             if (known[i].value && !*known[i].value) {
                 *known[i].value = value;
             }

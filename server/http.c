@@ -222,9 +222,9 @@ static bool take_query(exchange *x, refusal *why) {
         return false;
     }
     *why = (refusal){503, "out_of_memory", "No memory for the query."};
-    x->post->query = calloc((size_t)n + 1, sizeof(proto_option));
-    if (!x->post->query) {
-        return false;
+    x->post->query = n > 0 ? calloc((size_t)n, sizeof(proto_option)) : NULL;
+    if (n == 0 || !x->post->query) {
+        return n == 0;
     }
     MHD_get_connection_values(x->connection, MHD_GET_ARGUMENT_KIND, add_option, x->post);
     return x->post->n_query == (size_t)n;
@@ -287,7 +287,7 @@ static enum MHD_Result begin(exchange *x, const char *url, const char *method, c
     head h = {.malformed_uri = x->malformed_uri, .http_1_0 = !strcmp(version, MHD_HTTP_VERSION_1_0)};
     refusal why;
     x->begun = true;
-    snprintf(x->method, sizeof x->method, "%s", method);
+    copy_text(x->method, sizeof x->method, method);
     MHD_get_connection_values(x->connection, MHD_HEADER_KIND, add_header, &h);
     choose_id(x, h.id);
     if (!head_check(&h, &why)) {
@@ -403,7 +403,7 @@ static void *on_target(void *cls, const char *uri, struct MHD_Connection *connec
     x->server = server;
     x->malformed_uri = !uri_is_sane(uri);
     x->began_ns = now_ns();
-    strncpy(x->target, uri, sizeof x->target - 1);
+    copy_text(x->target, sizeof x->target, uri);
     x->peer = peer;
     set_phase(x, PHASE_HEAD, server->options.header_timeout);
     atomic_fetch_add(&server->http->exchanges, 1);

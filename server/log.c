@@ -86,10 +86,11 @@ static void add_field(line *to, const char *key, const char *text, double number
     }
 }
 
+bool log_wants(log_level level) {
+    return level <= threshold;
+}
+
 void log_line(log_level level, const char *event, const log_field *fields, size_t n_fields) {
-    if (level > threshold) {
-        return;
-    }
     line out = {.n = 0};
     struct timespec t;
     struct tm utc;

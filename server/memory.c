@@ -115,7 +115,8 @@ static buffer take_idle(memory *m, int i) {
 
 /* Count `bytes` as used, at the cost of the oldest idle buffers if need be. */
 static bool try_reserve(memory *m, size_t bytes) {
-    victims v = {.n = 0};
+    victims v;
+    v.n = 0;
     pthread_mutex_lock(&m->lock);
     bool room = bytes <= m->limit - m->used;
     while (room && m->n_idle > 0 && m->used + bytes + m->idle_bytes > m->limit) {
@@ -214,7 +215,8 @@ void lease_give(lease *l, buffer *b) {
     memory *m = l->memory;
     buffer given = *b;
     *b = (buffer){NULL, 0};
-    victims v = {.n = 0};
+    victims v;
+    v.n = 0;
     pthread_mutex_lock(&m->lock);
     m->used -= given.bytes;
     l->held -= given.bytes;

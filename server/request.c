@@ -76,8 +76,8 @@ static request *new_request(server *server, const admission *a, size_t need, ans
     r->condition = a->condition;
     r->expected = a->expected;
     r->began_ns = now_ns();
-    snprintf(r->name, sizeof r->name, "%s", a->name ? a->name : "");
-    snprintf(r->id, sizeof r->id, "%s", a->id);
+    copy_text(r->name, sizeof r->name, a->name ? a->name : "");
+    copy_text(r->id, sizeof r->id, a->id);
     return r;
 }
 
@@ -473,7 +473,9 @@ bool request_complete(request *r) {
 
 void request_mark_begun(request *r) {
     long long none = 0;
-    atomic_compare_exchange_strong(&r->first_unit_ns, &none, now_ns());
+    if (atomic_load(&r->first_unit_ns) == none) {
+        atomic_compare_exchange_strong(&r->first_unit_ns, &none, now_ns());
+    }
 }
 
 proto_timing request_timing(const request *r) {

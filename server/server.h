@@ -20,6 +20,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "boxloss.h"
 #include "proto.h"
@@ -53,11 +54,23 @@ typedef struct log_field {
 /* Set once before threads start. */
 void log_setup(log_level level, bool json);
 bool log_level_from_name(const char *name, log_level *level);
-/* One line on stderr, written whole. */
+bool log_wants(log_level level);
+/* One line on stderr, written whole. LOG makes its fields only where they are wanted. */
 void log_line(log_level level, const char *event, const log_field *fields, size_t n_fields);
 #define LOG(level, event, ...)                                                                                         \
-    log_line(level, event, (const log_field[]){__VA_ARGS__},                                                           \
-             sizeof((const log_field[]){__VA_ARGS__}) / sizeof(log_field))
+    do {                                                                                                               \
+        if (log_wants(level)) {                                                                                        \
+            log_line(level, event, (const log_field[]){__VA_ARGS__},                                                   \
+                     sizeof((const log_field[]){__VA_ARGS__}) / sizeof(log_field));                                    \
+        }                                                                                                              \
+    } while (0)
+
+/* As much of a text as `size` bytes hold, with its NUL. */
+static inline void copy_text(char *out, size_t size, const char *text) {
+    const size_t n = strnlen(text, size - 1);
+    memcpy(out, text, n);
+    out[n] = '\0';
+}
 
 /* Monotonic time in nanoseconds. */
 int64_t now_ns(void);
