@@ -26,6 +26,8 @@
 #define MAX_PIECES     65536                /* of tiny chunks */
 #define TINY           64
 #define MAX_QUERY      64
+#define ID_PREFIX      16 /* characters of the ids we give */
+#define ID_DIGITS      10
 
 typedef struct http {
     struct MHD_Daemon *daemon;
@@ -34,7 +36,7 @@ typedef struct http {
     atomic_long suspended;
     atomic_bool stopping;  /* nothing may be suspended any more */
     atomic_long exchanges; /* in progress */
-    char id_prefix[20];
+    char id_prefix[ID_PREFIX + 1];
     atomic_ulong next_id;
 } http;
 
@@ -182,6 +184,17 @@ static enum MHD_Result add_header(void *cls, enum MHD_ValueKind kind, const char
     return MHD_YES;
 }
 
+/* Ours: what is different in each process, and a number, in hexadecimal. */
+static void own_id(char *out, http *h) {
+    const unsigned long number = atomic_fetch_add(&h->next_id, 1);
+    memcpy(out, h->id_prefix, ID_PREFIX);
+    out[ID_PREFIX] = '-';
+    for (int i = 0; i < ID_DIGITS; i++) {
+        out[ID_PREFIX + ID_DIGITS - i] = "0123456789abcdef"[number >> 4 * i & 15];
+    }
+    out[ID_PREFIX + ID_DIGITS + 1] = '\0';
+}
+
 /* The client's id if it is printable ASCII of a sane length, else one of ours. */
 static void choose_id(exchange *x, const char *given) {
     size_t n = given ? strlen(given) : 0;
@@ -192,8 +205,7 @@ static void choose_id(exchange *x, const char *given) {
     if (sane) {
         memcpy(x->id, given, n + 1);
     } else {
-        http *h = x->server->http;
-        snprintf(x->id, sizeof x->id, "%s-%08lx", h->id_prefix, atomic_fetch_add(&h->next_id, 1));
+        own_id(x->id, x->server->http);
     }
 }
 

@@ -130,10 +130,10 @@ static bool try_reserve(memory *m, size_t bytes) {
 
 /* The same, at the cost of whatever can be reclaimed. */
 static bool reserve(memory *m, size_t bytes) {
-    bool room;
-    do {
+    bool room = bytes == 0 || try_reserve(m, bytes);
+    while (!room && bytes <= m->limit && m->reclaim && m->reclaim(m->reclaim_context)) {
         room = try_reserve(m, bytes);
-    } while (!room && bytes <= m->limit && m->reclaim && m->reclaim(m->reclaim_context));
+    }
     return room;
 }
 
