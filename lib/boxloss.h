@@ -131,9 +131,10 @@ typedef struct bx_priors {
     atomic_int references;
 } bx_priors;
 
-/* A set of `n` caller-given boxes (n,4) cx cy w h, copied; NULL: a set without boxes. Refuses boxes that are not finite
- * or of which a float32 area is not positive and finite (path "priors[i]"). The caller holds the one reference. */
-BX_MUST_USE bx_status bx_priors_new(bx_priors **priors, const float *boxes, int32_t n, bx_error *error);
+/* A set of `n` caller-given boxes (n,4) cx cy w h, float32 at any alignment, copied; NULL: a set without boxes. Refuses
+ * boxes that are not finite or of which a float32 area is not positive and finite (path "priors[i]"). The caller holds
+ * the one reference. */
+BX_MUST_USE bx_status bx_priors_new(bx_priors **priors, const void *boxes, int32_t n, bx_error *error);
 /* A built-in set by name; retinanet-WxH and grid-WxH are made for any image size. The caller holds the one reference.
  * Errors: BX_INVALID (unknown names, with the nearest known one in the text; sizes out of range), BX_SHAPE (too many
  * priors), BX_NOMEM. */

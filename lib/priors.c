@@ -123,7 +123,7 @@ static bx_status fail_degenerate(const bx_priors *p, int32_t bad, bx_error *erro
 
 /* ---- sets -------------------------------------------------------------------------------------------------------- */
 
-bx_status bx_priors_new(bx_priors **priors, const float *boxes, int32_t n, bx_error *error) {
+bx_status bx_priors_new(bx_priors **priors, const void *boxes, int32_t n, bx_error *error) {
     if (n < 1 || n > BX_MAX_PRIORS) {
         bx_fail(error, BX_SHAPE, "shape", "%d priors; between 1 and %d are possible", (int)n, BX_MAX_PRIORS);
         bx_at(error, "priors");

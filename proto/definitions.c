@@ -114,6 +114,8 @@ bx_status proto_priors_from_tensor(bx_priors **priors, const proto_tensor *tenso
     status = proto_reserve(limits, n * 4 * sizeof(float) + bx_priors_bytes((int32_t)n, 1), error);
     if (status)
         return status;
+    if (tensor->view.dtype == BX_F32)
+        return bx_priors_new(priors, tensor->view.data, (int32_t)n, error);
     float *boxes = malloc(n * 4 * sizeof *boxes);
     if (!boxes)
         return no_memory(error);
