@@ -25,7 +25,7 @@ const char *bx_dtype_name(bx_dtype dtype) {
 
 bool bx_dtype_from_name(const char *name, bx_dtype *dtype) {
     for (size_t i = 0; i < BX_N_DTYPES; i++) {
-        if (!strcmp(name, dtypes[i].name)) {
+        if (*name == *dtypes[i].name && !strcmp(name, dtypes[i].name)) {
             *dtype = (bx_dtype)i;
             return true;
         }

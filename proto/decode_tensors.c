@@ -105,7 +105,7 @@ static bx_status bind(const proto_draft *draft, const proto_tensor *found[N_TENS
     for (int i = 0; i < draft->container.n_tensors; i++) {
         const proto_tensor *tensor = &draft->container.tensors[i];
         int row = 0;
-        while (row < N_TENSORS && (!(rows[row].tasks & task) || strcmp(rows[row].name, tensor->name) != 0))
+        while (row < N_TENSORS && !(rows[row].tasks & task && proto_same(rows[row].name, tensor->name)))
             row++;
         if (row == N_TENSORS) {
             proto_refuse(error, "unknown_member", "tensor", tensor->name,

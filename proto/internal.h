@@ -6,6 +6,8 @@
 #ifndef PROTO_INTERNAL_H
 #define PROTO_INTERNAL_H
 
+#include <string.h>
+
 #include "proto.h"
 
 /* ---- buffer (writer.c) ------------------------------------------------------------------------------------------- */
@@ -361,6 +363,11 @@ BX_MUST_USE bx_status proto_draft_resolve(proto_draft *draft, proto_request *req
 /* Turn the annotations as sent into objects of the batch: boxes in the native form of `iou`, zero-based labels, and
  * what becomes of each. */
 void proto_draft_place_objects(proto_draft *draft, const proto_notation *notation, bx_iou iou);
+
+/* Whether two words are the same; most words that are not differ in their first letters. */
+static inline bool proto_same(const char *a, const char *b) {
+    return *a == *b && strcmp(a, b) == 0;
+}
 
 /* The option of that name for this task, or -1. */
 int proto_option_find(proto_task task, const char *name);

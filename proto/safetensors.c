@@ -170,17 +170,17 @@ static bool take_tensor(cursor *c, proto_container *container, const char *name)
     bool dtype = false, shape = false, offsets = false;
     int64_t range[2];
     for (int i = 0; i < container->n_tensors; i++)
-        if (strcmp(container->tensors[i].name, name) == 0)
+        if (proto_same(container->tensors[i].name, name))
             return false;
     for (int i = 0; tensor && i < 3; i++) {
         const char *member = take(c, i == 0 ? '{' : ',') ? take_string(c) : NULL;
         if (!member || !take(c, ':'))
             return false;
-        if (!dtype && strcmp(member, "dtype") == 0)
+        if (!dtype && proto_same(member, "dtype"))
             dtype = (tensor->dtype_name = take_string(c));
-        else if (!shape && strcmp(member, "shape") == 0)
+        else if (!shape && proto_same(member, "shape"))
             shape = (tensor->rank = take_integers(c, tensor->shape, PROTO_MAX_RANK)) >= 0;
-        else if (!offsets && strcmp(member, "data_offsets") == 0)
+        else if (!offsets && proto_same(member, "data_offsets"))
             offsets = take_integers(c, range, 2) == 2;
         else
             return false;
@@ -200,7 +200,7 @@ static bool take_metadata(cursor *c, proto_container *container) {
         if (!name || pairs++ == USUAL_PAIRS || !take(c, ':') || !take_string(c))
             return false;
         while (proto_container_next(container, &earlier, &value))
-            if (strcmp(earlier, name) == 0)
+            if (proto_same(earlier, name))
                 return false;
         container->metadata_end = c->strings;
     } while (take(c, ','));
@@ -218,7 +218,7 @@ static bool read_usual(proto_container *container, const char *text, size_t byte
         const char *name = take_string(&c);
         if (!name || !take(&c, ':'))
             return false;
-        if (!(strcmp(name, "__metadata__") == 0 ? take_metadata(&c, container) : take_tensor(&c, container, name)))
+        if (!(proto_same(name, "__metadata__") ? take_metadata(&c, container) : take_tensor(&c, container, name)))
             return false;
     } while (take(&c, ','));
     if (!take(&c, '}'))
