@@ -218,14 +218,14 @@ typedef float lanes_of_column __attribute__((vector_size(WIDTH * sizeof(float)),
 
 #if WIDTH == 8 /* rows i and i + 4 side by side: the two halves turn as one */
 #define ROWS(i)                                                                                                        \
-    __builtin_shufflevector(*(const quad *)(rows + (i)*stride), *(const quad *)(rows + ((i) + 4) * stride), 0, 1, 2,   \
-                            3, 4, 5, 6, 7)
+    __builtin_shufflevector(*(const quad *)(const void *)(rows + (i)*stride),                                          \
+                            *(const quad *)(const void *)(rows + ((i) + 4) * stride), 0, 1, 2, 3, 4, 5, 6, 7)
 #define LOW(a, b)   __builtin_shufflevector(a, b, 0, 8, 1, 9, 4, 12, 5, 13)
 #define HIGH(a, b)  __builtin_shufflevector(a, b, 2, 10, 3, 11, 6, 14, 7, 15)
 #define FIRST(a, b) __builtin_shufflevector(a, b, 0, 1, 8, 9, 4, 5, 12, 13)
 #define LAST(a, b)  __builtin_shufflevector(a, b, 2, 3, 10, 11, 6, 7, 14, 15)
 #else
-#define ROWS(i)     (*(const quad *)(rows + (i)*stride))
+#define ROWS(i)     (*(const quad *)(const void *)(rows + (i)*stride))
 #define LOW(a, b)   __builtin_shufflevector(a, b, 0, 4, 1, 5)
 #define HIGH(a, b)  __builtin_shufflevector(a, b, 2, 6, 3, 7)
 #define FIRST(a, b) __builtin_shufflevector(a, b, 0, 1, 4, 5)
