@@ -285,6 +285,9 @@ enum {
 /* Where bodies have arrays of numbers. */
 extern const proto_place proto_places[];
 
+/* Options that may be JSON values and can be given as text. */
+#define PROTO_MAX_TEXTS 3
+
 /* What an option was given as: text, or a JSON value of a document; neither: not given. Borrowed. */
 typedef struct proto_value {
     const char *text;
@@ -299,11 +302,12 @@ typedef struct proto_draft {
     const proto_limits *limits;
     proto_value options[PROTO_N_OPTIONS];
     char digits[PROTO_N_OPTIONS][24];          /* the text of options given as JSON integers */
-    proto_document documents[PROTO_N_OPTIONS]; /* of options given as JSON text */
-    const proto_tensor *priors;                /* (P,4); NULL: not given */
-    const proto_tensor *image_sizes;           /* (N,2); NULL: not given */
-    bool with_targets;                         /* instead of annotations */
-    bx_tensor boxes_sent;                      /* (G,4) */
+    proto_document documents[PROTO_MAX_TEXTS]; /* of options given as JSON text */
+    int n_documents;
+    const proto_tensor *priors;      /* (P,4); NULL: not given */
+    const proto_tensor *image_sizes; /* (N,2); NULL: not given */
+    bool with_targets;               /* instead of annotations */
+    bx_tensor boxes_sent;            /* (G,4) */
     bx_batch batch;
     void *memory; /* malloc's; what the batch views of annotations */
     size_t memory_bytes;

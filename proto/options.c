@@ -38,19 +38,19 @@ bx_status proto_draft_query(proto_draft *draft, const proto_option *query, size_
 
 /* Options that may be JSON values are such values from here on, also where they came as text. */
 static bx_status parse_texts(proto_draft *draft, bx_error *error) {
-    static const int options[] = {PROTO_OPTION_CRITERION, PROTO_OPTION_PRIORS, PROTO_OPTION_IMAGE_SIZE};
-    for (size_t i = 0; i < sizeof options / sizeof options[0]; i++) {
+    static const int options[PROTO_MAX_TEXTS] = {PROTO_OPTION_CRITERION, PROTO_OPTION_PRIORS, PROTO_OPTION_IMAGE_SIZE};
+    for (int i = 0; i < PROTO_MAX_TEXTS; i++) {
         proto_value *value = &draft->options[options[i]];
-        bx_error cause = {0};
         if (!value->text || (value->text[0] != '{' && value->text[0] != '['))
             continue;
+        bx_error cause = {0};
         const size_t length = strlen(value->text);
         bx_status status = BX_OK;
         if (length > MAX_TEXT)
             status = bx_fail(&cause, BX_INVALID, "invalid_option",
                              "this JSON text has %zu bytes, %u are possible; send a tensor or a JSON body", length,
                              MAX_TEXT);
-        proto_document *document = &draft->documents[options[i]];
+        proto_document *document = &draft->documents[draft->n_documents];
         proto_limits limits = *draft->limits;
         limits.json_memory = TEXT_MEMORY(length);
         if (!status)
@@ -62,6 +62,7 @@ static bx_status parse_texts(proto_draft *draft, bx_error *error) {
             bx_fail(error, status, cause.code, "%s", cause.text);
         if (status)
             return bx_at(error, "%s", proto_option_name(options[i]));
+        draft->n_documents++;
         *value = (proto_value){.node = document->root, .document = document};
     }
     return BX_OK;

@@ -211,9 +211,10 @@ bx_status proto_draft_set_target_dims(proto_draft *draft, const int64_t loc[3], 
 }
 
 static void draft_fini(proto_draft *draft) {
-    for (int i = 0; i < PROTO_N_OPTIONS; i++)
+    for (int i = 0; i < draft->n_documents; i++)
         proto_document_fini(&draft->documents[i]);
-    proto_document_fini(&draft->document);
+    if (draft->encoding == PROTO_JSON)
+        proto_document_fini(&draft->document);
     proto_container_fini(&draft->container);
     free(draft->memory);
 }
