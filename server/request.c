@@ -348,23 +348,26 @@ static bx_status keep_whole(request *r) {
 static bx_status look_at_head(request *r) {
     if (r->encoding == PROTO_SAFETENSORS && !r->prefix) {
         r->prefix = proto_request_prefix(r->body.data, r->received, r->expected);
+        if (!r->prefix && r->received < r->body.bytes) {
+            return BX_OK;
+        }
     }
-    const bool known = r->encoding == PROTO_SAFETENSORS && r->prefix > 0 && r->prefix <= DECODE_BYTES;
-    if (known && r->prefix > r->received) {
+    if (!r->prefix || r->prefix > DECODE_BYTES) {
+        return keep_whole(r);
+    }
+    if (r->prefix > r->received) {
         return r->prefix > r->body.bytes ? move_body(r, r->prefix, r->prefix) : BX_OK;
     }
-    if (!known && r->encoding == PROTO_SAFETENSORS && !r->prefix && r->received < r->body.bytes) {
-        return BX_OK;
+    bx_status status = batch_prepare_stream(r);
+    if (status != BX_OK) {
+        return status;
     }
-    bx_status status = known ? batch_prepare_stream(r) : BX_OK;
-    if (status == BX_OK && !r->planned) {
+    if (!r->planned) {
         return keep_whole(r);
     }
     r->head_only = false;
-    if (status == BX_OK) {
-        stream_receive(r, r->prefix, (const char *)r->body.data + r->prefix, r->received - r->prefix);
-    }
-    return status;
+    stream_receive(r, r->prefix, (const char *)r->body.data + r->prefix, r->received - r->prefix);
+    return BX_OK;
 }
 
 /* What of a body that is kept may be computed already. */
