@@ -8,15 +8,30 @@
 #include "internal.h"
 
 #include <jansson.h>
+#include <setjmp.h>
 #include <stdlib.h>
 #include <string.h>
 
 /* ---- memory budget ----------------------------------------------------------------------------------------------- */
 
-#define SIZE_HEADER 16 /* keeps what follows aligned for any type */
+#define SIZE_HEADER 32 /* keeps what follows aligned for any type */
 #define STEP        ((size_t)64 << 10)
 
+/* Before each allocation of the parser's. */
+struct block {
+    struct block *next, *previous;
+    size_t bytes;
+};
+
+_Static_assert(sizeof(struct block) <= SIZE_HEADER, "a block has room for its header");
+
+/* Of the document that was read last. The parser must not see that it got no memory: it would go on without the
+ * character it wanted it for, and may abort where it looks for that again. So it is left by a jump, and what it had is
+ * freed. */
 static _Thread_local struct {
+    struct block *blocks; /* what it has, while it is parsing */
+    jmp_buf refused;
+    bool parsing;
     const proto_limits *limits;
     size_t left;      /* asked for */
     size_t rest;      /* may still be asked for */
@@ -29,6 +44,8 @@ static void budget_begin(const proto_limits *limits) {
     budget.limits = limits;
     budget.left = 0;
     budget.rest = limits->json_memory;
+    budget.blocks = NULL;
+    budget.parsing = false;
     budget.exceeded = budget.failed = false;
     budget.refusal = (bx_error){0};
 }
@@ -56,25 +73,33 @@ static bool charge(size_t bytes) {
 }
 
 static void *budget_malloc(size_t bytes) {
-    if (bytes > SIZE_MAX - SIZE_HEADER || !charge(bytes + SIZE_HEADER))
-        return NULL;
+    bool fine = bytes <= SIZE_MAX - SIZE_HEADER && charge(bytes + SIZE_HEADER);
     bytes += SIZE_HEADER;
-    char *block = malloc(bytes);
+    struct block *block = fine ? malloc(bytes) : NULL;
     if (!block) {
-        budget.failed = true;
+        budget.failed |= fine;
+        if (budget.parsing)
+            longjmp(budget.refused, 1);
         return NULL;
     }
-    memcpy(block, &bytes, sizeof bytes);
-    return block + SIZE_HEADER;
+    *block = (struct block){.next = budget.blocks, .bytes = bytes};
+    if (budget.blocks)
+        budget.blocks->previous = block;
+    budget.blocks = block;
+    return (char *)block + SIZE_HEADER;
 }
 
 static void budget_free(void *data) {
     if (!data)
         return;
-    char *block = (char *)data - SIZE_HEADER;
-    size_t bytes;
-    memcpy(&bytes, block, sizeof bytes);
-    budget.left += bytes;
+    struct block *block = (struct block *)(void *)((char *)data - SIZE_HEADER);
+    if (block->next)
+        block->next->previous = block->previous;
+    if (block->previous)
+        block->previous->next = block->next;
+    else
+        budget.blocks = block->next;
+    budget.left += block->bytes;
     free(block);
 }
 
@@ -219,7 +244,15 @@ static bx_status budget_failure(const proto_limits *limits, bx_error *error) {
 static bx_status load(proto_document *document, const proto_scan *scan, const char *text, bx_error *error) {
     json_error_t cause = {0};
     struct feed from = {.scan = scan};
-    document->root = json_load_callback(feed, &from, JSON_REJECT_DUPLICATES, &cause);
+    if (setjmp(budget.refused) == 0) {
+        budget.parsing = true;
+        document->root = json_load_callback(feed, &from, JSON_REJECT_DUPLICATES, &cause);
+        budget.parsing = false;
+    } else {
+        budget.parsing = false;
+        while (budget.blocks)
+            budget_free((char *)budget.blocks + SIZE_HEADER);
+    }
     if (!budget_kept())
         return budget_failure(budget.limits, error); /* jansson goes on without characters it found no room for */
     if (!document->root)

@@ -75,14 +75,20 @@ static const char *skip_string(const char *at, const char *end, bool *plain) {
     return at < end ? at + 1 : end;
 }
 
+/* The value of a hexadecimal digit, 16 when it is none. */
+static unsigned hex_of(char c) {
+    unsigned lower = (unsigned char)c | 0x20u;
+    return c >= '0' && c <= '9' ? (unsigned)(c - '0') : lower >= 'a' && lower <= 'f' ? lower - 'a' + 10 : 16;
+}
+
 /* Whether a key, as it is written, is `name`, which has only plain characters. */
 static bool key_is(const char *key, const char *end, const char *name) {
     for (; *name; name++) {
-        char code[8];
-        snprintf(code, sizeof code, "\\u%04x", (unsigned)(unsigned char)*name);
+        const unsigned code = (unsigned char)*name;
         if (key < end && *key == *name)
             key++;
-        else if (end - key >= 6 && strncasecmp(key, code, 6) == 0 && key[1] == 'u')
+        else if (end - key >= 6 && memcmp(key, "\\u00", 4) == 0 && hex_of(key[4]) == code >> 4 &&
+                 hex_of(key[5]) == (code & 15))
             key += 6;
         else
             return false;

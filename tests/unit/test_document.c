@@ -538,6 +538,27 @@ START_TEST(budgets) {
 }
 END_TEST
 
+/* Memory that ends anywhere, also within a number or a word, which the parser would not survive. */
+START_TEST(refused_in_a_token) {
+    enum { LONG = 150000 };
+    static const char *const rows[][2] = {
+        {"{\"label_base\":1", "}"}, {"{\"criterion\":x", "}"}, {"{\"run\":\"y", "\"}"}};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        const char *code;
+        const size_t head = strlen(rows[i][0]), n = head + LONG + strlen(rows[i][1]);
+        char *text = malloc(n + 1);
+        memcpy(text, rows[i][0], head);
+        memset(text + head, text[head - 1], LONG);
+        strcpy(text + head + LONG, rows[i][1]);
+        for (size_t memory = 256; memory < 1 << 19; memory += memory < 16384 ? 24 : 4096) {
+            cost(text, n, memory, SIZE_MAX, &code);
+            cost(text, n, 1 << 20, memory, &code);
+        }
+        free(text);
+    }
+}
+END_TEST
+
 /* A value by itself is read as the member of that name. */
 START_TEST(members) {
     const proto_limits limits = {.json_memory = 1 << 20};
@@ -568,6 +589,7 @@ int main(void) {
     tcase_add_test(cases, every_bit);
     tcase_add_test(cases, bombs);
     tcase_add_test(cases, budgets);
+    tcase_add_test(cases, refused_in_a_token);
     tcase_add_test(cases, members);
     Suite *suite = suite_create("document");
     suite_add_tcase(suite, cases);
