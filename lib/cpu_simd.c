@@ -198,7 +198,8 @@ static void match_sizes(const bx_priors *priors, int32_t at, int32_t n, const bx
 static void iou_row(const bx_priors *priors, int32_t first, int32_t count, const bx_object *object, bx_iou kind,
                     float least, int32_t index, float *overlap, int32_t *owner, bx_best *best) {
     const int32_t end = first + count, last = bx_runs(end);
-    const float need = kind == BX_IOU_SIZES ? 0 : least < best->iou ? least : best->iou;
+    const float both = least < best->iou ? least : best->iou;
+    const float need = kind == BX_IOU_SIZES || both < FLT_MIN ? 0 : both; /* subnormals round too much for the margin */
     for (int32_t run = first / BX_CULL; run < last; run += RUNS) {
         int32_t found[RUNS];
         int32_t n = meeting_runs(priors, run, last - run < RUNS ? last - run : RUNS, object, need, found);

@@ -73,8 +73,8 @@ typedef struct bx_kernels {
      * the rows cannot be used: is not finite, or no probability (prob_ce). */
     bool (*score_rows)(const bx_scoring *scoring, const void *rows, int32_t n, const int32_t *label, float *out,
                        float *tile);
-    /* state[i] |= mark for the k largest of n values, the lowest index first among equals. Values are >= 0 or exactly
-     * -1, which marks what may not be chosen; 1 <= k <= number of values >= 0. */
+    /* state[i] |= mark for the k largest of n values, the lowest index first among equals. The sign bit
+     * marks what may not be chosen; 1 <= k <= number of values without it. */
     void (*mark_largest)(const float *x, uint8_t *state, size_t n, size_t k, uint8_t mark);
 } bx_kernels;
 
