@@ -52,27 +52,47 @@ static bx_status check_cost(request *r) {
     return BX_OK;
 }
 
-/* Memory for the work and the answer. The common case fits what admission reserved. */
-static bx_status take_work(request *r) {
-    const size_t n = (size_t)r->plan.n_images;
-    const size_t counters = n * (sizeof(atomic_int) + 2 * sizeof(int32_t));
-    const size_t more = r->plan.streamed ? stream_bytes(r) : 0;
-    bx_status status = lease_take(&r->lease, r->plan.work_bytes + more + counters, &r->work);
-    if (status == BX_OK && r->plan.streamed) {
-        status = lease_take(&r->lease, stream_stage_bytes(&r->plan), &r->stages);
+static size_t stream_part(const request *r) {
+    return r->plan.streamed ? stream_bytes(r) : 0;
+}
+
+/* Memory for the work and the answer, *bytes; on failure none of it is kept. */
+static bx_status lease_work(request *r, size_t *bytes) {
+    const size_t counters = (size_t)r->plan.n_images * (sizeof(atomic_int) + 2 * sizeof(int32_t));
+    const size_t work = r->plan.work_bytes + stream_part(r) + counters;
+    const size_t stages = r->plan.streamed ? stream_stage_bytes(&r->plan) : 0;
+    *bytes = buffer_size(work) + (stages > 0 ? buffer_size(stages) : 0) + r->answer_bytes;
+    bx_status status = lease_take(&r->lease, work, &r->work);
+    if (status == BX_OK && stages > 0) {
+        status = lease_take(&r->lease, stages, &r->stages);
     }
     if (status == BX_OK && !lease_promise(&r->lease, r->answer_bytes)) {
         status = BX_BUSY;
     }
     if (status != BX_OK) {
-        return request_no_memory(r, status, r->plan.work_bytes + r->answer_bytes, &r->error);
+        lease_give(&r->lease, &r->work);
+        lease_give(&r->lease, &r->stages);
+    }
+    return status;
+}
+
+/* The common case fits what admission reserved. */
+static bx_status take_work(request *r) {
+    size_t bytes;
+    bx_status status = lease_work(r, &bytes);
+    if (status == BX_BUSY && r->plan.streamed) {
+        r->stream.alone = true;
+        status = lease_work(r, &bytes);
+    }
+    if (status != BX_OK) {
+        return request_no_memory(r, status, bytes, &r->error);
     }
     bx_job_init(&r->job, &r->plan, &r->decoded_request.batch, r->work.data);
     r->job.cancel = &r->cancelled;
     char *behind = (char *)r->work.data + r->plan.work_bytes;
-    r->blocks_left = (atomic_int *)(void *)(behind + more);
-    r->images_ready = (int32_t *)(void *)(r->blocks_left + n);
-    for (size_t i = 0; i < n; i++) {
+    r->blocks_left = (atomic_int *)(void *)(behind + stream_part(r));
+    r->images_ready = (int32_t *)(void *)(r->blocks_left + r->plan.n_images);
+    for (int32_t i = 0; i < r->plan.n_images; i++) {
         atomic_init(&r->blocks_left[i], r->plan.n_blocks + 1);
     }
     atomic_init(&r->images_left, r->plan.n_images);

@@ -35,8 +35,8 @@ memory *memory_new(size_t limit) {
     return m;
 }
 
-/* Rounded so that buffers of similar requests are interchangeable: to an eighth of the next lower power of two. */
-static size_t rounded(size_t bytes) {
+/* So that buffers of similar requests are interchangeable: rounded to an eighth of the next lower power of two. */
+size_t buffer_size(size_t bytes) {
     size_t step = 4096;
     while (bytes > step * 16) {
         step *= 2;
@@ -185,7 +185,7 @@ void lease_keep(lease *l, size_t bytes) {
 
 bx_status lease_take(lease *l, size_t bytes, buffer *out) {
     memory *m = l->memory;
-    size_t size = bytes <= m->limit ? rounded(bytes) : bytes;
+    size_t size = bytes <= m->limit ? buffer_size(bytes) : bytes;
     if (size > m->limit || !lease_promise(l, size)) {
         return BX_BUSY;
     }

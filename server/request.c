@@ -250,6 +250,9 @@ bool request_answer(request *r, answer *out) {
         /* before the client can read the answer and send its next request */
         return_ticket(r);
         if (r->finished) {
+            if (r->plan.streamed) {
+                pool_cancel(r->pool, r); /* units that are left over wait in memory that goes now */
+            }
             return_memory(r);
             lease_keep(&r->lease, out->body.bytes + r->stages.bytes);
         }
@@ -337,8 +340,9 @@ static bx_status keep_whole(request *r) {
         return bx_fail(&r->error, BX_TOO_LARGE, "body_too_large",
                        "a body of %zu bytes may need more than --memory-limit", r->expected);
     }
-    if (!lease_reserve(&r->lease, need)) {
-        return request_no_memory(r, BX_BUSY, need, &r->error);
+    const size_t have = r->lease.reserved + r->lease.held;
+    if (need > have && !lease_reserve(&r->lease, need - have)) {
+        return request_no_memory(r, BX_BUSY, need - have, &r->error);
     }
     return move_body(r, r->expected, r->expected);
 }

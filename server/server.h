@@ -112,6 +112,8 @@ BX_MUST_USE bool lease_borrow(lease *lease, size_t bytes);
 void lease_return(lease *lease, size_t bytes);
 /* Return all but `bytes`; buffers must have been given back. */
 void lease_keep(lease *lease, size_t bytes);
+/* What a buffer of at least `bytes` counts as. */
+size_t buffer_size(size_t bytes);
 /* A pooled buffer of at least `bytes`, counted against the lease. BX_BUSY when the budget is full, BX_NOMEM when the
  * machine is. Contents are arbitrary. */
 BX_MUST_USE bx_status lease_take(lease *lease, size_t bytes, buffer *out);
@@ -292,6 +294,7 @@ typedef struct stream {
     atomic_uint free_slabs; /* a bit for each */
     slab *filling;          /* NULL: none */
     bool conf_first;
+    bool alone;            /* there is no memory for slabs */
     bool light;            /* what follows the last row is little enough for the receiving thread */
     size_t carried;        /* bytes of a row whose end has not arrived */
     char *carry;           /* a row */

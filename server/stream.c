@@ -17,7 +17,8 @@
 
 #include "server.h"
 
-/* Pairs of an object and a prior in one image: what the receiving thread may have to match, or to wait for. */
+/* Pairs of an object and a prior in one image, as often as they are looked at: what the receiving thread may have to
+ * match, or to wait for. */
 #define MOST_PAIRS ((int64_t)8 << 20)
 /* Rows are handed over in slabs of so many bytes at most, so few of them not at all, nor any of so short a stream. */
 #define SLAB_BYTES  ((size_t)512 << 10)
@@ -47,8 +48,11 @@ bool stream_fits(const request *r) {
     if (begin_of(r, batch->conf) < r->prefix || begin_of(r, batch->loc) < r->prefix) {
         return false; /* they are in already, before something else */
     }
+    const bool greedy =
+        q->criterion->matcher.force == BX_FORCE_GREEDY; /* an object may look again for each other one */
     for (int32_t i = 0; i < batch->n_images; i++) {
-        if ((int64_t)(batch->first[i + 1] - batch->first[i]) * n_priors > MOST_PAIRS) {
+        const int64_t objects = batch->first[i + 1] - batch->first[i], looks = greedy ? 1 + objects : 1;
+        if (objects * n_priors > MOST_PAIRS / looks) {
             return false;
         }
     }
@@ -61,6 +65,9 @@ static size_t carry_bytes(const bx_plan *plan) {
 }
 
 static size_t slab_bytes(const request *r) {
+    if (r->stream.alone) {
+        return 0;
+    }
     const size_t columns = (size_t)r->plan.n_columns * bx_dtype_bytes(r->decoded_request.batch.conf.dtype);
     return (size_t)r->plan.n_images * (size_t)r->plan.n_priors * columns < SHORT_BYTES ? 0 : N_SLABS * SLAB_BYTES;
 }

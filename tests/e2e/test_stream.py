@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Predictions that are scored as they arrive: the same bits as those that are kept, in a fraction of their memory."""
 import array
+import json
 import math
 import os
 import random
 import sys
+import time
 import unittest
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "support"))
@@ -161,6 +163,62 @@ class Stream(lossd.Case):
             for answer in lossd.together([lambda: daemon.post("/v1/loss", body, lossd.SAFETENSORS)] * 24):
                 self.good(answer)
                 self.assertEqual(lossd.stable(answer.body), want)
+
+    def test_units_that_nobody_needs_any_more(self):
+        """What the only worker is too busy for, the receiving threads do themselves; what it then finds of it is no
+        other request's."""
+        made = tensors_of(lossd.random_batch(15, 6, 8732, 3), "F32")
+        small = tensors_of(lossd.random_batch(16, 3, 8732, 21), "F32")
+        bodies = [file_of(m, order) for m in (made, small) for order in (("conf", "loc"), ("loc", "conf"), KEPT)]
+        busy = {"criterion": {"matcher": {"force": "greedy"}},
+                "annotations": [{"boxes": [[.4, .4, .6, .6]] * 150, "labels": [0] * 150}]}
+        with lossd.Daemon("--memory-limit", "24M", "--workers", "1", "--http-threads", "4") as daemon:
+            want = [lossd.stable(self.roomy.post("/v1/loss", body, lossd.SAFETENSORS).body) for body in bodies]
+
+            def post(seed):
+                r = random.Random(seed)
+                for _ in range(12):
+                    i = r.randrange(len(bodies))
+                    answer = daemon.post("/v1/loss", bodies[i], lossd.SAFETENSORS)
+                    self.assertIn(answer.status, (200, 503), answer)
+                    if answer.status == 200:
+                        self.assertEqual(lossd.stable(answer.body), want[i])
+
+            def occupy():
+                for _ in range(4):
+                    self.good(daemon.post("/v1/match", json.dumps(busy).encode(), lossd.JSON))
+
+            lossd.together([lambda i=i: post(i) for i in range(10)] + [occupy])
+
+    def test_greedy_matching_is_for_workers(self):
+        """However long it takes, the threads that receive go on."""
+        n = 400
+        batch = lossd.random_batch(17, 4, n, 60, objects=1)
+        batch.priors = lossd.floats([.5, .5, .2, .2] * n)
+        batch.boxes = lossd.floats([.4, .4, .6, .6] * n * 4)
+        batch.labels, batch.counts = [0] * n * 4, [n] * 4
+        made = tensors_of(batch, "F32", [("priors", "F32", [n, 4], batch.priors.tobytes())])
+        body = file_of(made, ("conf", "loc"))
+        target = "/v1/loss?criterion=%7B%22matcher%22:%7B%22force%22:%22greedy%22%7D%7D"
+        with lossd.Daemon("--workers", "1", "--http-threads", "2") as daemon:
+            def probe():
+                time.sleep(0.2)
+                for _ in range(20):
+                    begin = time.monotonic()
+                    self.assertEqual(daemon.get("/healthz").status, 200)
+                    self.assertLess(time.monotonic() - begin, 3)
+
+            lossd.together([lambda: self.good(daemon.post(target, body, lossd.SAFETENSORS)) for _ in range(3)] + [probe])
+
+    def test_the_last_of_the_memory(self):
+        """A stream that fits without copies for workers is computed; one that never fits is told so."""
+        seen = set()
+        for n in range(8, 30, 3):
+            body = file_of(tensors_of(lossd.random_batch(18, n, 8732, 21, objects=2), "F32"), ("conf", "loc"))
+            answer = self.daemon.post("/v1/loss", body, lossd.SAFETENSORS)
+            self.assertIn(answer.status, (200, 413), "%d images: %r" % (n, answer))
+            seen.add(answer.status)
+        self.assertEqual(seen, {200, 413})
 
 
 if __name__ == "__main__":
