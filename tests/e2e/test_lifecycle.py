@@ -158,7 +158,9 @@ class Stopping(lossd.Case):
         want = lossd.stable(daemon.post("/v1/loss", body).body)
         connections = [daemon.connect() for _ in range(6)]
         for connection in connections:
-            connection.start("POST", "/v1/loss", {"Content-Type": lossd.SAFETENSORS, "Content-Length": len(body)})
+            connection.start("POST", "/v1/loss", {"Content-Type": lossd.SAFETENSORS, "Content-Length": len(body),
+                                                  "Expect": "100-continue"})
+            self.assertEqual(connection.interim(), 100)  # it is admitted
         # four have sent everything, two the first half
         sent = threading.Barrier(7)
 
