@@ -242,7 +242,7 @@ static void take_loc(request *r, bx_context *context, int32_t image, int32_t fir
     }
     bx_stream_loc(context, &r->job, image, first, count, rows);
     if (first + count == r->plan.n_priors && r->stream.conf_first) {
-        if (r->stream.light) {
+        if (r->stream.light && image + 1 == r->plan.n_images) { /* the last: it would cost more to wake a worker */
             batch_run_image(r, context, image);
         } else {
             pool_push_image(r->pool, r, image);
