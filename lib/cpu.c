@@ -131,14 +131,13 @@ static void begin_match(bx_job *job, int32_t image, int32_t block) {
     }
 }
 
-/* Before anything is scored. */
-static void begin_score(bx_job *job, int32_t image, int32_t block) {
+void bx_begin_score(bx_job *job, int32_t image, int32_t block) {
     job->bad[(size_t)image * (size_t)job->plan->n_blocks + (size_t)block] = (bx_bad){0, 0, 0, -1, -1, -1};
 }
 
 void bx_stage_begin(bx_job *job, int32_t image, int32_t block) {
     begin_match(job, image, block);
-    begin_score(job, image, block);
+    bx_begin_score(job, image, block);
 }
 
 /* What an ignored object covers, for the assign stage: priors it overlaps enough that are not positive are ignored. */
@@ -343,8 +342,8 @@ static void mine_batch(bx_context *context, bx_job *job) {
     for (int32_t i = 0; i < plan->n_images; i++) {
         int32_t found = 0;
         const uint8_t *state = job->state + (size_t)i * n;
-        for (size_t p = 0; (p = bx_next_state(state, p, n)) < n; p++) {
-            found += (state[p] & BX_HARD_NEGATIVE) != 0;
+        for (size_t p = 0; (p = bx_next_marked(state, p, n, BX_HARD_NEGATIVE)) < n; p++) {
+            found++;
         }
         job->images[i].hard_negatives = found;
         job->images[i].mined = 0;
@@ -376,10 +375,8 @@ static bool label_is_largest(const float *row, int32_t n_columns, int32_t label)
 /* The sign bit says what may not be mined: a positive keeps its loss under it, what is ignored has none. */
 static void exclude(bx_job *job, size_t base, int32_t first, int32_t end) {
     const uint8_t *state = job->state + base;
-    for (size_t p = (size_t)first; (p = bx_next_state(state, p, (size_t)end)) < (size_t)end; p++) {
-        if (state[p] & BX_IGNORED) {
-            job->score[base + p] = -1;
-        }
+    for (size_t p = (size_t)first; (p = bx_next_marked(state, p, (size_t)end, BX_IGNORED)) < (size_t)end; p++) {
+        job->score[base + p] = -1;
     }
 }
 
@@ -388,12 +385,12 @@ void bx_positives_range(bx_context *context, bx_job *job, int32_t image, int32_t
     const bx_kernels *kernels = context->kernels;
     const bx_scoring scoring = bx_scoring_of(job);
     const size_t base = bx_row_index(job, image, 0), width = (size_t)plan->n_columns;
-    const size_t row_bytes = width * bx_dtype_bytes(job->batch->conf.dtype);
+    const size_t row_bytes = width * bx_dtype_bytes(conf.dtype);
     int32_t found[BX_LANES], prior = first, n;
     float score[BX_LANES];
     while ((n = next_positives(job->state + base, &prior, first + count, bx_tile_rows(plan->n_columns), found)) > 0) {
         for (int32_t i = 0; i < n; i++) { /* far apart: all are fetched while the first is waited for */
-            const char *row = (const char *)job->batch->conf.data + (base + (size_t)found[i]) * row_bytes;
+            const char *row = (const char *)conf.data + (size_t)(found[i] - first) * row_bytes;
             __builtin_prefetch(row);
             __builtin_prefetch(row + row_bytes - 1);
         }
@@ -504,7 +501,7 @@ static void cpu_run_block(bx_context *context, bx_job *job, int32_t image, int32
     } else if (block == 0) {
         bx_match_image(context, job, image);
     }
-    begin_score(job, image, block);
+    bx_begin_score(job, image, block);
     if (plan->with_predictions) {
         bx_stage_score(context, job, image, first, count);
     }

@@ -197,7 +197,9 @@ int32_t bx_block_size(const bx_plan *plan, int32_t block);
 void bx_score_range(bx_context *context, bx_job *job, int32_t image, int32_t first, int32_t count, bx_tensor conf);
 void bx_positives_range(bx_context *context, bx_job *job, int32_t image, int32_t first, int32_t count, bx_tensor conf);
 void bx_check_range(bx_context *context, bx_job *job, int32_t image, int32_t first, int32_t count, bx_tensor loc);
-/* The stages begin (but for `bad`) and match on all blocks of an image. */
+/* What the stage begin does for scoring. */
+void bx_begin_score(bx_job *job, int32_t image, int32_t block);
+/* What it does for matching, and the stage match, on all blocks of an image. */
 void bx_match_image(bx_context *context, bx_job *job, int32_t image);
 /* Whether no prediction of the image that was looked at is bad. */
 bool bx_image_is_usable(const bx_job *job, int32_t image);

@@ -10,7 +10,7 @@
 
 void bx_stream_assign(bx_context *context, bx_job *job, int32_t image) {
     for (int32_t b = 0; b < job->plan->n_blocks; b++) {
-        bx_stage_begin(job, image, b);
+        bx_begin_score(job, image, b);
     }
     bx_match_image(context, job, image);
     bx_stage_assign(job, image);
@@ -44,10 +44,8 @@ void bx_stream_loc(bx_context *context, bx_job *job, int32_t image, int32_t firs
         n = within_block(p, first + count);
         bx_check_range(context, job, image, p, n, (bx_tensor){dtype, row});
     }
-    for (size_t p = (size_t)first; (p = bx_next_state(state, p, end)) < end; p++) {
-        if (state[p] & BX_POSITIVE) {
-            bx_tensor_to_f32(job->offsets + 4 * (base + p), (bx_tensor){dtype, rows}, 4 * (p - (size_t)first), 4);
-        }
+    for (size_t p = (size_t)first; (p = bx_next_marked(state, p, end, BX_POSITIVE)) < end; p++) {
+        bx_tensor_to_f32(job->offsets + 4 * (base + p), (bx_tensor){dtype, rows}, 4 * (p - (size_t)first), 4);
     }
 }
 
