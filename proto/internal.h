@@ -89,6 +89,24 @@ size_t proto_json_doubles(const proto_node *array, double *out);
 /* Iterate an object: start from *iterator == NULL; false at the end. */
 bool proto_json_next(const proto_node *object, void **iterator, const char **name, const proto_node **value);
 
+/* ---- JSON text (json.c, scan.c, safetensors.c) ------------------------------------------------------------------- */
+
+static inline bool proto_is_space(char c) {
+    return c == ' ' || c == '\n' || c == '\r' || c == '\t';
+}
+
+static inline const char *proto_skip_space(const char *at, const char *end) {
+    while (at < end && proto_is_space(*at))
+        at++;
+    return at;
+}
+
+/* Whether the text goes on with `word`. */
+static inline bool proto_begins(const char *at, const char *end, const char *word) {
+    const size_t n = strlen(word);
+    return (size_t)(end - at) >= n && memcmp(at, word, n) == 0;
+}
+
 /* ---- JSON documents: a tree, and arrays of numbers beside it (json.c, scan.c) -------------------------------------
  */
 

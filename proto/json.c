@@ -125,23 +125,14 @@ void proto_init(void) {
 
 /* ---- parse ------------------------------------------------------------------------------------------------------- */
 
-static bool is_space(char c) {
-    return c == ' ' || c == '\t' || c == '\n' || c == '\r';
-}
-
-static bool begins(const char *text, size_t bytes, const char *word) {
-    size_t n = strlen(word);
-    return bytes >= n && memcmp(text, word, n) == 0;
-}
-
 /* What can be told from the first bytes. */
 static bx_status check_start(const char *text, size_t bytes, bx_error *error) {
-    size_t i = 0;
-    while (i < bytes && is_space(text[i]))
-        i++;
+    const char *end = text + bytes;
+    const size_t i = (size_t)(proto_skip_space(text, end) - text);
     if (i == bytes)
         return bx_fail(error, BX_MALFORMED, "json_empty", "the body is empty, a JSON object was expected");
-    if (begins(text, bytes, "\xEF\xBB\xBF") || begins(text, bytes, "\xFF\xFE") || begins(text, bytes, "\xFE\xFF") ||
+    if (proto_begins(text, end, "\xEF\xBB\xBF") || proto_begins(text, end, "\xFF\xFE") ||
+        proto_begins(text, end, "\xFE\xFF") ||
         (bytes > 1 && (text[0] == '\0' || text[1] == '\0') && (text[0] == '{' || text[1] == '{')))
         return bx_fail(error, BX_MALFORMED, "json_syntax",
                        "the body starts with a byte order mark or is UTF-16; JSON is UTF-8 without BOM");
@@ -254,7 +245,7 @@ static bx_status load(proto_document *document, const proto_scan *scan, const ch
             budget_free((char *)budget.blocks + SIZE_HEADER);
     }
     if (!budget_kept())
-        return budget_failure(budget.limits, error); /* jansson goes on without characters it found no room for */
+        return budget_failure(budget.limits, error);
     if (!document->root)
         return parse_failure(&cause, scan, text, error);
     if (scan->stopped)

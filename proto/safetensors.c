@@ -110,15 +110,10 @@ typedef struct cursor {
     char *strings;
 } cursor;
 
-static void skip_space(cursor *c) {
-    while (c->at < c->end && (*c->at == ' ' || *c->at == '\n' || *c->at == '\t' || *c->at == '\r'))
-        c->at++;
-}
-
 /* The next character but white space, if it is that one. */
 static inline bool take(cursor *c, char expected) {
     if (c->at < c->end && *c->at != expected)
-        skip_space(c);
+        c->at = proto_skip_space(c->at, c->end);
     const bool found = c->at < c->end && *c->at == expected;
     c->at += found;
     return found;
@@ -144,7 +139,7 @@ static const char *take_string(cursor *c) {
 static bool take_integer(cursor *c, int64_t *out) {
     int digits = 0;
     int64_t value = 0;
-    skip_space(c);
+    c->at = proto_skip_space(c->at, c->end);
     for (; c->at < c->end && *c->at >= '0' && *c->at <= '9' && digits < 18; c->at++, digits++)
         value = 10 * value + (*c->at - '0');
     *out = value;

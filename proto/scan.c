@@ -13,7 +13,6 @@
 #include <limits.h>
 #include <stdio.h>
 #include <string.h>
-#include <strings.h>
 
 /* An object or an array outside the arrays of numbers. */
 struct level {
@@ -46,22 +45,6 @@ struct array {
 };
 
 /* ---- tokens ------------------------------------------------------------------------------------------------------ */
-
-static inline bool is_space(char c) {
-    return c == ' ' || c == '\n' || c == '\r' || c == '\t';
-}
-
-static inline const char *skip_space(const char *at, const char *end) {
-    while (at < end && is_space(*at))
-        at++;
-    return at;
-}
-
-/* Whether the text goes on with `word`. */
-static bool begins(const char *at, const char *end, const char *word) {
-    size_t n = strlen(word);
-    return (size_t)(end - at) >= n && memcmp(at, word, n) == 0;
-}
 
 /* The end of the string that begins at `at`, quotes included, or of the text. *plain: the parser can have nothing
  * against it. */
@@ -97,7 +80,7 @@ static bool key_is(const char *key, const char *end, const char *name) {
 }
 
 static void note_not_a_number(struct scan *s, const char *at) {
-    if (!s->out->not_a_number && (begins(at, s->end, "NaN") || begins(at, s->end, "Infinity")))
+    if (!s->out->not_a_number && (proto_begins(at, s->end, "NaN") || proto_begins(at, s->end, "Infinity")))
         s->out->not_a_number = at;
 }
 
@@ -252,7 +235,7 @@ static bool read_numbers(struct scan *s, struct array *a) {
 static const char *skip_word(const char *at, const char *end) {
     static const char *const words[] = {"null", "true", "false"};
     for (size_t i = 0; i < 3; i++)
-        if (begins(at, end, words[i]))
+        if (proto_begins(at, end, words[i]))
             return at + strlen(words[i]);
     return at;
 }
@@ -342,7 +325,7 @@ static bool read_elements(struct scan *s, struct array *a) {
     if (!open_array(s, a))
         return false;
     for (fresh = true; a->depth > 0 && !s->out->too_deep;) {
-        const char *begin = s->at = skip_space(s->at, s->end);
+        const char *begin = s->at = proto_skip_space(s->at, s->end);
         const char c = begin < s->end ? *begin : '\0';
         bool fine = true;
         if (c == ']' && (after_value || fresh)) {
@@ -372,7 +355,7 @@ static bool read_elements(struct scan *s, struct array *a) {
 /* The array at `place` that begins here. */
 static bool read_array(struct scan *s, const proto_place *place) {
     proto_document *document = s->document;
-    const char *first = skip_space(s->at + 1, s->end);
+    const char *first = proto_skip_space(s->at + 1, s->end);
     const bool flat = s->data_of != NULL;
     char index[24];
     snprintf(index, sizeof index, "%zu", document->n_arrays);
