@@ -6,8 +6,7 @@
  * behind all of a large one. A request is in the ring exactly while it has a unit that may run (`queued`), and the ring
  * holds one reference. Its units, in the order they are taken: what the whole body is for, score a slab, mine or finish
  * an image, run the next block whose rows have arrived (of a stream: match the next image); then the second round of
- * each image. The queue is bounded
- * because every request in it was admitted.
+ * each image. The queue is bounded because every request in it was admitted.
  *
  * Bodies that need the set of a pattern made, which cannot be cut into units, wait in a ring of their own for a worker
  * of their own (`slow`), so that the others never wait for it.

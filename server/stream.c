@@ -24,7 +24,7 @@
 #define SLAB_BYTES  ((size_t)512 << 10)
 #define FEW_ROWS    256
 #define SHORT_BYTES ((size_t)1 << 20)
-/* The receiving thread finishes images of so few priors, and encodes answers of so few bytes. */
+/* The receiving thread finishes the last image if it has so few priors, and encodes answers of so few bytes. */
 #define FEW_PRIORS (8 * BX_BLOCK)
 #define FEW_BYTES  ((size_t)64 << 10)
 
@@ -85,7 +85,6 @@ void stream_begin(request *r, void *memory) {
     const bx_plan *plan = &r->plan;
     const bx_batch *batch = &r->decoded_request.batch;
     const int64_t rows = (int64_t)plan->n_images * plan->n_priors;
-    const bx_tensor tensors[2] = {batch->conf, batch->loc};
     for (int i = 0; i < N_SLABS; i++) {
         s->slabs[i].rows = (char *)memory + (size_t)i * SLAB_BYTES;
     }
@@ -96,8 +95,8 @@ void stream_begin(request *r, void *memory) {
     s->light = !plan->second_round && plan->n_priors <= FEW_PRIORS && r->answer_bytes <= FEW_BYTES;
     s->conf_first = (uintptr_t)batch->conf.data < (uintptr_t)batch->loc.data;
     for (int i = 0; i < 2; i++) {
-        const bool conf = i == (s->conf_first ? 0 : 1);
-        const bx_tensor tensor = tensors[conf ? 0 : 1];
+        const bool conf = (i == 0) == s->conf_first;
+        const bx_tensor tensor = conf ? batch->conf : batch->loc;
         const size_t bytes = (size_t)(conf ? plan->n_columns : 4) * bx_dtype_bytes(tensor.dtype);
         const size_t begin = begin_of(r, tensor);
         s->flows[i] = (flow){.conf = conf, .begin = begin, .end = begin + (size_t)rows * bytes, .row_bytes = bytes};
