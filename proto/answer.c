@@ -23,8 +23,8 @@
 #define LOC_ROW_BYTES     (4 * FLOAT_BYTES + 3)
 #define INDEX_ROW_BYTES   (2 * OBJECT_CELL_BYTES + 3)
 
-static proto_answer answer_of(const proto_request *request, const bx_plan *plan, const bx_result *result,
-                              int64_t n_rows) {
+proto_answer proto_answer_of(const proto_request *request, const bx_plan *plan, const bx_result *result,
+                             int64_t n_rows) {
     return (proto_answer){request, result, plan, n_rows, plan->with_predictions, !plan->with_targets};
 }
 
@@ -367,11 +367,16 @@ static void write_answer(proto_buffer *out, const proto_answer *answer, const pr
         proto_write_end(w);
 }
 
+void proto_answer_text(proto_buffer *out, const proto_answer *answer, const proto_timing *timing,
+                       const char *request_id) {
+    write_answer(out, answer, timing, request_id, false);
+    proto_buffer_add(out, "", 1);
+}
+
 static void write_file(proto_buffer *out, const proto_answer *answer, const proto_timing *timing,
                        const char *request_id) {
     proto_buffer text = {0};
-    write_answer(&text, answer, timing, request_id, false);
-    proto_buffer_add(&text, "", 1);
+    proto_answer_text(&text, answer, timing, request_id);
     if (text.failed)
         out->failed = true;
     else
@@ -381,18 +386,26 @@ static void write_file(proto_buffer *out, const proto_answer *answer, const prot
 
 /* ---- the answer -------------------------------------------------------------------------------------------------- */
 
-size_t proto_answer_bytes(const proto_request *request, const bx_plan *plan, int64_t n_rows, proto_encoding accept) {
-    const proto_answer answer = answer_of(request, plan, NULL, n_rows);
-    const size_t images = (size_t)plan->n_images, cells = images * (size_t)plan->n_priors;
+size_t proto_answer_text_bytes(const proto_answer *answer) {
+    const bx_plan *plan = answer->plan;
     size_t text = HEAD_BYTES;
-    if (proto_answer_wants(&answer, PROTO_INCLUDE_IMAGES))
-        text += images * IMAGE_BYTES;
-    if (proto_answer_wants(&answer, PROTO_INCLUDE_CLASSES))
+    if (proto_answer_wants(answer, PROTO_INCLUDE_IMAGES))
+        text += (size_t)plan->n_images * IMAGE_BYTES;
+    if (proto_answer_wants(answer, PROTO_INCLUDE_CLASSES))
         text += ((size_t)plan->n_classes + 1) * CLASS_BYTES;
-    if (proto_answer_wants(&answer, PROTO_INCLUDE_LEVELS))
+    if (proto_answer_wants(answer, PROTO_INCLUDE_LEVELS))
         text += (size_t)plan->priors->n_levels * LEVEL_BYTES;
-    if (proto_answer_wants(&answer, PROTO_INCLUDE_OBJECTS))
+    if (proto_answer_wants(answer, PROTO_INCLUDE_OBJECTS))
         text += (size_t)plan->n_objects * OBJECT_BYTES;
+    return text;
+}
+
+size_t proto_answer_bytes(const proto_request *request, const bx_plan *plan, int64_t n_rows, proto_encoding accept) {
+    const proto_answer answer = proto_answer_of(request, plan, NULL, n_rows);
+    const size_t images = (size_t)plan->n_images, cells = images * (size_t)plan->n_priors;
+    if (accept == PROTO_INFER)
+        return proto_infer_answer_bytes(&answer);
+    size_t text = proto_answer_text_bytes(&answer);
     if (accept == PROTO_SAFETENSORS) /* inside a string every quote gets its backslash */
         return 2048 + 2 * text + proto_answer_tensor_bytes(&answer);
     if (proto_answer_wants(&answer, PROTO_INCLUDE_ASSIGNMENT))
@@ -409,7 +422,7 @@ bx_status proto_answer_encode(proto_buffer *out, proto_encoding accept, const pr
                               const bx_result *result, const proto_timing *timing, const char *request_id,
                               size_t max_bytes, bx_error *error) {
     const bx_plan *plan = result->job->plan;
-    const proto_answer answer = answer_of(request, plan, result, bx_job_gradient_rows(result->job));
+    const proto_answer answer = proto_answer_of(request, plan, result, bx_job_gradient_rows(result->job));
     const size_t bytes = proto_answer_bytes(request, plan, answer.n_rows, accept), start = out->bytes;
     if (bytes > max_bytes)
         return bx_fail(error, BX_TOO_LARGE, "answer_too_large",

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A safetensors body to a draft: which tensors a request has, what dtypes and shapes they take. Predictions, targets
- * and boxes stay where they are; the rest of the annotations, which are few, is copied.
+ * A body of tensors to a draft: which tensors a request has, what dtypes and shapes they take. Predictions, targets and
+ * boxes stay where they are; the rest of the annotations, which are few, is copied. Inferences (infer.c) come here as
+ * safetensors bodies do.
  */
 #include "internal.h"
 
@@ -68,15 +69,16 @@ static const char *match_tensor_at(size_t i) {
 
 /* ---- one tensor -------------------------------------------------------------------------------------------------- */
 
-static bx_status check_dtype(const struct tensor_row *row, const proto_tensor *tensor, bx_error *error) {
-    if (tensor->view.dtype != BX_N_DTYPES && row->dtypes & 1u << tensor->view.dtype)
+static bx_status check_dtype(const struct tensor_row *row, const proto_tensor *tensor, proto_encoding encoding,
+                             bx_error *error) {
+    if (tensor->dtype != BX_N_DTYPES && row->dtypes & 1u << tensor->dtype)
         return BX_OK;
     char accepted[64] = "";
     size_t used = 0;
     for (unsigned i = 0; i < BX_N_DTYPES; i++)
         if (row->dtypes & 1u << i)
             used += (size_t)snprintf(accepted + used, sizeof accepted - used, "%s%s", used ? ", " : "",
-                                     bx_dtype_name((bx_dtype)i));
+                                     (encoding == PROTO_INFER ? proto_datatype_name : bx_dtype_name)((bx_dtype)i));
     bx_fail(error, BX_INVALID, "dtype", "tensor \"%s\" is %.32s; accepted are %s", row->name, tensor->dtype_name,
             accepted);
     return bx_at(error, "%s", row->name);
@@ -112,7 +114,7 @@ static bx_status bind(const proto_draft *draft, const proto_tensor *found[N_TENS
                          draft->task == PROTO_LOSS ? loss_tensor_at : match_tensor_at);
             return proto_at_member(error, "", tensor->name);
         }
-        bx_status status = check_dtype(&rows[row], tensor, error);
+        bx_status status = check_dtype(&rows[row], tensor, draft->encoding, error);
         if (!status)
             status = check_shape(&rows[row], tensor, error);
         if (status)
@@ -155,11 +157,9 @@ static bx_status read_metadata(proto_draft *draft, bx_error *error) {
     while (proto_container_next(&draft->container, &name, &value)) {
         if (strcmp(name, "format") == 0)
             continue; /* common writers set it */
-        int option = proto_option_find(draft->task, name);
-        if (option < 0) {
-            proto_refuse(error, "unknown_member", "option", name, proto_options(draft->task));
+        int option;
+        if (proto_draft_option(&option, draft, name, error))
             return proto_at_member(error, "__metadata__", name);
-        }
         draft->options[option].text = value;
     }
     return BX_OK;
@@ -240,10 +240,13 @@ static bx_status read_targets(proto_draft *draft, const proto_tensor *const foun
 }
 
 bx_status proto_draft_tensors(proto_draft *draft, const void *body, size_t bytes, bx_error *error) {
-    const proto_tensor *found[N_TENSORS] = {0};
     bx_status status = proto_container_read(&draft->container, body, bytes, error);
-    if (!status)
-        status = bind(draft, found, error);
+    return status ? status : proto_draft_bind(draft, error);
+}
+
+bx_status proto_draft_bind(proto_draft *draft, bx_error *error) {
+    const proto_tensor *found[N_TENSORS] = {0};
+    bx_status status = bind(draft, found, error);
     if (!status)
         status = check_parts(draft, found, error);
     if (!status)
@@ -274,10 +277,21 @@ bx_status proto_find_priors(const proto_tensor **priors, const proto_container *
         bx_fail(error, BX_INVALID, "missing_member", "the tensor \"%s\" is missing", row->name);
         return bx_at(error, "%s", row->name);
     }
-    bx_status status = check_dtype(row, found, error);
+    bx_status status = check_dtype(row, found, PROTO_SAFETENSORS, error);
     if (!status)
         status = check_shape(row, found, error);
     if (!status)
         *priors = found;
     return status;
+}
+
+bool proto_input_at(size_t i, proto_slot *input, bool *optional) {
+    if (i >= N_TENSORS)
+        return false;
+    const struct tensor_row *row = &rows[i];
+    *input = (proto_slot){.name = row->name, .dtype = (bx_dtype)__builtin_ctz(row->dtypes), .rank = row->rank};
+    for (int axis = 0; axis < row->rank; axis++)
+        input->shape[axis] = axis + 1 == row->rank && row->last ? row->last : -1;
+    *optional = row->optional || row->part == TARGETS;
+    return true;
 }

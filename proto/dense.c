@@ -9,7 +9,7 @@
 
 static bx_status refuse_element(const proto_numbers *numbers, const proto_node *culprit, bx_error *error) {
     const bool integer = proto_json_kind(culprit) == PROTO_INTEGER;
-    switch (numbers->place->dtype) {
+    switch (numbers->dtype) {
     case BX_I32:
         if (integer)
             return bx_fail(error, BX_INVALID, "label_range", "no class has the number %lld",
@@ -55,14 +55,14 @@ static bx_status refuse(const proto_dense *dense, const proto_numbers *numbers, 
 static bx_status read_array(proto_dense *dense, const proto_document *document, const proto_node *array,
                             bx_error *error) {
     const proto_numbers *numbers = proto_document_numbers(document, array);
-    const proto_store *store = &document->stores[numbers->place->dtype];
+    const proto_store *store = &document->stores[numbers->dtype];
     if (numbers->fault.kind != PROTO_FAULT_NONE)
         return refuse(dense, numbers, array, error);
     dense->axes = numbers->axes;
     for (int i = 0; i < numbers->axes; i++)
         dense->shape[i] = numbers->shape[i] < 0 ? 0 : numbers->shape[i];
     if (store->data)
-        dense->data = (const char *)store->data + numbers->first * bx_dtype_bytes(numbers->place->dtype);
+        dense->data = (const char *)store->data + numbers->first * bx_dtype_bytes(numbers->dtype);
     return BX_OK;
 }
 

@@ -116,9 +116,11 @@ static inline bool proto_begins(const char *at, const char *end, const char *wor
 /* Where documents have an array of numbers, nested or as {"shape": [...], "data": [numbers]}. */
 typedef struct proto_place {
     const char *steps[PROTO_MAX_STEPS]; /* members from the root on; "": every element of an array; NULL: the end */
-    bx_dtype dtype;                     /* what numbers become: F32, F64, I64, I32, or BOOL, which true and false are */
-    int axes, fewest_axes;              /* if fewer are possible, the first element tells */
-    int64_t last;                       /* the length of the innermost arrays; 0: of the first one */
+    /* what numbers become: F32, F64, I64, I32, or BOOL, which true and false are; BX_N_DTYPES: what the string says
+     * that is the member `datatype` of the same object, wherever in it (proto_datatype_stored) */
+    bx_dtype dtype;
+    int axes, fewest_axes; /* if fewer are possible, the brackets it begins with tell */
+    int64_t last;          /* the length of the innermost arrays; 0: of the first one */
 } proto_place;
 
 /* The first thing wrong with an array, in the order of the text. */
@@ -138,7 +140,8 @@ typedef struct proto_fault {
 /* An array at a place. */
 typedef struct proto_numbers {
     const proto_place *place;
-    bool flat; /* the data of {"shape", "data"} */
+    bx_dtype dtype; /* of the numbers */
+    bool flat;      /* the data of {"shape", "data"} */
     int axes;
     int64_t shape[PROTO_MAX_AXES]; /* -1: no array is that deep. After a fault only the first is what it should be */
     size_t first;                  /* element in the store of its type */
@@ -189,6 +192,9 @@ typedef struct proto_scan {
 /* Fill the document's arrays and stores. False when there is no memory (proto_json_grow). */
 BX_MUST_USE bool proto_scan_text(proto_scan *scan, proto_document *document, const char *text, size_t bytes,
                                  const char *member, const proto_place *places);
+/* Whether the text of a JSON string, as it is written between its quotes, is `name`, which has only plain characters.
+ */
+bool proto_key_is(const char *key, const char *end, const char *name);
 /* A list of the document that this thread reads, with room for one more element; NULL when there is none, and then the
  * old one is as it was. Numbers are not in the tree's budget. */
 void *proto_json_grow(void *list, size_t n, size_t *capacity, size_t element, bool numbers);
@@ -200,7 +206,8 @@ void *proto_json_grow(void *list, size_t n, size_t *capacity, size_t element, bo
 
 typedef struct proto_tensor {
     const char *name;
-    bx_tensor view;         /* into the body, at any alignment; dtype BX_N_DTYPES: one we have no name for */
+    bx_dtype dtype;         /* BX_N_DTYPES: one we have no name for */
+    bx_tensor view;         /* into the body, at any alignment; of that dtype, or of numbers in a wider one */
     const char *dtype_name; /* as written */
     int rank;
     int64_t shape[PROTO_MAX_RANK];
@@ -246,7 +253,7 @@ BX_MUST_USE bx_status proto_generator_read(bx_generator *out, const proto_node *
 /* The whole object; it reads back as the same recipe. */
 void proto_generator_write(proto_writer *writer, const char *key, const bx_generator *generator);
 
-/* ---- answers (answer.c, answer_tensors.c) ------------------------------------------------------------------------ */
+/* ---- answers (answer.c, answer_tensors.c, infer_answer.c) -------------------------------------------------------- */
 
 /* What is being answered. */
 typedef struct proto_answer {
@@ -257,6 +264,9 @@ typedef struct proto_answer {
     bool loss;      /* there were predictions */
     bool objects;   /* there were annotations: statistics of objects mean something */
 } proto_answer;
+
+proto_answer proto_answer_of(const proto_request *request, const bx_plan *plan, const bx_result *result,
+                             int64_t n_rows);
 
 static inline bool proto_answer_wants(const proto_answer *answer, unsigned include) {
     return (answer->request->include & include) != 0;
@@ -271,8 +281,36 @@ typedef int32_t (*proto_prior_value)(const bx_result *result, int32_t image, int
 int32_t proto_answer_cells(const proto_answer *answer, proto_prior_value value, int32_t image, int32_t first,
                            int32_t cells[PROTO_CHUNK]);
 
+/* Where an output's numbers go. */
+typedef struct proto_sink {
+    proto_buffer *out;
+    proto_writer *writer; /* NULL: as bytes; else as elements of the array that is open */
+} proto_sink;
+
+/* A tensor that answers may have. Shapes are of the letters N, P, C, M (rows of sparse gradients) and digits. */
+typedef struct proto_output {
+    const char *name;
+    bx_dtype dtype;
+    const char *shape, *dense; /* the second with dense gradients; NULL: it is not there then */
+    unsigned include; /* any of these words brings it, the lowest where it is named itself; 0: it is always there */
+    enum { PROTO_OUTPUT_OF_ALL, PROTO_OUTPUT_OF_LOSS, PROTO_OUTPUT_OF_OBJECTS } of; /* what it needs */
+    void (*emit)(proto_sink *sink, const proto_answer *answer);
+} proto_output;
+
+#define PROTO_N_OUTPUTS 10
+
+/* The i-th, NULL past the end. */
+const proto_output *proto_output_at(size_t i);
+/* The tensors of this answer and which outputs they are; how many. */
+int proto_answer_slots(const proto_answer *answer, proto_slot slots[PROTO_N_OUTPUTS], int ids[PROTO_N_OUTPUTS]);
 /* Bytes of the tensors' data. */
 size_t proto_answer_tensor_bytes(const proto_answer *answer);
+/* The answer's text without its arrays, with its NUL, and at most how much that is. */
+void proto_answer_text(proto_buffer *out, const proto_answer *answer, const proto_timing *timing,
+                       const char *request_id);
+size_t proto_answer_text_bytes(const proto_answer *answer);
+/* An upper bound of the answer of an inference (infer_answer.c). */
+size_t proto_infer_answer_bytes(const proto_answer *answer);
 /* Append a whole safetensors file whose metadata string `result` is `text`. */
 void proto_answer_tensors(proto_buffer *out, const proto_answer *answer, const char *text);
 
@@ -292,7 +330,19 @@ BX_MUST_USE bx_status proto_dense_read(proto_dense *dense, const proto_document 
                                        bx_error *error);
 size_t proto_dense_count(const proto_dense *dense);
 
-/* ---- drafts (request.c, decode_json.c, decode_tensors.c) --------------------------------------------------------- */
+/* ---- inferences (infer.c) ---------------------------------------------------------------------------------------- */
+
+/* What numbers in JSON become, of the datatype that the text of a string names; not I32. NULL: there is no such string.
+ */
+bx_dtype proto_datatype_stored(const char *begin, const char *end);
+/* The protocol's name of a dtype. */
+const char *proto_datatype_name(bx_dtype dtype);
+/* Add to `include` what the outputs that are named need. Errors: BX_INVALID "invalid_option": they cannot be had so. */
+BX_MUST_USE bx_status proto_infer_include(unsigned *include, unsigned outputs, bool with_targets, bx_error *error);
+/* An input that a request may have, in the order of a list; false past the end. */
+bool proto_input_at(size_t i, proto_slot *input, bool *optional);
+
+/* ---- drafts (request.c, decode_json.c, decode_tensors.c, infer.c) ------------------------------------------------ */
 
 enum {
 #define PROTO_OPTION(id, name, kinds, text) PROTO_OPTION_##id,
@@ -334,13 +384,19 @@ typedef struct proto_draft {
     int64_t *labels;         /* (G) as sent until proto_draft_place_objects */
     float *boxes;            /* (G,4) set by it */
     uint8_t *use;            /* (G) BX_OBJECT_USED, BX_OBJECT_IGNORED */
-    proto_document document; /* a JSON body; predictions and targets are in its stores */
+    proto_document document; /* of a JSON body, or part of one; predictions and targets are in its stores */
     proto_container container;
+    proto_infer infer;  /* id: borrowed from the document */
+    const char *model;  /* the criterion that the path names; NULL: the options name it */
+    int64_t json_bytes; /* of an inference's body; -1: all of it */
 } proto_draft;
 
 /* Fill the draft from a body. What was allocated stays in the draft, also on failure. */
 BX_MUST_USE bx_status proto_draft_json(proto_draft *draft, const void *body, size_t bytes, bx_error *error);
 BX_MUST_USE bx_status proto_draft_tensors(proto_draft *draft, const void *body, size_t bytes, bx_error *error);
+BX_MUST_USE bx_status proto_draft_infer(proto_draft *draft, const void *body, size_t bytes, bx_error *error);
+/* From the draft's container: what the tensors are, in whatever body they came. */
+BX_MUST_USE bx_status proto_draft_bind(proto_draft *draft, bx_error *error);
 
 /* Allocate the draft's arrays and let the batch see them. */
 BX_MUST_USE bx_status proto_draft_allocate(proto_draft *draft, size_t n_images, size_t n_objects, bx_error *error);
@@ -376,6 +432,8 @@ typedef struct proto_notation {
     size_t n_sizes;      /* 1: of all images; or N */
 } proto_notation;
 
+/* The option of that name, which this request may have. Errors: BX_INVALID; the path is for the caller to say. */
+BX_MUST_USE bx_status proto_draft_option(int *option, const proto_draft *draft, const char *name, bx_error *error);
 /* Take the options of the query into the draft; they override those of the body. */
 BX_MUST_USE bx_status proto_draft_query(proto_draft *draft, const proto_option *query, size_t n_query, bx_error *error);
 /* Resolve what the draft's options say, and place its annotations. What was made stays in the request, also on failure,

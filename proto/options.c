@@ -18,14 +18,22 @@
 
 /* ---- values ------------------------------------------------------------------------------------------------------ */
 
+bx_status proto_draft_option(int *option, const proto_draft *draft, const char *name, bx_error *error) {
+    *option = proto_option_find(draft->task, name);
+    if (*option < 0)
+        return proto_refuse(error, "unknown_member", "option", name, proto_options(draft->task));
+    if (*option == PROTO_OPTION_CRITERION && draft->model)
+        return bx_fail(error, BX_INVALID, "invalid_option", "the criterion is the model that the path names, \"%.64s\"",
+                       draft->model);
+    return BX_OK;
+}
+
 bx_status proto_draft_query(proto_draft *draft, const proto_option *query, size_t n_query, bx_error *error) {
     bool seen[PROTO_N_OPTIONS] = {false};
     for (size_t i = 0; i < n_query; i++) {
-        int option = proto_option_find(draft->task, query[i].name);
-        if (option < 0) {
-            proto_refuse(error, "unknown_member", "option", query[i].name, proto_options(draft->task));
+        int option;
+        if (proto_draft_option(&option, draft, query[i].name, error))
             return proto_at_member(error, "", query[i].name);
-        }
         if (seen[option]) {
             bx_fail(error, BX_INVALID, "duplicate_option", "the query gives %s twice", query[i].name);
             return bx_at(error, "%s", query[i].name);
@@ -126,7 +134,8 @@ static bx_status resolve_gradients(proto_request *request, bx_error *error) {
     return BX_OK;
 }
 
-static bx_status resolve_include(proto_request *request, const char *words, bx_error *error) {
+static bx_status resolve_include(proto_request *request, const proto_draft *draft, bx_error *error) {
+    const char *words = draft->options[PROTO_OPTION_INCLUDE].text;
     while (words && *words) {
         char word[32];
         size_t length = strcspn(words, ",");
@@ -143,7 +152,8 @@ static bx_status resolve_include(proto_request *request, const char *words, bx_e
         }
         request->include |= 1u << i;
     }
-    return resolve_gradients(request, error);
+    bx_status status = proto_infer_include(&request->include, draft->infer.outputs, draft->with_targets, error);
+    return status ? status : resolve_gradients(request, error);
 }
 
 static bx_status resolve_device(proto_request *request, const char *device, bx_error *error) {
@@ -166,7 +176,7 @@ static bx_status resolve_device(proto_request *request, const char *device, bx_e
 static bx_status resolve_criterion(proto_request *request, const proto_draft *draft, const proto_catalog *catalog,
                                    bx_error *error) {
     const proto_value *given = &draft->options[PROTO_OPTION_CRITERION];
-    const char *name = given->text ? given->text : "ssd-multibox";
+    const char *name = draft->model ? draft->model : given->text ? given->text : "ssd-multibox";
     bx_status status = given->node ? proto_criterion_object(&request->criterion, "inline", given->node, catalog, error)
                                    : catalog->criterion(catalog->context, name, &request->criterion, error);
     if (status)
@@ -391,7 +401,7 @@ bx_status proto_draft_resolve(proto_draft *draft, proto_request *request, const 
     if (!status)
         status = resolve_criterion(request, draft, catalog, error);
     if (!status)
-        status = resolve_include(request, draft->options[PROTO_OPTION_INCLUDE].text, error);
+        status = resolve_include(request, draft, error);
     if (!status)
         status = resolve_device(request, draft->options[PROTO_OPTION_DEVICE].text, error);
     if (!status)

@@ -13,11 +13,16 @@
 
 /* ---- encodings --------------------------------------------------------------------------------------------------- */
 
-typedef enum proto_encoding { PROTO_JSON, PROTO_SAFETENSORS } proto_encoding;
+/* The last one: JSON that names tensors and may be followed by them, of the Open Inference Protocol (/v2). */
+typedef enum proto_encoding { PROTO_JSON, PROTO_SAFETENSORS, PROTO_INFER } proto_encoding;
 
 #define PROTO_TYPE_JSON        "application/json"
 #define PROTO_TYPE_SAFETENSORS "application/vnd.safetensors"
 #define PROTO_TYPE_PROBLEM     "application/problem+json"
+#define PROTO_TYPE_BYTES       "application/octet-stream"
+
+/* The only version of a model, which is a criterion. */
+#define PROTO_MODEL_VERSION "1"
 
 /* Guess from the first bytes: JSON begins with white space or '{', and has no NUL, of which a safetensors header length
  * (8 bytes, little-endian) has several. */
@@ -76,6 +81,13 @@ typedef struct proto_limits {
     void *context;
 } proto_limits;
 
+/* What an inference wants besides the options. */
+typedef struct proto_infer {
+    char *id;         /* to be echoed; malloc's; NULL: none */
+    unsigned outputs; /* a bit for each that is named; 0: all there are */
+    unsigned binary;  /* those that are sent as bytes, not as JSON */
+} proto_infer;
+
 /* A decoded request. `batch` views the body (binary predictions) and `memory` (everything that had to be converted),
  * so the body must outlive the request. */
 typedef struct proto_request {
@@ -88,7 +100,8 @@ typedef struct proto_request {
     bx_gradients gradients;  /* what `include` asks for */
     int32_t label_base;      /* of the annotations and of the answer; labels in `batch` are zero-based */
     bx_batch batch;
-    void *memory[3];     /* malloc's */
+    proto_infer infer;
+    void *memory[5];     /* malloc's */
     size_t memory_bytes; /* heap bytes of this request, besides a prior set it shares */
 } proto_request;
 
@@ -98,6 +111,11 @@ typedef struct proto_request {
 BX_MUST_USE bx_status proto_request_decode(proto_request *request, proto_task task, proto_encoding encoding,
                                            const void *body, size_t bytes, const proto_option *query, size_t n_query,
                                            const proto_catalog *catalog, const proto_limits *limits, bx_error *error);
+/* The same of an inference with the criterion `model`; the JSON is the first `json_bytes` bytes of the body (-1: all of
+ * it), tensors follow it. Errors also: BX_MALFORMED for what the protocol does not allow. */
+BX_MUST_USE bx_status proto_infer_decode(proto_request *request, const char *model, int64_t json_bytes,
+                                         const void *body, size_t bytes, const proto_option *query, size_t n_query,
+                                         const proto_catalog *catalog, const proto_limits *limits, bx_error *error);
 void proto_request_free(proto_request *request);
 
 /* How much of a safetensors body of `bytes` must be in before proto_request_decode may be called on it: everything but
@@ -148,6 +166,11 @@ BX_MUST_USE bx_status proto_answer_encode(proto_buffer *out, proto_encoding acce
  * for a request_id of at most 256 bytes. */
 size_t proto_answer_bytes(const proto_request *request, const bx_plan *plan, int64_t n_rows, proto_encoding accept);
 
+/* The same for an inference; *json_bytes are the JSON's where bytes of tensors follow it, else 0. */
+BX_MUST_USE bx_status proto_infer_encode(proto_buffer *out, size_t *json_bytes, const proto_request *request,
+                                         const bx_result *result, const proto_timing *timing, const char *request_id,
+                                         size_t max_bytes, bx_error *error);
+
 typedef struct proto_problem {
     int http_status;
     const char *title;   /* the HTTP reason phrase */
@@ -159,6 +182,10 @@ typedef struct proto_problem {
 
 /* RFC 9457 problem document. Appends to `out`; check out->failed. */
 void proto_problem_encode(proto_buffer *out, const proto_problem *problem);
+/* The same as the Open Inference Protocol has it: {"error": "..."}. */
+void proto_infer_error(proto_buffer *out, const char *pointer, const char *detail);
+/* Turn a problem document into that form; failed when there is no memory. */
+void proto_infer_problem(proto_buffer *problem);
 
 /* One row of the lists of GET /v1/priors and GET /v1/criteria, and what GET .../{name} answers. */
 void proto_priors_row(proto_writer *writer, const bx_priors *priors);

@@ -213,8 +213,7 @@ bx_status proto_draft_set_target_dims(proto_draft *draft, const int64_t loc[3], 
 static void draft_fini(proto_draft *draft) {
     for (int i = 0; i < draft->n_documents; i++)
         proto_document_fini(&draft->documents[i]);
-    if (draft->encoding == PROTO_JSON)
-        proto_document_fini(&draft->document);
+    proto_document_fini(&draft->document);
     proto_container_fini(&draft->container);
     free(draft->memory);
 }
@@ -228,6 +227,12 @@ proto_encoding proto_encoding_guess(const void *body, size_t bytes) {
     return strchr("{ \t\r\n", *first) ? PROTO_JSON : PROTO_SAFETENSORS;
 }
 
+/* What of a document's stores the request views: F32 and I32 in JSON; in an inference F32, F64 and I64. */
+static const bx_dtype kept[] = {BX_F32, BX_I32, BX_F64, BX_I64};
+
+_Static_assert(sizeof((proto_request *)0)->memory / sizeof(void *) == 1 + sizeof kept / sizeof kept[0],
+               "a place for the draft's memory and for each store");
+
 /* Predictions and targets stay in the document's stores, which the request takes over. */
 static void *take_store(proto_request *request, proto_draft *draft, bx_dtype dtype) {
     proto_store *store = &draft->document.stores[dtype];
@@ -237,37 +242,70 @@ static void *take_store(proto_request *request, proto_draft *draft, bx_dtype dty
     return data;
 }
 
-bx_status proto_request_decode(proto_request *request, proto_task task, proto_encoding encoding, const void *body,
-                               size_t bytes, const proto_option *query, size_t n_query, const proto_catalog *catalog,
-                               const proto_limits *limits, bx_error *error) {
+/* What was found out about an inference, copied from the document. */
+static bx_status take_infer(proto_request *request, const proto_draft *draft, bx_error *error) {
+    request->infer = draft->infer;
+    request->infer.id = NULL;
+    if (!draft->infer.id)
+        return BX_OK;
+    const size_t bytes = strlen(draft->infer.id) + 1;
+    request->infer.id = malloc(bytes);
+    if (!request->infer.id)
+        return bx_fail(error, BX_NOMEM, "out_of_memory", "no memory for the id");
+    memcpy(request->infer.id, draft->infer.id, bytes);
+    request->memory_bytes += bytes;
+    return BX_OK;
+}
+
+static bx_status decode(proto_request *request, proto_draft *draft, const void *body, size_t bytes,
+                        const proto_option *query, size_t n_query, const proto_catalog *catalog, bx_error *error) {
+    static bx_status (*const readers[])(proto_draft * draft, const void *body, size_t bytes, bx_error *error) = {
+        [PROTO_JSON] = proto_draft_json, [PROTO_SAFETENSORS] = proto_draft_tensors, [PROTO_INFER] = proto_draft_infer};
     bx_error unwanted = {0};
     error = error ? error : &unwanted;
-    proto_draft draft = {.task = task, .encoding = encoding, .limits = limits};
-    proto_request made = {.task = task, .encoding = encoding};
-    bx_status status = encoding == PROTO_JSON ? proto_draft_json(&draft, body, bytes, error)
-                                              : proto_draft_tensors(&draft, body, bytes, error);
+    proto_request made = {.task = draft->task, .encoding = draft->encoding};
+    bx_status status = readers[draft->encoding](draft, body, bytes, error);
     if (!status)
-        status = proto_draft_query(&draft, query, n_query, error);
+        status = proto_draft_query(draft, query, n_query, error);
     if (!status)
-        status = proto_draft_resolve(&draft, &made, catalog, error);
+        status = proto_draft_resolve(draft, &made, catalog, error);
+    if (!status)
+        status = take_infer(&made, draft, error);
     if (!status) {
-        made.batch = draft.batch;
-        made.memory[0] = draft.memory;
-        made.memory[1] = take_store(&made, &draft, BX_F32);
-        made.memory[2] = take_store(&made, &draft, BX_I32);
-        made.memory_bytes += draft.memory_bytes;
-        draft.memory = NULL;
+        made.batch = draft->batch;
+        made.memory[0] = draft->memory;
+        for (size_t i = 0; i < sizeof kept / sizeof kept[0]; i++)
+            if (i < 2 || draft->encoding == PROTO_INFER)
+                made.memory[1 + i] = take_store(&made, draft, kept[i]);
+        made.memory_bytes += draft->memory_bytes;
+        draft->memory = NULL;
         *request = made;
     } else {
         proto_request_free(&made);
     }
-    draft_fini(&draft);
+    draft_fini(draft);
     return status;
+}
+
+bx_status proto_request_decode(proto_request *request, proto_task task, proto_encoding encoding, const void *body,
+                               size_t bytes, const proto_option *query, size_t n_query, const proto_catalog *catalog,
+                               const proto_limits *limits, bx_error *error) {
+    proto_draft draft = {.task = task, .encoding = encoding, .limits = limits};
+    return decode(request, &draft, body, bytes, query, n_query, catalog, error);
+}
+
+bx_status proto_infer_decode(proto_request *request, const char *model, int64_t json_bytes, const void *body,
+                             size_t bytes, const proto_option *query, size_t n_query, const proto_catalog *catalog,
+                             const proto_limits *limits, bx_error *error) {
+    proto_draft draft = {
+        .task = PROTO_LOSS, .encoding = PROTO_INFER, .limits = limits, .model = model, .json_bytes = json_bytes};
+    return decode(request, &draft, body, bytes, query, n_query, catalog, error);
 }
 
 void proto_request_free(proto_request *request) {
     bx_criterion_free(request->criterion);
     bx_priors_free(request->priors);
+    free(request->infer.id);
     for (size_t i = 0; i < sizeof request->memory / sizeof request->memory[0]; i++)
         free(request->memory[i]);
     *request = (proto_request){0};

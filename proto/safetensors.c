@@ -48,8 +48,9 @@ static bx_status check_size(const proto_tensor *tensor, bx_error *error) {
 
 /* List a tensor whose name, dtype_name, rank and shape have been read; no number of it is negative. */
 static bx_status add_tensor(proto_container *container, proto_tensor *tensor, const int64_t range[2], bx_error *error) {
-    if (!bx_dtype_from_name(tensor->dtype_name, &tensor->view.dtype))
-        tensor->view.dtype = BX_N_DTYPES;
+    if (!bx_dtype_from_name(tensor->dtype_name, &tensor->dtype))
+        tensor->dtype = BX_N_DTYPES;
+    tensor->view.dtype = tensor->dtype;
     if (range[0] > range[1] || (uint64_t)range[1] > container->data_bytes)
         return bx_fail(error, BX_MALFORMED, "bin_offset",
                        "tensor \"%s\": data_offsets [%lld,%lld] do not lie within the %zu bytes of data (cut short?)",

@@ -16,9 +16,12 @@
 
 /* An object or an array outside the arrays of numbers. */
 struct level {
-    uint32_t open; /* bit i: places[i] lies within */
+    const char *begin; /* its bracket */
+    uint32_t open;     /* bit i: places[i] lies within */
     bool array;
     const proto_place *flat; /* an object that may be {"shape", "data"} at this place */
+    bool typed;              /* dtype_beside has looked; this is what it found */
+    bx_dtype dtype;
 };
 
 struct scan {
@@ -37,7 +40,6 @@ struct scan {
 
 /* An array of numbers that is being read. */
 struct array {
-    const proto_place *place;
     proto_numbers *numbers;
     proto_store *store;
     int depth;                     /* of open arrays; at numbers->axes we are among numbers */
@@ -65,7 +67,7 @@ static unsigned hex_of(char c) {
 }
 
 /* Whether a key, as it is written, is `name`, which has only plain characters. */
-static bool key_is(const char *key, const char *end, const char *name) {
+bool proto_key_is(const char *key, const char *end, const char *name) {
     for (; *name; name++) {
         const unsigned code = (unsigned char)*name;
         if (key < end && *key == *name)
@@ -121,7 +123,7 @@ static uint32_t step(const struct scan *s, uint32_t open, int depth, const char 
     uint32_t here = 0;
     for (int i = 0; depth < PROTO_MAX_STEPS && open >> i; i++) {
         const char *name = s->places[i].steps[depth];
-        if (open >> i & 1 && name && (key ? *name && key_is(key, key_end, name) : !*name))
+        if (open >> i & 1 && name && (key ? *name && proto_key_is(key, key_end, name) : !*name))
             here |= 1u << i;
     }
     return here;
@@ -167,7 +169,7 @@ static bool among_numbers(const struct array *a) {
 /* Append a number; *fits: it is one of the type. */
 static inline bool put(struct array *a, const proto_number *number, bool *fits) {
     const bool integer = number->kind == PROTO_NUMBER_INTEGER;
-    const bx_dtype dtype = a->place->dtype;
+    const bx_dtype dtype = a->numbers->dtype;
     proto_store *store = a->store;
     *fits = true;
     if (store->n == store->capacity) {
@@ -268,7 +270,7 @@ static const char *skip_object(struct scan *s, int depth) {
 /* What is neither a number nor an array. Leaves s->at where it was when it is no value. */
 static bool read_other(struct scan *s, struct array *a) {
     const char *begin = s->at;
-    const bool boolean = a->place->dtype == BX_BOOL && (*begin == 't' || *begin == 'f') && among_numbers(a);
+    const bool boolean = a->numbers->dtype == BX_BOOL && (*begin == 't' || *begin == 'f') && among_numbers(a);
     bool plain = true;
     if (*begin == '"')
         s->at = skip_string(begin, s->end, &plain);
@@ -352,10 +354,54 @@ static bool read_elements(struct scan *s, struct array *a) {
     return true;
 }
 
+/* The brackets that follow one another here, as many as the place allows. */
+static int count_axes(const struct scan *s, const proto_place *place) {
+    int axes = 0;
+    for (const char *at = s->at; at < s->end && *at == '[' && axes < place->axes; axes++)
+        at = proto_skip_space(at + 1, s->end);
+    return axes > place->fewest_axes ? axes : place->fewest_axes;
+}
+
+/* The member of the object that begins here which tells the dtype. Mostly it stands before the numbers; if not, it is
+ * looked for behind them. */
+static bx_dtype find_dtype(const struct scan *s, const char *object) {
+    const char *key = object, *key_end = object;
+    bool is_value = false, plain;
+    int depth = 0;
+    for (const char *at = object + 1; at < s->end && depth >= 0;) {
+        const char c = *at;
+        if (c != '"') {
+            depth += (c == '{' || c == '[') - (c == '}' || c == ']');
+            if (depth == 0 && (c == ':' || c == ','))
+                is_value = c == ':';
+            at++;
+            continue;
+        }
+        const char *begin = at + 1;
+        at = skip_string(at, s->end, &plain);
+        const char *end = at > begin ? at - 1 : begin;
+        if (depth == 0 && is_value && proto_key_is(key, key_end, "datatype"))
+            return proto_datatype_stored(begin, end);
+        if (depth == 0 && !is_value) {
+            key = begin;
+            key_end = end;
+        }
+    }
+    return proto_datatype_stored(NULL, NULL);
+}
+
+/* What the numbers of the object that is open become; looked for once, however many arrays it has. */
+static bx_dtype dtype_beside(struct scan *s) {
+    struct level *level = &s->levels[s->n_levels - 1];
+    if (!level->typed)
+        level->dtype = find_dtype(s, level->begin);
+    level->typed = true;
+    return level->dtype;
+}
+
 /* The array at `place` that begins here. */
 static bool read_array(struct scan *s, const proto_place *place) {
     proto_document *document = s->document;
-    const char *first = proto_skip_space(s->at + 1, s->end);
     const bool flat = s->data_of != NULL;
     char index[24];
     snprintf(index, sizeof index, "%zu", document->n_arrays);
@@ -367,12 +413,12 @@ static bool read_array(struct scan *s, const proto_place *place) {
     if (!give(s, "", s->from, s->at + 1) || !give(s, index, s->at + 1, s->at + 1))
         return false;
     proto_numbers *numbers = &arrays[document->n_arrays++];
-    struct array a = {.place = place, .numbers = numbers, .store = &document->stores[place->dtype]};
+    const bx_dtype dtype = place->dtype == BX_N_DTYPES ? dtype_beside(s) : place->dtype;
+    struct array a = {.numbers = numbers, .store = &document->stores[dtype]};
     *numbers = (proto_numbers){.place = place,
+                               .dtype = dtype,
                                .flat = flat,
-                               .axes = flat                              ? 1
-                                       : first < s->end && *first == '[' ? place->axes
-                                                                         : place->fewest_axes,
+                               .axes = flat ? 1 : count_axes(s, place),
                                .shape = {-1, -1, -1},
                                .first = a.store->n};
     if (place->last && !flat)
@@ -395,7 +441,8 @@ static bool open_level(struct scan *s) {
         return read_array(s, place);
     const uint32_t open = s->data_of ? 0 : s->here;
     s->here = array ? step(s, open, s->base + s->n_levels, NULL, NULL) : 0;
-    s->levels[s->n_levels++] = (struct level){.open = open, .array = array, .flat = s->data_of ? NULL : place};
+    s->levels[s->n_levels++] =
+        (struct level){.begin = s->at, .open = open, .array = array, .flat = s->data_of ? NULL : place};
     s->data_of = NULL;
     s->at++;
     return true;
@@ -409,7 +456,7 @@ static void begin_value(struct scan *s) {
     s->data_of = NULL;
     if (level && level->array != member && level->open)
         s->here = step(s, level->open, s->base + s->n_levels - 1, member ? s->key : NULL, s->key_end);
-    if (level && member && level->flat && key_is(s->key, s->key_end, "data"))
+    if (level && member && level->flat && proto_key_is(s->key, s->key_end, "data"))
         s->data_of = level->flat;
     s->at++;
 }

@@ -1,0 +1,500 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * An inference of the Open Inference Protocol to a draft: a JSON object that names tensors, whose numbers stand in it
+ * or follow it as bytes (the binary tensor data extension). They become the table of tensors that a safetensors body
+ * becomes, so what a request may hold is decided in one place (decode_tensors.c).
+ *
+ * What the protocol does not allow is BX_MALFORMED; what a request of this service cannot mean is refused as in every
+ * other body.
+ */
+#include "internal.h"
+
+#include <stdio.h>
+#include <string.h>
+
+/* ---- datatypes --------------------------------------------------------------------------------------------------- */
+
+/* What numbers in JSON of each datatype are stored as: whole ones as I64, where they can be checked. Of the two short
+ * ones there are none in JSON, as in Triton. */
+static const struct datatype {
+    const char *name;
+    bx_dtype dtype, stored; /* stored BX_N_DTYPES: bytes only */
+    int64_t least, most;    /* of whole numbers */
+} datatypes[] = {
+    {"FP32", BX_F32, BX_F32, 0, 0},
+    {"INT64", BX_I64, BX_I64, INT64_MIN, INT64_MAX},
+    {"INT32", BX_I32, BX_I64, INT32_MIN, INT32_MAX},
+    {"FP16", BX_F16, BX_N_DTYPES, 0, 0},
+    {"BF16", BX_BF16, BX_N_DTYPES, 0, 0},
+    {"FP64", BX_F64, BX_F64, 0, 0},
+    {"BOOL", BX_BOOL, BX_BOOL, 0, 0},
+    {"UINT8", BX_U8, BX_I64, 0, UINT8_MAX},
+    {"INT16", BX_I16, BX_I64, INT16_MIN, INT16_MAX},
+    {"INT8", BX_I8, BX_I64, INT8_MIN, INT8_MAX},
+};
+
+enum { N_DATATYPES = sizeof datatypes / sizeof datatypes[0] };
+
+const char *proto_datatype_name(bx_dtype dtype) {
+    size_t i = 0;
+    while (i < N_DATATYPES - 1 && datatypes[i].dtype != dtype)
+        i++;
+    return datatypes[i].name;
+}
+
+/* NULL: one that no tensor here can have. */
+static const struct datatype *find_datatype(const char *name) {
+    for (size_t i = 0; i < N_DATATYPES; i++)
+        if (proto_same(datatypes[i].name, name))
+            return &datatypes[i];
+    return NULL;
+}
+
+/* Of the text of a JSON string; where it is none of ours it does not matter, the input will be refused. */
+bx_dtype proto_datatype_stored(const char *begin, const char *end) {
+    for (size_t i = 0; begin && i < N_DATATYPES; i++)
+        if (datatypes[i].stored != BX_N_DTYPES && proto_key_is(begin, end, datatypes[i].name))
+            return datatypes[i].stored;
+    return BX_F64;
+}
+
+/* Where an inference has arrays of numbers. */
+static const proto_place places[] = {
+    {{"inputs", "", "data"}, BX_N_DTYPES, PROTO_MAX_AXES, 1, 0},
+    {{NULL}, BX_F32, 0, 0, 0},
+};
+
+/* ---- JSON values of the protocol --------------------------------------------------------------------------------- */
+
+static bx_status refuse(bx_error *error, const char *path, const char *expected, const proto_node *got) {
+    if (got)
+        bx_fail(error, BX_MALFORMED, "infer_request", "expected %s, got %s", expected, proto_json_kind_name(got));
+    else
+        bx_fail(error, BX_MALFORMED, "infer_request", "%s is missing here", expected);
+    return bx_at(error, "%s", path);
+}
+
+/* A member that must be there and of that kind; `expected`: in words. */
+static bx_status need(const proto_node **value, const proto_node *object, const char *path, const char *name,
+                      proto_kind kind, const char *expected, bx_error *error) {
+    char at[80];
+    *value = proto_json_get(object, name);
+    if (*value && proto_json_kind(*value) == kind)
+        return BX_OK;
+    snprintf(at, sizeof at, "%s.%s", path, name);
+    return refuse(error, *value ? at : path, *value ? expected : name, *value);
+}
+
+/* Refuse members that are not in the list, which ends with NULL. */
+static bx_status check_members(const proto_node *object, const char *path, const char *what, proto_names known,
+                               bx_error *error) {
+    void *iterator = NULL;
+    const char *name;
+    const proto_node *value;
+    while (proto_json_next(object, &iterator, &name, &value)) {
+        size_t i = 0;
+        while (known(i) && strcmp(known(i), name) != 0)
+            i++;
+        if (!known(i)) {
+            proto_refuse(error, "unknown_member", what, name, known);
+            return proto_at_member(error, path, name);
+        }
+    }
+    return BX_OK;
+}
+
+static const char *request_member_at(size_t i) {
+    /* some clients repeat what the path says */
+    static const char *const names[] = {"inputs", "outputs", "parameters", "id", "model_name", "model_version", NULL};
+    return names[i];
+}
+
+static const char *input_member_at(size_t i) {
+    static const char *const names[] = {"name", "shape", "datatype", "data", "parameters", NULL};
+    return names[i];
+}
+
+static const char *output_member_at(size_t i) {
+    static const char *const names[] = {"name", "parameters", NULL};
+    return names[i];
+}
+
+static const char *output_name_at(size_t i) {
+    const proto_output *output = proto_output_at(i);
+    return output ? output->name : NULL;
+}
+
+/* A tensor's parameter other than its usual one. */
+static bx_status refuse_parameter(const char *path, const char *name, const char *usual, bx_error *error) {
+    char at[80];
+    if (strncmp(name, "shared_memory_", 14) == 0)
+        bx_fail(error, BX_INVALID, "unsupported_option", "this daemon maps no shared memory");
+    else
+        bx_fail(error, BX_INVALID, "unknown_member", "there is no parameter \"%.64s\" here; there is %s", name, usual);
+    snprintf(at, sizeof at, "%s.parameters", path);
+    return proto_at_member(error, at, name);
+}
+
+/* The only parameter that a tensor may have; NULL when it is not there. */
+static bx_status read_parameter(const proto_node **value, const proto_node *tensor, const char *path, const char *usual,
+                                proto_kind kind, const char *expected, bx_error *error) {
+    const proto_node *parameters = proto_json_get(tensor, "parameters"), *each;
+    void *iterator = NULL;
+    const char *name;
+    char at[80];
+    *value = NULL;
+    if (!parameters)
+        return BX_OK;
+    snprintf(at, sizeof at, "%s.parameters", path);
+    if (proto_json_kind(parameters) != PROTO_OBJECT)
+        return refuse(error, at, "an object", parameters);
+    while (proto_json_next(parameters, &iterator, &name, &each)) {
+        if (strcmp(name, usual) != 0)
+            return refuse_parameter(path, name, usual, error);
+        *value = each;
+    }
+    snprintf(at, sizeof at, "%s.parameters.%s", path, usual);
+    return !*value || proto_json_kind(*value) == kind ? BX_OK : refuse(error, at, expected, *value);
+}
+
+/* ---- inputs ------------------------------------------------------------------------------------------------------ */
+
+/* The bytes behind the JSON that no input has taken yet. */
+struct rest {
+    const char *at;
+    size_t bytes;
+};
+
+/* Of an input that is being read. */
+struct input {
+    const proto_node *node;
+    const char *path;
+    const struct datatype *datatype; /* NULL: none of ours */
+    proto_tensor *tensor;
+};
+
+static bx_status read_shape(const struct input *in, const proto_node *shape, bx_error *error) {
+    proto_tensor *tensor = in->tensor;
+    if (proto_json_size(shape) > PROTO_MAX_RANK) {
+        bx_fail(error, BX_MALFORMED, "infer_request", "%zu dimensions; at most %d are possible", proto_json_size(shape),
+                PROTO_MAX_RANK);
+        return bx_at(error, "%s.shape", in->path);
+    }
+    tensor->rank = (int)proto_json_size(shape);
+    for (int i = 0; i < tensor->rank; i++) {
+        const proto_node *dim = proto_json_at(shape, (size_t)i);
+        char at[80];
+        snprintf(at, sizeof at, "%s.shape[%d]", in->path, i);
+        if (proto_json_kind(dim) != PROTO_INTEGER)
+            return refuse(error, at, "an integer", dim);
+        tensor->shape[i] = proto_json_int(dim);
+        if (tensor->shape[i] < 0) {
+            bx_fail(error, BX_MALFORMED, "infer_request", "a dimension of %lld", (long long)tensor->shape[i]);
+            return bx_at(error, "%s", at);
+        }
+    }
+    return BX_OK;
+}
+
+/* Elements of the shape times so many bytes. */
+static bx_status measure(size_t *size, const struct input *in, size_t element, bx_error *error) {
+    *size = element;
+    for (int i = 0; i < in->tensor->rank; i++)
+        if (__builtin_mul_overflow(*size, (size_t)in->tensor->shape[i], size) || *size > SIZE_MAX / 2) {
+            bx_fail(error, BX_MALFORMED, "bin_shape_overflow", "the shape overflows 64 bits");
+            return bx_at(error, "%s.shape", in->path);
+        }
+    return BX_OK;
+}
+
+/* Bytes behind the JSON: the next so many. */
+static bx_status take_bytes(const struct input *in, const proto_node *given, struct rest *rest, bx_error *error) {
+    const int64_t bytes = proto_json_int(given);
+    size_t size = 0;
+    bx_status status = measure(&size, in, in->datatype ? bx_dtype_bytes(in->datatype->dtype) : 1, error);
+    if (status)
+        return status;
+    if (bytes < 0)
+        bx_fail(error, BX_MALFORMED, "bin_size", "binary_data_size is %lld", (long long)bytes);
+    else if ((uint64_t)bytes > rest->bytes)
+        bx_fail(error, BX_MALFORMED, "bin_size",
+                "binary_data_size is %lld, but only %zu bytes are left behind the JSON; its length is what "
+                "Inference-Header-Content-Length says",
+                (long long)bytes, rest->bytes);
+    else if (in->datatype && size != (size_t)bytes)
+        bx_fail(error, BX_MALFORMED, "bin_size", "shape and datatype make %zu bytes, binary_data_size is %lld", size,
+                (long long)bytes);
+    if (error->status)
+        return bx_at(error, "%s", in->path);
+    in->tensor->view = (bx_tensor){in->tensor->dtype, rest->at};
+    rest->at += bytes;
+    rest->bytes -= (size_t)bytes;
+    return BX_OK;
+}
+
+/* Whole numbers are checked against the range of their datatype. */
+static bx_status check_range(const struct input *in, const proto_dense *dense, bx_error *error) {
+    const int64_t *values = dense->data;
+    const size_t n = proto_dense_count(dense);
+    for (size_t i = 0; in->datatype->stored == BX_I64 && i < n; i++)
+        if (values[i] < in->datatype->least || values[i] > in->datatype->most) {
+            bx_fail(error, BX_INVALID, "type_mismatch", "%lld is no %s", (long long)values[i], in->datatype->name);
+            return bx_at(error, "%s.data[%zu]", in->path, i);
+        }
+    return BX_OK;
+}
+
+/* Numbers in the JSON, nested as the shape says or flat. */
+static bx_status take_numbers(const struct input *in, const proto_document *document, const proto_node *data,
+                              bx_error *error) {
+    char at[80];
+    proto_dense dense = {.path = at};
+    size_t size = 0;
+    snprintf(at, sizeof at, "%s.data", in->path);
+    if (!in->datatype)
+        return BX_OK; /* to be refused by whoever knows what it should be */
+    if (in->datatype->stored == BX_N_DTYPES) {
+        bx_fail(error, BX_INVALID, "dtype", "%s is not taken from JSON: send it as binary data, or the numbers as FP32",
+                in->datatype->name);
+        return bx_at(error, "%s", in->path);
+    }
+    bx_status status =
+        proto_json_kind(data) == PROTO_ARRAY ? measure(&size, in, 1, error) : refuse(error, at, "an array", data);
+    if (!status)
+        status = proto_dense_read(&dense, document, data, error);
+    if (status)
+        return status;
+    bool fits = proto_dense_count(&dense) == size;
+    for (int i = 0; dense.axes > 1 && i < dense.axes; i++)
+        fits &= dense.axes == in->tensor->rank && dense.shape[i] == in->tensor->shape[i];
+    if (!fits) {
+        bx_fail(error, BX_SHAPE, "shape", "data has %zu numbers%s, which is not what its shape says",
+                proto_dense_count(&dense), dense.axes > 1 ? " in nested arrays" : "");
+        return bx_at(error, "%s", at);
+    }
+    in->tensor->view = (bx_tensor){in->datatype->stored, dense.data};
+    return check_range(in, &dense, error);
+}
+
+static bx_status take_data(const struct input *in, const proto_document *document, struct rest *rest, bx_error *error) {
+    const proto_node *data = proto_json_get(in->node, "data"), *size;
+    bx_status status =
+        read_parameter(&size, in->node, in->path, "binary_data_size", PROTO_INTEGER, "an integer", error);
+    if (status)
+        return status;
+    if (!data == !size) {
+        bx_fail(error, BX_MALFORMED, "infer_request",
+                data ? "there are data and binary_data_size; one of them is possible"
+                     : "there are neither data nor a binary_data_size");
+        return bx_at(error, "%s", in->path);
+    }
+    return size ? take_bytes(in, size, rest, error) : take_numbers(in, document, data, error);
+}
+
+static bx_status read_input(proto_draft *draft, const proto_node *node, size_t i, struct rest *rest, bx_error *error) {
+    proto_container *container = &draft->container;
+    proto_tensor *tensor = &container->tensors[container->n_tensors];
+    const proto_node *name, *shape, *datatype;
+    char path[32];
+    snprintf(path, sizeof path, "inputs[%zu]", i);
+    if (proto_json_kind(node) != PROTO_OBJECT)
+        return refuse(error, path, "an object", node);
+    bx_status status = check_members(node, path, "member", input_member_at, error);
+    if (!status)
+        status = need(&name, node, path, "name", PROTO_STRING, "a string", error);
+    if (!status)
+        status = need(&datatype, node, path, "datatype", PROTO_STRING, "a string", error);
+    if (!status)
+        status = need(&shape, node, path, "shape", PROTO_ARRAY, "an array", error);
+    if (status)
+        return status;
+    *tensor = (proto_tensor){.name = proto_json_string(name), .dtype_name = proto_json_string(datatype)};
+    const struct input in = {node, path, find_datatype(tensor->dtype_name), tensor};
+    tensor->dtype = in.datatype ? in.datatype->dtype : BX_N_DTYPES;
+    for (int k = 0; k < container->n_tensors; k++)
+        if (proto_same(container->tensors[k].name, tensor->name)) {
+            bx_fail(error, BX_MALFORMED, "infer_request", "the input \"%.64s\" is there twice", tensor->name);
+            return bx_at(error, "%s", path);
+        }
+    status = read_shape(&in, shape, error);
+    if (!status)
+        status = take_data(&in, &draft->document, rest, error);
+    container->n_tensors += !status;
+    return status;
+}
+
+static bx_status read_inputs(proto_draft *draft, struct rest rest, bx_error *error) {
+    const proto_node *inputs = proto_json_get(draft->document.root, "inputs");
+    bx_status status = BX_OK;
+    if (!inputs || proto_json_kind(inputs) != PROTO_ARRAY)
+        return refuse(error, inputs ? "inputs" : "", inputs ? "an array" : "\"inputs\"", inputs);
+    if (proto_json_size(inputs) > PROTO_MAX_TENSORS) {
+        bx_fail(error, BX_MALFORMED, "infer_request", "more than %d inputs", PROTO_MAX_TENSORS);
+        return bx_at(error, "inputs");
+    }
+    for (size_t i = 0; !status && i < proto_json_size(inputs); i++)
+        status = read_input(draft, proto_json_at(inputs, i), i, &rest, error);
+    if (!status && rest.bytes > 0)
+        return bx_fail(error, BX_MALFORMED, "bin_layout", "%zu bytes follow the last input", rest.bytes);
+    return status;
+}
+
+/* ---- parameters and outputs -------------------------------------------------------------------------------------- */
+
+/* What Triton's clients may send to any model and means nothing here. */
+static bool is_reserved(const char *name) {
+    static const char *const names[] = {
+        "sequence_id", "sequence_start", "sequence_end", "priority", "timeout", "binary_data_output", NULL};
+    size_t i = 0;
+    while (names[i] && strcmp(names[i], name) != 0)
+        i++;
+    return names[i] != NULL;
+}
+
+static bx_status read_option(proto_draft *draft, const char *name, const proto_node *value, bx_error *error) {
+    int option;
+    char digits[24];
+    if (proto_draft_option(&option, draft, name, error))
+        return proto_at_member(error, "parameters", name);
+    switch (proto_json_kind(value)) {
+    case PROTO_STRING:
+        draft->options[option].text = proto_json_string(value);
+        return BX_OK;
+    case PROTO_INTEGER:
+        snprintf(digits, sizeof digits, "%lld", (long long)proto_json_int(value));
+        memcpy(draft->digits[option], digits, sizeof digits);
+        draft->options[option].text = draft->digits[option];
+        return BX_OK;
+    default:
+        proto_mismatch(error, "a string (of JSON text for an object or an array) or an integer", value);
+        return proto_at_member(error, "parameters", name);
+    }
+}
+
+static bx_status read_parameters(proto_draft *draft, bool *binary, bx_error *error) {
+    const proto_node *parameters = proto_json_get(draft->document.root, "parameters"), *value;
+    void *iterator = NULL;
+    const char *name;
+    bx_status status = BX_OK;
+    *binary = false;
+    if (!parameters)
+        return BX_OK;
+    if (proto_json_kind(parameters) != PROTO_OBJECT)
+        return refuse(error, "parameters", "an object", parameters);
+    while (!status && proto_json_next(parameters, &iterator, &name, &value)) {
+        const bool output = strcmp(name, "binary_data_output") == 0;
+        if (output && proto_json_kind(value) != PROTO_BOOLEAN)
+            return refuse(error, "parameters.binary_data_output", "a boolean", value);
+        if (output)
+            *binary = proto_json_bool(value);
+        else if (!is_reserved(name))
+            status = read_option(draft, name, value, error);
+    }
+    return status;
+}
+
+static bx_status read_output(proto_infer *infer, const proto_node *node, size_t i, bool binary, bx_error *error) {
+    const proto_node *name, *bytes;
+    size_t output = 0;
+    char path[32];
+    snprintf(path, sizeof path, "outputs[%zu]", i);
+    if (proto_json_kind(node) != PROTO_OBJECT)
+        return refuse(error, path, "an object", node);
+    bx_status status = check_members(node, path, "member", output_member_at, error);
+    if (!status)
+        status = need(&name, node, path, "name", PROTO_STRING, "a string", error);
+    if (!status)
+        status = read_parameter(&bytes, node, path, "binary_data", PROTO_BOOLEAN, "a boolean", error);
+    if (status)
+        return status;
+    while (output_name_at(output) && strcmp(output_name_at(output), proto_json_string(name)) != 0)
+        output++;
+    if (!output_name_at(output))
+        proto_refuse(error, "unknown_member", "output", proto_json_string(name), output_name_at);
+    else if (infer->outputs >> output & 1)
+        bx_fail(error, BX_MALFORMED, "infer_request", "the output \"%s\" is there twice", output_name_at(output));
+    if (error->status)
+        return bx_at(error, "%s", path);
+    infer->outputs |= 1u << output;
+    if (bytes ? proto_json_bool(bytes) : binary)
+        infer->binary |= 1u << output;
+    return BX_OK;
+}
+
+static bx_status read_outputs(proto_draft *draft, bool binary, bx_error *error) {
+    const proto_node *outputs = proto_json_get(draft->document.root, "outputs");
+    bx_status status = BX_OK;
+    if (outputs && proto_json_kind(outputs) != PROTO_ARRAY)
+        return refuse(error, "outputs", "an array", outputs);
+    for (size_t i = 0; !status && outputs && i < proto_json_size(outputs); i++)
+        status = read_output(&draft->infer, proto_json_at(outputs, i), i, binary, error);
+    if (!status && draft->infer.outputs == 0)
+        draft->infer.binary = binary ? ~0u : 0;
+    return status;
+}
+
+static bx_status read_id(proto_draft *draft, bx_error *error) {
+    const proto_node *id = proto_json_get(draft->document.root, "id");
+    if (!id)
+        return BX_OK;
+    if (proto_json_kind(id) != PROTO_STRING)
+        return refuse(error, "id", "a string", id);
+    if (*proto_json_string(id)) /* the C++ client always sends one, which may be empty */
+        draft->infer.id = (char *)proto_json_string(id);
+    return BX_OK;
+}
+
+/* ---- the whole body ---------------------------------------------------------------------------------------------- */
+
+/* Whoever sends tensors behind the JSON without saying so gets to know what is missing. */
+static bx_status read_document(proto_draft *draft, const char *text, size_t bytes, bx_error *error) {
+    bx_error cause = {0};
+    bx_status status = proto_document_read(&draft->document, text, bytes, NULL, places, draft->limits, &cause);
+    if (!status)
+        return BX_OK;
+    const bool perhaps = draft->json_bytes < 0 && strcmp(cause.code, "json_syntax") == 0;
+    return bx_fail(error, status, cause.code, "%s%s", cause.text,
+                   perhaps ? " (where tensors follow the JSON, Inference-Header-Content-Length must give its length)"
+                           : "");
+}
+
+bx_status proto_draft_infer(proto_draft *draft, const void *body, size_t bytes, bx_error *error) {
+    const char *text = body;
+    const size_t length = draft->json_bytes < 0 ? bytes : (size_t)draft->json_bytes;
+    bool binary;
+    if (length > bytes)
+        return bx_fail(error, BX_MALFORMED, "infer_header_length",
+                       "Inference-Header-Content-Length is %zu, but the body has %zu bytes", length, bytes);
+    bx_status status = read_document(draft, text, length, error);
+    if (!status)
+        status = check_members(draft->document.root, "", "member", request_member_at, error);
+    if (!status)
+        status = read_id(draft, error);
+    if (!status)
+        status = read_inputs(draft, (struct rest){text + length, bytes - length}, error);
+    if (!status)
+        status = read_parameters(draft, &binary, error);
+    if (!status)
+        status = read_outputs(draft, binary, error);
+    return status ? status : proto_draft_bind(draft, error);
+}
+
+bx_status proto_infer_include(unsigned *include, unsigned outputs, bool with_targets, bx_error *error) {
+    const unsigned dense = PROTO_INCLUDE_DENSE_GRADIENTS;
+    const proto_output *output;
+    for (size_t i = 0; (output = proto_output_at(i)); i++) {
+        if (!(outputs >> i & 1))
+            continue;
+        if (output->include && !(*include & output->include))
+            *include |= output->include & -output->include;
+        const bool gone = output->include & dense && *include & dense && !output->dense;
+        if (gone)
+            bx_fail(error, BX_INVALID, "invalid_option", "dense gradients have no %s", output->name);
+        else if (output->of == PROTO_OUTPUT_OF_OBJECTS && with_targets)
+            bx_fail(error, BX_INVALID, "invalid_option", "there is no %s where targets are sent: there are no objects",
+                    output->name);
+        if (error->status)
+            return bx_at(error, "outputs");
+    }
+    return BX_OK;
+}
