@@ -40,7 +40,7 @@ LIB_OBJ    := $(patsubst %.c,$(B)/%.o,$(filter-out lib/cpu_simd.c,$(wildcard lib
 PROTO_OBJ  := $(patsubst %.c,$(B)/%.o,$(wildcard proto/*.c))
 SERVER_OBJ := $(patsubst %.c,$(B)/%.o,$(wildcard server/*.c))
 ARCHIVES   := $(B)/libproto.a $(B)/libboxloss.a
-LDLIBS     := -lmicrohttpd -ljansson -lsqlite3 -lm -lpthread
+LDLIBS     := -lmicrohttpd -ljansson -lsqlite3 -lz -lm -lpthread
 
 UNIT    := $(patsubst tests/unit/%.c,$(B)/unit/%,$(wildcard tests/unit/test_*.c))
 KERNELS := $(B)/kernels/harness

@@ -208,6 +208,49 @@ BX_MUST_USE bx_status proto_criterion_read(bx_criterion **criterion, const char 
 BX_MUST_USE bx_status proto_priors_read(const bx_priors **priors, const char *name, proto_encoding encoding,
                                         const void *body, size_t bytes, const proto_limits *limits, bx_error *error);
 
+/* ---- models: what the Open Inference Protocol tells of criteria -------------------------------------------------- */
+
+/* Since the start. Times are of what succeeded, but the last. */
+typedef struct proto_model_statistics {
+    int64_t last_ms; /* since 1970; 0: never */
+    int64_t successes, failures;
+    int64_t queue_ns, input_ns, infer_ns, output_ns, fail_ns;
+} proto_model_statistics;
+
+/* Each appends a document, but the last, which is one element of an array; check out->failed. */
+void proto_server_describe(proto_buffer *out, const char *version);
+void proto_model_describe(proto_buffer *out, const char *name);
+void proto_model_configure(proto_buffer *out, const char *name, int64_t max_request_bytes);
+void proto_model_statistics_row(proto_writer *writer, const char *name, const proto_model_statistics *statistics);
+
+/* ---- content codings --------------------------------------------------------------------------------------------- */
+
+typedef enum proto_coding { PROTO_IDENTITY, PROTO_GZIP, PROTO_DEFLATE } proto_coding;
+
+/* As HTTP writes it; NULL for identity. */
+const char *proto_coding_name(proto_coding coding);
+
+typedef struct proto_inflater proto_inflater;
+
+#define PROTO_INFLATER_BYTES ((size_t)48 << 10) /* of heap, at most */
+
+/* NULL: no memory. Free it with proto_inflater_free. */
+proto_inflater *proto_inflater_new(proto_coding coding);
+void proto_inflater_free(proto_inflater *inflater);
+/* The next bytes of the body, which must stay until they are taken: until it comes to less than `room`. */
+void proto_inflater_give(proto_inflater *inflater, const void *data, size_t bytes);
+/* Errors: BX_MALFORMED "content_encoding", BX_NOMEM. */
+BX_MUST_USE bx_status proto_inflater_take(proto_inflater *inflater, void *out, size_t room, size_t *bytes,
+                                          bx_error *error);
+/* Whether the body may end here. */
+BX_MUST_USE bx_status proto_inflater_end(const proto_inflater *inflater, bx_error *error);
+
+#define PROTO_DEFLATER_BYTES ((size_t)272 << 10) /* of heap, at most, besides the room */
+
+/* Append the coded form if it has at most `room` bytes; false: it has more, or there is no memory, and nothing is
+ * appended. */
+BX_MUST_USE bool proto_deflate(proto_buffer *out, proto_coding coding, const void *data, size_t bytes, size_t room);
+
 /* Process-wide set-up: JSON allocation budget and hash seed. Call once, before any thread starts and any decoding;
  * without it json_memory bounds nothing. */
 void proto_init(void);

@@ -15,6 +15,9 @@
 
 #define INLINE_US          200.0
 #define US_PER_ANSWER_BYTE 0.01 /* of the answer */
+/* Answers that may be compressed: a few bytes gain nothing, and many take too long. */
+#define COMPRESSED_LEAST ((size_t)1 << 10)
+#define COMPRESSED_MOST  ((size_t)8 << 20)
 
 /* ---- decoding and planning --------------------------------------------------------------------------------------- */
 
@@ -105,9 +108,12 @@ static bx_status take_work(request *r) {
 static bx_status decode(request *r, size_t bytes, bool by_worker, bool makes) {
     reservation own = {.request = r, .by_worker = by_worker};
     const proto_limits limits = request_limits(&own);
-    bx_status status =
-        proto_request_decode(&r->decoded_request, r->route->task, r->encoding, r->body.data, bytes, r->query,
-                             r->n_query, registry_catalog(r->server->registry, makes), &limits, &r->error);
+    const proto_catalog *catalog = registry_catalog(r->server->registry, makes);
+    bx_status status = r->encoding == PROTO_INFER
+                           ? proto_infer_decode(&r->decoded_request, r->name, r->json_bytes, r->body.data, bytes,
+                                                r->query, r->n_query, catalog, &limits, &r->error)
+                           : proto_request_decode(&r->decoded_request, r->route->task, r->encoding, r->body.data, bytes,
+                                                  r->query, r->n_query, catalog, &limits, &r->error);
     lease_return(&r->lease, own.bytes);
     r->decoded = status == BX_OK;
     if (r->decoded && !lease_promise(&r->lease, r->decoded_request.memory_bytes)) {
@@ -213,18 +219,52 @@ bool batch_run_inline(request *r) {
 
 /* ---- units ------------------------------------------------------------------------------------------------------- */
 
+/* In the coding that the client asked for, where the answer is long enough to be worth it and becomes smaller by an
+ * eighth. */
+static void compress(request *r, answer *done) {
+    const size_t bytes = done->body.bytes, room = bytes / 8 * 7;
+    proto_buffer coded = {0};
+    if (r->reply == PROTO_IDENTITY || bytes < COMPRESSED_LEAST || bytes > COMPRESSED_MOST ||
+        !lease_borrow(&r->lease, room + PROTO_DEFLATER_BYTES)) {
+        return;
+    }
+    if (proto_deflate(&coded, r->reply, done->body.data, bytes, room)) {
+        proto_buffer_free(&done->body);
+        done->body = coded;
+        done->coding = r->reply;
+    } else {
+        proto_buffer_free(&coded);
+    }
+    lease_return(&r->lease, done->coding ? PROTO_DEFLATER_BYTES : room + PROTO_DEFLATER_BYTES);
+}
+
+static bx_status encode(request *r, const bx_result *result, answer *done, bx_error *error) {
+    const size_t most = memory_limit(r->server->memory);
+    if (r->accept != PROTO_INFER) {
+        done->type = r->accept == PROTO_JSON ? PROTO_TYPE_JSON : PROTO_TYPE_SAFETENSORS;
+        return proto_answer_encode(&done->body, r->accept, &r->decoded_request, result, &done->timing, r->id, most,
+                                   error);
+    }
+    bx_status status = proto_infer_encode(&done->body, &done->json_bytes, &r->decoded_request, result, &done->timing,
+                                          r->id, most, error);
+    done->type = done->json_bytes > 0 ? PROTO_TYPE_BYTES : PROTO_TYPE_JSON;
+    if (status == BX_OK) {
+        compress(r, done);
+    }
+    return status;
+}
+
 static void finish(request *r) {
     if (atomic_load(&r->cancelled)) {
         return; /* units that were cut short left nothing to reduce, and nobody waits */
     }
     bx_result result;
     bx_error error = {0};
-    answer done = {.status = 200, .type = r->accept == PROTO_JSON ? PROTO_TYPE_JSON : PROTO_TYPE_SAFETENSORS};
+    answer done = {.status = 200};
     done.timing = request_timing(r);
     bx_status status = bx_finish(&result, &r->job, &error);
     if (status == BX_OK) {
-        status = proto_answer_encode(&done.body, r->accept, &r->decoded_request, &result, &done.timing, r->id,
-                                     memory_limit(r->server->memory), &error);
+        status = encode(r, &result, &done, &error);
     }
     if (status != BX_OK) {
         answer_free(&done);

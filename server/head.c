@@ -59,6 +59,8 @@ void head_add(head *h, const char *name, const char *value) {
         {"If-Match", &h->if_match, NULL},
         {"If-None-Match", &h->if_none_match, NULL},
         {"Content-Range", &h->content_range, NULL},
+        {"Inference-Header-Content-Length", &h->infer, &h->n_infer},
+        {"Accept-Encoding", &h->accept_encoding, NULL},
     };
     for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
         const bool perhaps = (*name | 0x20) == (*known[i].name | 0x20);
@@ -257,4 +259,68 @@ bool head_accept(const head *h, proto_encoding *accept, refusal *why) {
     }
     *accept = tensors > json ? PROTO_SAFETENSORS : PROTO_JSON;
     return true;
+}
+
+/* ---- inferences -------------------------------------------------------------------------------------------------- */
+
+/* What of gzip and deflate is welcome; gzip when both are as much. */
+static proto_coding accepted_coding(const char *accept) {
+    char text[256];
+    double best = 0;
+    proto_coding coding = PROTO_IDENTITY;
+    copy_text(text, sizeof text, accept ? accept : "");
+    for (char *rest = text, *element; (element = next_element(&rest, ','));) {
+        char *parameters = element, *name = next_element(&parameters, ';'), *parameter;
+        double q = 1;
+        while ((parameter = next_element(&parameters, ';'))) {
+            q = !strncasecmp(parameter, "q=", 2) ? strtod(parameter + 2, NULL) : q;
+        }
+        const proto_coding named = !strcasecmp(name, "gzip")      ? PROTO_GZIP
+                                   : !strcasecmp(name, "deflate") ? PROTO_DEFLATE
+                                                                  : PROTO_IDENTITY;
+        if (named != PROTO_IDENTITY && (q > best || (q == best && q > 0 && named == PROTO_GZIP))) {
+            best = q;
+            coding = named;
+        }
+    }
+    return coding;
+}
+
+static bool infer_length(const head *h, int64_t *bytes, refusal *why) {
+    *bytes = -1;
+    if (!h->n_infer) {
+        return true;
+    }
+    if (h->n_infer > 1) {
+        return refuse(why, 400, "infer_header_length", "More than one Inference-Header-Content-Length header.");
+    }
+    if (!parse_length(h->infer, bytes)) {
+        return refuse(why, 400, "infer_header_length", "Inference-Header-Content-Length is not a number.");
+    }
+    if (*bytes == 0) {
+        return refuse(
+            why, 400, "infer_header_length",
+            "Inference-Header-Content-Length is 0, a raw binary request; the models here have several inputs, "
+            "which the JSON has to name.");
+    }
+    const bool coded = h->encoding && *h->encoding && strcasecmp(h->encoding, "identity");
+    const int64_t body = h->content_length > 0 ? h->content_length : 0;
+    if (*bytes == INT64_MAX || (!h->chunked && !coded && *bytes > body)) {
+        return refuse(why, 400, "infer_header_length", "Inference-Header-Content-Length is larger than the body.");
+    }
+    return true;
+}
+
+bool head_infer(const head *h, admission *a, refusal *why) {
+    const char *coding = h->encoding ? h->encoding : "";
+    a->encoding = PROTO_INFER;
+    a->guess = false;
+    a->coding = !strcasecmp(coding, "gzip")      ? PROTO_GZIP
+                : !strcasecmp(coding, "deflate") ? PROTO_DEFLATE
+                                                 : PROTO_IDENTITY;
+    if (a->coding == PROTO_IDENTITY && *coding && strcasecmp(coding, "identity")) {
+        return refuse(why, 501, "content_encoding", "Bodies may be coded as gzip or deflate here, or not at all.");
+    }
+    a->reply = accepted_coding(h->accept_encoding);
+    return infer_length(h, &a->json_bytes, why);
 }

@@ -46,6 +46,8 @@ typedef struct exchange {
     peer *peer;
     bool begun, suspended;
     bool malformed_uri, close;
+    bool protocol;    /* of the Open Inference Protocol: errors are as it says them */
+    char model[64];   /* of an inference, to be counted */
     char target[192]; /* for the log */
     char method[16];
     char id[136];
@@ -79,14 +81,20 @@ static void on_connection(void *cls, struct MHD_Connection *connection, void **c
 
 /* ---- answering --------------------------------------------------------------------------------------------------- */
 
-static struct MHD_Response *make_response(answer *a) {
+static struct MHD_Response *make_response(answer *a, bool protocol) {
     static char no_memory[] = "{\"type\":\"about:blank\",\"title\":\"Service Unavailable\",\"status\":503,"
-                              "\"detail\":\"No memory for the answer.\",\"code\":\"out_of_memory\"}";
+                              "\"detail\":\"No memory for the answer.\",\"code\":\"out_of_memory\"}",
+                no_memory_there[] = "{\"error\":\"No memory for the answer.\"}";
+    if (protocol && a->status >= 400 && !a->body.failed) {
+        proto_infer_problem(&a->body);
+        a->type = PROTO_TYPE_JSON;
+    }
     if (a->body.failed) {
+        char *text = protocol ? no_memory_there : no_memory;
         answer_free(a);
-        *a = (answer){.status = 503, .type = PROTO_TYPE_PROBLEM, .retry_after = 1};
-        a->body.bytes = sizeof no_memory - 1;
-        return MHD_create_response_from_buffer(sizeof no_memory - 1, no_memory, MHD_RESPMEM_PERSISTENT);
+        *a = (answer){.status = 503, .type = protocol ? PROTO_TYPE_JSON : PROTO_TYPE_PROBLEM, .retry_after = 1};
+        a->body.bytes = strlen(text);
+        return MHD_create_response_from_buffer(a->body.bytes, text, MHD_RESPMEM_PERSISTENT);
     }
     struct MHD_Response *response =
         MHD_create_response_from_buffer_with_free_callback(a->body.bytes, a->body.data, &free);
@@ -98,12 +106,25 @@ static struct MHD_Response *make_response(answer *a) {
 
 /* Queue an answer; takes it. */
 static enum MHD_Result send_answer(exchange *x, answer a) {
-    struct MHD_Response *response = make_response(&a);
+    struct MHD_Response *response = make_response(&a, x->protocol);
     if (!response) {
         answer_free(&a);
         return MHD_NO;
     }
-    char number[16];
+    char number[24];
+    if (x->model[0]) {
+        models_record(x->server->models, x->model, a.status == 200, &x->timing, now_ns() - x->began_ns);
+    }
+    if (a.json_bytes > 0) {
+        snprintf(number, sizeof number, "%zu", a.json_bytes);
+        MHD_add_response_header(response, "Inference-Header-Content-Length", number);
+    }
+    if (a.coding != PROTO_IDENTITY) {
+        MHD_add_response_header(response, MHD_HTTP_HEADER_CONTENT_ENCODING, proto_coding_name(a.coding));
+    }
+    if (a.tells_codings) {
+        MHD_add_response_header(response, MHD_HTTP_HEADER_ACCEPT_ENCODING, "gzip, deflate");
+    }
     if (a.type) {
         MHD_add_response_header(response, MHD_HTTP_HEADER_CONTENT_TYPE, a.type);
     }
@@ -246,7 +267,9 @@ static bool take_query(exchange *x, refusal *why) {
 static bool check_body(exchange *x, const head *h, admission *a, answer *refused) {
     const options *o = &x->server->options;
     refusal why = {411, "length_required", "A body with Content-Length (or chunked) is required."};
-    bool fine = (h->chunked || h->content_length >= 0) && head_body_encoding(h, &a->encoding, &a->guess, &why);
+    const bool infers = route_infers(a->route);
+    bool fine = infers ? head_infer(h, a, &why)
+                       : (h->chunked || h->content_length >= 0) && head_body_encoding(h, &a->encoding, &a->guess, &why);
     if (fine && a->route->kind == DEFINITION_CRITERION) {
         why = (refusal){415, "unsupported_media_type", "A criterion is sent as application/json."};
         fine = a->guess || a->encoding == PROTO_JSON;
@@ -255,18 +278,25 @@ static bool check_body(exchange *x, const head *h, admission *a, answer *refused
     }
     if (!fine) {
         *refused = answer_problem(why.status, why.code, why.detail, "", x->id);
+        refused->tells_codings = infers && why.status == 501;
         return false;
     }
     const char *which;
-    const long limit = request_body_limit(o, a->route, a->encoding, &which);
-    if (h->content_length > limit) {
+    const bool all_json = infers && a->json_bytes < 0;
+    long limit = request_body_limit(o, a->route, all_json ? PROTO_JSON : a->encoding, &which);
+    int64_t bytes = h->content_length;
+    if (infers && bytes <= limit && a->json_bytes > 0) { /* of which the JSON may have less */
+        limit = request_body_limit(o, a->route, PROTO_JSON, &which);
+        bytes = a->json_bytes;
+    }
+    if (bytes > limit) {
         char detail[160];
-        snprintf(detail, sizeof detail, "The body has %lld bytes; the limit is %ld (%s).", (long long)h->content_length,
-                 limit, which);
+        snprintf(detail, sizeof detail, "The body has %lld bytes; the limit is %ld (%s).", (long long)bytes, limit,
+                 which);
         *refused = answer_problem(413, "body_too_large", detail, "", x->id);
         return false;
     }
-    a->expected = h->content_length > 0 ? (size_t)h->content_length : 0;
+    a->expected = h->content_length > 0 && a->coding == PROTO_IDENTITY ? (size_t)h->content_length : 0;
     return true;
 }
 
@@ -306,9 +336,9 @@ static enum MHD_Result begin(exchange *x, const char *url, const char *method, c
         x->close = true;
         return refuse_why(x, &h, why);
     }
-    const char *name;
-    char allow[sizeof((answer *)0)->allow];
-    const route *route = route_find(method, url, &name, allow);
+    char text[ROUTE_NAME], allow[sizeof((answer *)0)->allow];
+    const route *route = route_find(method, url, text, allow);
+    const char *name = *text ? text : NULL;
     if (!route && *allow) {
         char detail[64];
         snprintf(detail, sizeof detail, "This path answers %s.", allow);
@@ -337,6 +367,14 @@ static enum MHD_Result begin(exchange *x, const char *url, const char *method, c
     if (route->how == ROUTE_BY_CLERK &&
         MHD_get_connection_values(x->connection, MHD_GET_ARGUMENT_KIND, NULL, NULL) > 0) {
         return refuse_why(x, &h, (refusal){422, "unknown_member", "This path has no query options."});
+    }
+    answer unknown;
+    if (route_infers(route)) {
+        if (!model_is_known(x->server, name, x->id, &unknown)) {
+            return refuse(x, &h, unknown);
+        }
+        copy_text(x->model, sizeof x->model, name);
+        accept = PROTO_INFER;
     }
     admission wanted = {.route = route, .name = name, .accept = accept, .id = x->id};
     if (route->how == ROUTE_BY_CLERK && route->has_body && !head_condition(&h, &wanted.condition, &why)) {
@@ -414,6 +452,7 @@ static void *on_target(void *cls, const char *uri, struct MHD_Connection *connec
     }
     x->server = server;
     x->malformed_uri = !uri_is_sane(uri);
+    x->protocol = is_protocol(uri);
     x->began_ns = now_ns();
     copy_text(x->target, sizeof x->target, uri);
     x->peer = peer;

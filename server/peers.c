@@ -96,6 +96,10 @@ void peer_phase(peer *p, phase phase, int64_t seconds, request *post, const char
 static void write_late(const peer *p) {
     char text[1024];
     answer a = answer_problem(408, "body_timeout", "The body did not arrive in time.", "", p->id);
+    if (p->post && is_protocol(p->post->route->path)) {
+        proto_infer_problem(&a.body);
+        a.type = PROTO_TYPE_JSON;
+    }
     int n = a.body.failed ? -1
                           : snprintf(text, sizeof text,
                                      "HTTP/1.1 408 Request Timeout\r\nContent-Type: %s\r\nX-Request-Id: %s\r\n"

@@ -363,6 +363,25 @@ void registry_list(registry *g, definition kind, proto_writer *writer) {
     pthread_mutex_unlock(&g->lock);
 }
 
+bx_status registry_has_criterion(registry *g, const char *name, bx_error *error) {
+    pthread_mutex_lock(&g->lock);
+    const bool found = *find_rule(g, name) || bx_criterion_preset(name);
+    pthread_mutex_unlock(&g->lock);
+    return found ? BX_OK : unknown(g, DEFINITION_CRITERION, name, error);
+}
+
+void registry_each_criterion(registry *g, void (*each)(void *context, const char *name), void *context) {
+    const bx_criterion *preset;
+    pthread_mutex_lock(&g->lock);
+    for (size_t i = 0; (preset = bx_criterion_at(i)); i++) {
+        each(context, preset->name);
+    }
+    for (const rule *r = g->rules; r; r = r->next) {
+        each(context, r->criterion->name);
+    }
+    pthread_mutex_unlock(&g->lock);
+}
+
 /* ---- registering ------------------------------------------------------------------------------------------------- */
 
 bx_status registry_check_name(definition kind, const char *name, bx_error *error) {

@@ -18,9 +18,10 @@
 #define JSON_SHARE          8                   /* of --memory-limit, for the tree of one document */
 #define FIRST_CHUNKED_BYTES ((size_t)64 << 10)
 #define BASE_BYTES          ((size_t)256 << 10)
-#define LATER_BYTES         ((size_t)1 << 20) /* of prior boxes or JSON texts: a worker makes them */
-#define MOST_AT_CLERK       8                 /* requests that wait for the disk, however slow it is */
-#define CRITERION_BYTES     (4L << 20)        /* lists with a number for each class, however they are written */
+#define LATER_BYTES         ((size_t)1 << 20)  /* of prior boxes or JSON texts: a worker makes them */
+#define MOST_AT_CLERK       8                  /* requests that wait for the disk, however slow it is */
+#define CRITERION_BYTES     (4L << 20)         /* lists with a number for each class, however they are written */
+#define INFLATED_BYTES      ((size_t)16 << 10) /* at a time */
 
 /* ---- admission --------------------------------------------------------------------------------------------------- */
 
@@ -75,6 +76,8 @@ static request *new_request(server *server, const admission *a, size_t need, ans
     r->accept = a->accept;
     r->condition = a->condition;
     r->expected = a->expected;
+    r->json_bytes = a->json_bytes;
+    r->reply = a->reply;
     r->began_ns = now_ns();
     copy_text(r->name, sizeof r->name, a->name ? a->name : "");
     copy_text(r->id, sizeof r->id, a->id);
@@ -111,7 +114,7 @@ request *request_admit(server *server, const admission *a, answer *refusal) {
                          : a->expected        ? a->expected
                          : a->route->has_body ? FIRST_CHUNKED_BYTES
                                               : 0;
-    const size_t need = needed_bytes(a->route, first);
+    const size_t need = needed_bytes(a->route, first) + (a->coding ? PROTO_INFLATER_BYTES : 0);
     if (need > memory_limit(server->memory)) {
         *refusal = refuse(413, 0, "body_too_large", "A body of this size may need more than --memory-limit.", a->id);
         return NULL;
@@ -125,7 +128,12 @@ request *request_admit(server *server, const admission *a, answer *refusal) {
         return NULL;
     }
     r->head_only = head_only;
-    if (first > 0 && lease_take(&r->lease, first, &r->body) != BX_OK) {
+    bool fine = first == 0 || lease_take(&r->lease, first, &r->body) == BX_OK;
+    if (fine && a->coding) {
+        r->inflater = proto_inflater_new(a->coding);
+        fine = r->inflater && lease_promise(&r->lease, PROTO_INFLATER_BYTES);
+    }
+    if (!fine) {
         *refusal = refuse(503, 1, "out_of_memory", "No memory for this body.", a->id);
         request_unref(r);
         return NULL;
@@ -160,6 +168,7 @@ void request_unref(request *r) {
     return_ticket(r);
     return_memory(r);
     lease_give(&r->lease, &r->stages);
+    proto_inflater_free(r->inflater);
     for (size_t i = 0; i < r->n_query; i++) {
         free((char *)r->query[i].name);
     }
@@ -318,7 +327,8 @@ static bx_status grow(request *r, size_t bytes) {
 /* Of a guessed encoding, or an unknown length. */
 static bx_status check_size(request *r, size_t bytes) {
     const char *why;
-    const long limit = request_body_limit(&r->server->options, r->route, r->encoding, &why);
+    const bool all_json = r->encoding == PROTO_INFER && r->json_bytes < 0;
+    const long limit = request_body_limit(&r->server->options, r->route, all_json ? PROTO_JSON : r->encoding, &why);
     if (bytes > (size_t)limit) {
         return bx_fail(&r->error, BX_TOO_LARGE, "body_too_large", "a body of %zu bytes is larger than %ld (%s)", bytes,
                        limit, why);
@@ -428,9 +438,24 @@ static bx_status receive(request *r, const char *data, size_t bytes) {
     return look_at_body(r);
 }
 
+/* The same of a body that has a coding: as much as there is room for. */
+static bx_status receive_coded(request *r, const char *data, size_t bytes) {
+    char piece[INFLATED_BYTES];
+    size_t n;
+    bx_status status;
+    proto_inflater_give(r->inflater, data, bytes);
+    do {
+        status = proto_inflater_take(r->inflater, piece, sizeof piece, &n, &r->error);
+        if (status == BX_OK && n > 0) {
+            status = receive(r, piece, n);
+        }
+    } while (status == BX_OK && n == sizeof piece);
+    return status;
+}
+
 bool request_receive(request *r, const void *data, size_t bytes) {
     bool wanted = r->error.status == BX_OK && r->route->has_body;
-    if (wanted && receive(r, data, bytes) != BX_OK) {
+    if (wanted && (r->inflater ? receive_coded : receive)(r, data, bytes) != BX_OK) {
         drop_body(r);
     }
     return wanted;
@@ -443,14 +468,20 @@ static bool is_settled(request *r) {
     return settled;
 }
 
+/* How much of the body is JSON. */
+static size_t json_bytes(const request *r) {
+    const bool all = r->encoding == PROTO_JSON || (r->encoding == PROTO_INFER && r->json_bytes < 0);
+    return all ? r->received : r->encoding == PROTO_INFER ? (size_t)r->json_bytes : 0;
+}
+
 bool request_complete(request *r) {
     if (!r->expected) {
         r->received_ns = now_ns();
     }
-    bool ok = r->error.status == BX_OK;
+    bool ok = r->error.status == BX_OK && (!r->inflater || proto_inflater_end(r->inflater, &r->error) == BX_OK);
     if (ok && !r->planned) {
-        bool here = r->route->how == ROUTE_BATCH && !r->later &&
-                    r->received <= (r->encoding == PROTO_JSON ? JSON_DECODE_BYTES : DECODE_BYTES);
+        bool here = r->route->how == ROUTE_BATCH && !r->later && json_bytes(r) <= JSON_DECODE_BYTES &&
+                    r->received <= DECODE_BYTES;
         ok = !here || batch_prepare_here(r, r->received) == BX_OK;
         if (ok && !r->planned) {
             pool_push_body(r->pool, r, r->route->how == ROUTE_BY_WORKER);

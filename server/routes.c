@@ -97,7 +97,7 @@ static answer get_healthz(const route_call *call) {
     return json_answer(out);
 }
 
-static answer get_readyz(const route_call *call) {
+answer get_readyz(const route_call *call) {
     const bool draining = atomic_load(&call->server->draining);
     if (draining || !registry_ready(call->server->registry)) {
         answer a = draining ? answer_problem(503, "draining", "This daemon is shutting down.", "", call->request_id)
@@ -228,6 +228,9 @@ static answer delete_definition(const route_call *call) {
     if (registry_delete(call->server->registry, call->route->kind, call->name, &error) != BX_OK) {
         return definition_error(call, &error);
     }
+    if (call->route->kind == DEFINITION_CRITERION) {
+        models_forget(call->server->models, call->name);
+    }
     return (answer){.status = 204};
 }
 
@@ -235,48 +238,78 @@ static answer delete_definition(const route_call *call) {
 
 #define PRIORS   DEFINITION_PRIORS
 #define CRITERIA DEFINITION_CRITERION
+#define MODEL    "/v2/models/{name}"
+#define VERSION  "/v2/models/{name}/versions/{version}"
 
-/* method, path, label, how, has_body, negotiates, task, kind, handler */
+/* method, path, how, has_body, negotiates, task, kind, handler */
 static const route routes[] = {
-    {"POST", "/v1/loss", "/v1/loss", ROUTE_BATCH, true, true, PROTO_LOSS, 0, NULL},
-    {"POST", "/v1/match", "/v1/match", ROUTE_BATCH, true, true, PROTO_MATCH, 0, NULL},
-    {"GET", "/v1/priors", "/v1/priors", ROUTE_AT_ONCE, false, false, 0, PRIORS, list_definitions},
-    {"GET", "/v1/priors/", "/v1/priors/{name}", ROUTE_BY_WORKER, false, true, 0, PRIORS, get_priors},
-    {"PUT", "/v1/priors/", "/v1/priors/{name}", ROUTE_BY_CLERK, true, false, 0, PRIORS, put_definition},
-    {"DELETE", "/v1/priors/", "/v1/priors/{name}", ROUTE_BY_CLERK, false, false, 0, PRIORS, delete_definition},
-    {"GET", "/v1/criteria", "/v1/criteria", ROUTE_AT_ONCE, false, false, 0, CRITERIA, list_definitions},
-    {"GET", "/v1/criteria/", "/v1/criteria/{name}", ROUTE_AT_ONCE, false, false, 0, CRITERIA, get_criterion},
-    {"PUT", "/v1/criteria/", "/v1/criteria/{name}", ROUTE_BY_CLERK, true, false, 0, CRITERIA, put_definition},
-    {"DELETE", "/v1/criteria/", "/v1/criteria/{name}", ROUTE_BY_CLERK, false, false, 0, CRITERIA, delete_definition},
-    {"GET", "/healthz", "/healthz", ROUTE_AT_ONCE, false, false, 0, 0, get_healthz},
-    {"GET", "/readyz", "/readyz", ROUTE_AT_ONCE, false, false, 0, 0, get_readyz},
-    {"GET", "/version", "/version", ROUTE_AT_ONCE, false, false, 0, 0, get_version},
-    {"GET", "/openapi.yaml", "/openapi.yaml", ROUTE_AT_ONCE, false, false, 0, 0, get_openapi},
+    {"POST", "/v1/loss", ROUTE_BATCH, true, true, PROTO_LOSS, 0, NULL},
+    {"POST", "/v1/match", ROUTE_BATCH, true, true, PROTO_MATCH, 0, NULL},
+    {"GET", "/v1/priors", ROUTE_AT_ONCE, false, false, 0, PRIORS, list_definitions},
+    {"GET", "/v1/priors/{name}", ROUTE_BY_WORKER, false, true, 0, PRIORS, get_priors},
+    {"PUT", "/v1/priors/{name}", ROUTE_BY_CLERK, true, false, 0, PRIORS, put_definition},
+    {"DELETE", "/v1/priors/{name}", ROUTE_BY_CLERK, false, false, 0, PRIORS, delete_definition},
+    {"GET", "/v1/criteria", ROUTE_AT_ONCE, false, false, 0, CRITERIA, list_definitions},
+    {"GET", "/v1/criteria/{name}", ROUTE_AT_ONCE, false, false, 0, CRITERIA, get_criterion},
+    {"PUT", "/v1/criteria/{name}", ROUTE_BY_CLERK, true, false, 0, CRITERIA, put_definition},
+    {"DELETE", "/v1/criteria/{name}", ROUTE_BY_CLERK, false, false, 0, CRITERIA, delete_definition},
+    {"GET", "/healthz", ROUTE_AT_ONCE, false, false, 0, 0, get_healthz},
+    {"GET", "/readyz", ROUTE_AT_ONCE, false, false, 0, 0, get_readyz},
+    {"GET", "/version", ROUTE_AT_ONCE, false, false, 0, 0, get_version},
+    {"GET", "/openapi.yaml", ROUTE_AT_ONCE, false, false, 0, 0, get_openapi},
+    {"GET", "/v2", ROUTE_AT_ONCE, false, false, 0, 0, get_server},
+    {"GET", "/v2/", ROUTE_AT_ONCE, false, false, 0, 0, get_server},
+    {"GET", "/v2/health/live", ROUTE_AT_ONCE, false, false, 0, 0, get_live},
+    {"GET", "/v2/health/ready", ROUTE_AT_ONCE, false, false, 0, 0, get_ready},
+    {"GET", "/v2/models/stats", ROUTE_AT_ONCE, false, false, 0, 0, get_model_statistics},
+    {"GET", MODEL, ROUTE_AT_ONCE, false, false, 0, 0, get_model},
+    {"GET", MODEL "/ready", ROUTE_AT_ONCE, false, false, 0, 0, get_ready},
+    {"GET", MODEL "/config", ROUTE_AT_ONCE, false, false, 0, 0, get_model_config},
+    {"GET", MODEL "/stats", ROUTE_AT_ONCE, false, false, 0, 0, get_model_statistics},
+    {"POST", MODEL "/infer", ROUTE_BATCH, true, false, PROTO_LOSS, 0, NULL},
+    {"GET", VERSION, ROUTE_AT_ONCE, false, false, 0, 0, get_model},
+    {"GET", VERSION "/ready", ROUTE_AT_ONCE, false, false, 0, 0, get_ready},
+    {"GET", VERSION "/config", ROUTE_AT_ONCE, false, false, 0, 0, get_model_config},
+    {"GET", VERSION "/stats", ROUTE_AT_ONCE, false, false, 0, 0, get_model_statistics},
+    {"POST", VERSION "/infer", ROUTE_BATCH, true, false, PROTO_LOSS, 0, NULL},
+    {"POST", "/v2/repository/index", ROUTE_AT_ONCE, false, false, 0, 0, post_index},
+    {"POST", "/v2/repository/models/{name}/load", ROUTE_AT_ONCE, false, false, 0, 0, post_load},
+    {"POST", "/v2/repository/models/{name}/unload", ROUTE_AT_ONCE, false, false, 0, 0, post_unload},
 };
 
 const char *route_path(size_t i) {
-    return i < sizeof routes / sizeof *routes ? routes[i].label : NULL;
+    return i < sizeof routes / sizeof *routes ? routes[i].path : NULL;
 }
 
-static bool path_matches(const route *r, const char *path, const char **name) {
-    size_t n = strlen(r->path);
-    *name = NULL;
-    if (r->path[n - 1] != '/') {
-        return !strcmp(r->path, path);
+static bool path_matches(const char *pattern, const char *path, char name[ROUTE_NAME]) {
+    *name = '\0';
+    while (*pattern) {
+        if (*pattern != '{') {
+            if (*pattern++ != *path++) {
+                return false;
+            }
+            continue;
+        }
+        const size_t n = strcspn(path, "/");
+        const bool names = !strncmp(pattern, "{name}", 6);
+        if (n == 0 || (!names && (n != strlen(PROTO_MODEL_VERSION) || strncmp(path, PROTO_MODEL_VERSION, n)))) {
+            return false;
+        }
+        if (names) {
+            copy_text(name, n < ROUTE_NAME ? n + 1 : ROUTE_NAME, path);
+        }
+        path += n;
+        pattern = strchr(pattern, '}') + 1;
     }
-    if (strncmp(r->path, path, n) || !path[n] || strchr(path + n, '/')) {
-        return false;
-    }
-    *name = path + n;
-    return true;
+    return !*path;
 }
 
-const route *route_find(const char *method, const char *path, const char **name, char allow[40]) {
+const route *route_find(const char *method, const char *path, char name[ROUTE_NAME], char allow[40]) {
     size_t n = 0;
     *allow = '\0';
     for (size_t i = 0; i < sizeof routes / sizeof *routes; i++) {
         const route *r = &routes[i];
-        if (!path_matches(r, path, name)) {
+        if (!path_matches(r->path, path, name)) {
             continue;
         }
         bool get = !strcmp(r->method, "GET");

@@ -34,6 +34,8 @@ static void free_parts(server *s) {
     s->registry = NULL;
     memory_free(s->memory);
     s->memory = NULL;
+    models_free(s->models);
+    s->models = NULL;
 }
 
 /* ---- what could not be read at the start ------------------------------------------------------------------------- */
@@ -45,7 +47,7 @@ static answer read_again(const route_call *call) {
 
 /* A request of nobody's. When it is refused, the next one that finds something missing asks again. */
 static void ask_clerk(void *context) {
-    static const route reading = {.method = "", .path = "", .label = "", .how = ROUTE_BY_CLERK, .handler = read_again};
+    static const route reading = {.method = "", .path = "", .how = ROUTE_BY_CLERK, .handler = read_again};
     server *s = context;
     answer refused = {0};
     request *r = request_admit(s, &(admission){.route = &reading, .id = ""}, &refused);
@@ -67,7 +69,8 @@ bx_status server_start(server *s, bx_error *error) {
     atomic_init(&s->tickets, 0);
     atomic_init(&s->at_clerk, 0);
     s->memory = memory_new((size_t)o->memory_limit);
-    bx_status status = s->memory ? BX_OK : bx_fail(error, BX_NOMEM, "out_of_memory", "no memory to start");
+    s->models = models_new();
+    bx_status status = s->memory && s->models ? BX_OK : bx_fail(error, BX_NOMEM, "out_of_memory", "no memory to start");
     status = status == BX_OK ? http_listen(s, error) : status; /* before anything on the disk is opened */
     if (status == BX_OK) {
         status = registry_open(&s->registry, s->memory, o->data_dir, error);

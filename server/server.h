@@ -185,6 +185,7 @@ BX_MUST_USE bx_status store_each(store *store, void (*each)(void *context, const
 typedef enum definition { DEFINITION_PRIORS, DEFINITION_CRITERION, N_DEFINITIONS } definition;
 
 typedef struct registry registry;
+typedef struct models models;
 
 /* Whether the name must be new or known; If-None-Match and If-Match. */
 typedef enum condition { CONDITION_NONE, CONDITION_NEW, CONDITION_KNOWN } condition;
@@ -219,6 +220,10 @@ void registry_load(registry *registry);
 const proto_catalog *registry_catalog(const registry *registry, bool makes);
 /* Rows of everything that has a name of its own. */
 void registry_list(registry *registry, definition kind, proto_writer *writer);
+/* Whether there is a criterion of that name. Errors: BX_INVALID "unknown_criterion"; BX_BUSY "store_unavailable". */
+BX_MUST_USE bx_status registry_has_criterion(registry *registry, const char *name, bx_error *error);
+/* Every criterion's name. `each` must not use the registry. */
+void registry_each_criterion(registry *registry, void (*each)(void *context, const char *name), void *context);
 /* Whether clients may register that name. Errors: BX_INVALID "invalid_name", "name_reserved". */
 BX_MUST_USE bx_status registry_check_name(definition kind, const char *name, bx_error *error);
 /* Register, on the disk when it returns; *created, set on success only, when the name was new. Appends what GET answers
@@ -237,6 +242,7 @@ typedef struct server {
     memory *memory;
     pool *pool, *clerk; /* computing, and waiting for the disk */
     registry *registry;
+    models *models;
     atomic_bool draining; /* /readyz says 503 */
     atomic_bool closing;  /* no more work is admitted */
     atomic_long tickets;  /* admitted requests that compute */
@@ -267,8 +273,11 @@ typedef struct answer {
     int status;
     const char *type;
     proto_buffer body;
-    int retry_after; /* seconds; 0: no header */
-    char allow[40];  /* for 405 */
+    int retry_after;     /* seconds; 0: no header */
+    char allow[40];      /* for 405 */
+    size_t json_bytes;   /* of an inference's answer, where bytes of tensors follow; 0: no header */
+    proto_coding coding; /* of the body */
+    bool tells_codings;  /* it names those that bodies may have */
 } answer;
 
 typedef struct route route;
@@ -311,6 +320,9 @@ typedef struct admission {
     size_t expected; /* bytes of the body; 0: not known (chunked), or the route takes none */
     condition condition;
     const char *id;
+    /* of an inference */
+    int64_t json_bytes;         /* where its JSON ends; -1: with the body */
+    proto_coding coding, reply; /* of the body, and of the answer if that is worth it */
 } admission;
 
 /*
@@ -329,6 +341,9 @@ struct request {
     condition condition;
     proto_option *query;
     size_t n_query;
+    int64_t json_bytes;       /* of an inference: where its JSON ends; -1: with the body */
+    proto_inflater *inflater; /* of a body that has a coding, as long as it comes */
+    proto_coding reply;
 
     pthread_mutex_t lock;
     request_state state;
@@ -457,7 +472,8 @@ void stream_run_slab(request *request, bx_context *context, int slab);
 
 /* ---- answers ----------------------------------------------------------------------------------------------------- */
 
-/* A problem document; never fails (a static one when memory is gone). */
+/* A problem document; never fails (a static one when memory is gone). Under /v2 it becomes what the protocol says when
+ * it is sent. */
 answer answer_problem(int status, const char *code, const char *detail, const char *pointer, const char *request_id);
 answer answer_error(const bx_error *error, const proto_request *request, proto_encoding encoding,
                     const char *request_id);
@@ -473,6 +489,8 @@ typedef struct head {
     size_t bytes;
     const char *length, *transfer, *expect, *type, *encoding, *accept, *id;
     const char *if_match, *if_none_match, *content_range; /* of a PUT */
+    int n_infer;
+    const char *infer, *accept_encoding; /* Inference-Header-Content-Length; of an inference */
     /* known after head_check */
     int64_t content_length; /* -1: none */
     bool chunked, expects_continue;
@@ -494,6 +512,11 @@ BX_MUST_USE bool head_condition(const head *head, condition *condition, refusal 
 BX_MUST_USE bool head_body_encoding(const head *head, proto_encoding *encoding, bool *guess, refusal *why);
 /* JSON or safetensors by Accept; JSON when both are equally welcome. */
 BX_MUST_USE bool head_accept(const head *head, proto_encoding *accept, refusal *why);
+
+/* Where the JSON of an inference ends, the coding of its body and the one its answer may have; any Content-Type will
+ * do.
+ */
+BX_MUST_USE bool head_infer(const head *head, admission *admission, refusal *why);
 
 /* ---- peers: total deadlines of connections ----------------------------------------------------------------------- */
 
@@ -547,8 +570,7 @@ typedef struct route_call {
 
 /* A path of the HTTP interface with one of its methods. */
 struct route {
-    const char *method, *path; /* a path that ends in "/" continues with one name */
-    const char *label;         /* as people write it */
+    const char *method, *path; /* {name} stands for one segment, {version} for that of a model */
     enum {
         ROUTE_AT_ONCE,   /* the receiving thread calls the handler */
         ROUTE_BY_WORKER, /* the worker for what is slow does, when its answer without a lease has status 0 */
@@ -564,9 +586,40 @@ struct route {
 
 /* The i-th path, NULL past the end. */
 const char *route_path(size_t i);
-/* The route of a method and path; without one, `allow` lists the methods the path has (none: empty). *name points into
- * path. */
-const route *route_find(const char *method, const char *path, const char **name, char allow[40]);
+/* What a path says for {name}, cut: no name is that long. Empty: nothing. */
+#define ROUTE_NAME 256
+/* The route of a method and path; without one, `allow` lists the methods the path has (none: empty). */
+const route *route_find(const char *method, const char *path, char name[ROUTE_NAME], char allow[40]);
+/* Whether a path or target is the Open Inference Protocol's, which has its own way of saying errors. */
+static inline bool is_protocol(const char *path) {
+    return !strncmp(path, "/v2", 3) && (path[3] == '\0' || path[3] == '/' || path[3] == '?');
+}
+static inline bool route_infers(const route *route) {
+    return route->how == ROUTE_BATCH && is_protocol(route->path);
+}
+/* What /readyz answers. */
+answer get_readyz(const route_call *call);
+
+/* ---- models: criteria, as the Open Inference Protocol sees them -------------------------------------------------- */
+
+models *models_new(void);
+void models_free(models *models);
+/* Count an inference: where its time went, of `ns` in all. */
+void models_record(models *models, const char *name, bool success, const proto_timing *timing, int64_t ns);
+/* The criterion is deleted. */
+void models_forget(models *models, const char *name);
+/* Otherwise *refused is the answer. */
+BX_MUST_USE bool model_is_known(server *server, const char *name, const char *request_id, answer *refused);
+/* Handlers. */
+answer get_server(const route_call *call);
+answer get_live(const route_call *call);
+answer get_ready(const route_call *call);
+answer get_model(const route_call *call);
+answer get_model_config(const route_call *call);
+answer get_model_statistics(const route_call *call);
+answer post_index(const route_call *call);
+answer post_load(const route_call *call);
+answer post_unload(const route_call *call);
 
 /* The OpenAPI document, embedded in the binary. */
 extern const char asset_openapi[];

@@ -80,9 +80,8 @@ static void wait_resumed(connection *c) {
 static request *admit(connection *c, const char *method, const char *path, const char *option, const char *value,
                       proto_encoding encoding, size_t bytes) {
     answer refused;
-    const char *name;
-    char allow[40];
-    admission a = {.route = route_find(method, path, &name, allow), .encoding = encoding, .expected = bytes, .id = "x"};
+    char name[ROUTE_NAME], allow[40];
+    admission a = {.route = route_find(method, path, name, allow), .encoding = encoding, .expected = bytes, .id = "x"};
     a.name = name;
     request *r = request_admit(&s, &a, &refused);
     ck_assert_ptr_nonnull(r);
