@@ -218,7 +218,7 @@ static region **find(shm *s, const char *name) {
 }
 
 bx_status shm_register(shm *s, const char *name, const char *key, size_t offset, size_t bytes, bx_error *error) {
-    region *made;
+    region *made = NULL;
     bx_status status = make_region(&made, name, key, offset, bytes, error);
     if (status != BX_OK) {
         return status;
