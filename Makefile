@@ -32,8 +32,9 @@ KERNEL_CFLAGS := $(LIB_CFLAGS) $(if $(filter release,$(CONFIG)),-O3)
 ifeq (,$(findstring clang,$(CC)))
 KERNEL_CFLAGS += -falign-loops=64 -fno-tree-loop-distribution -fno-tree-loop-distribute-patterns
 endif
+LEVELS        := baseline $(if $(filter x86_64 amd64,$(shell uname -m)),avx2 avx512)
 AVX2_CFLAGS   := -mavx2 -mtune=haswell
-LEVELS        := baseline $(if $(filter x86_64 amd64,$(shell uname -m)),avx2)
+AVX512_CFLAGS := -mavx2 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512 -mtune=icelake-client
 
 LIB_OBJ    := $(patsubst %.c,$(B)/%.o,$(filter-out lib/cpu_simd.c,$(wildcard lib/*.c))) \
               $(LEVELS:%=$(B)/lib/cpu_simd_%.o)
@@ -72,6 +73,10 @@ $(B)/lib/cpu_simd_avx2.o: lib/cpu_simd.c | deps-build
 	@mkdir -p $(@D)
 	$(call say,CC)
 	$(Q)$(CC) $(ALL_CFLAGS) $(KERNEL_CFLAGS) $(AVX2_CFLAGS) -DBX_LEVEL=avx2 -c $< -o $@
+$(B)/lib/cpu_simd_avx512.o: lib/cpu_simd.c | deps-build
+	@mkdir -p $(@D)
+	$(call say,CC)
+	$(Q)$(CC) $(ALL_CFLAGS) $(KERNEL_CFLAGS) $(AVX512_CFLAGS) -DBX_LEVEL=avx512 -c $< -o $@
 $(patsubst %,$(B)/lib/%.o,cpu ref assign gradients): $(B)/lib/%.o: lib/%.c | deps-build
 	@mkdir -p $(@D)
 	$(call say,CC)

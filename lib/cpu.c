@@ -20,6 +20,7 @@ const bx_kernels *bx_kernels_at(size_t i) {
         &bx_kernels_baseline,
 #ifdef __x86_64__
         &bx_kernels_avx2,
+        &bx_kernels_avx512,
 #endif
     };
     for (size_t l = 0; l < sizeof all / sizeof *all; l++) {

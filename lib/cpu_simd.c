@@ -27,7 +27,10 @@ typedef float vector __attribute__((vector_size(WIDTH * sizeof(float))));
 typedef int32_t bits __attribute__((vector_size(WIDTH * sizeof(int32_t))));
 
 static bool runs_here(void) {
-#ifdef __AVX2__
+#ifdef __AVX512F__ /* from the generation on that does not slow down for them */
+    return __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#elif defined __AVX2__
     return __builtin_cpu_supports("avx2");
 #else
     return true;

@@ -82,6 +82,7 @@ extern const bx_kernels bx_kernels_ref;
 extern const bx_kernels bx_kernels_baseline;
 #ifdef __x86_64__
 extern const bx_kernels bx_kernels_avx2;
+extern const bx_kernels bx_kernels_avx512;
 #endif
 
 /* The i-th level this CPU can run, slowest first; NULL past the end. */

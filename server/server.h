@@ -235,6 +235,36 @@ BX_MUST_USE bx_status registry_put(registry *registry, const registration *regis
  * "unknown_priors" or "unknown_criterion". */
 BX_MUST_USE bx_status registry_delete(registry *registry, definition kind, const char *name, bx_error *error);
 
+/* ---- shared memory that clients on this machine registered ------------------------------------------------------- */
+
+typedef struct shm shm;
+typedef struct region region;
+
+/* One in a process: it takes the signal SIGBUS. NULL when out of memory. Any thread may call what follows. */
+shm *shm_new(void);
+/* NULL is accepted. */
+void shm_free(shm *shm);
+/* `bytes` bytes of the POSIX shared memory object `key` from `offset` on, under a name of the client's. Errors:
+ * BX_INVALID "invalid_name", "shared_memory"; BX_BUSY "shared_memory_full"; BX_NOMEM. */
+BX_MUST_USE bx_status shm_register(shm *shm, const char *name, const char *key, size_t offset, size_t bytes,
+                                   bx_error *error);
+/* That of the name, if there is one, or all (NULL). Requests that use it go on. */
+void shm_unregister(shm *shm, const char *name);
+/* An array with an object for that of the name, or for all (NULL). Errors: BX_INVALID "unknown_region". */
+BX_MUST_USE bx_status shm_status(shm *shm, const char *name, proto_writer *writer, bx_error *error);
+/* A reference to a region of which so many bytes from `offset` on will be used: they are there now. Errors: BX_INVALID
+ * "unknown_region", "shared_memory". */
+BX_MUST_USE bx_status shm_use(shm *shm, const char *name, size_t offset, size_t bytes, region **region,
+                              bx_error *error);
+void region_unref(region *region);
+/* The bytes, which the client may change at any time; what else depends on them than a number must be copied first. */
+const void *region_data(const region *region, size_t offset);
+/* Whether the bytes were there all the time. Errors: BX_INVALID "shared_memory". */
+BX_MUST_USE bx_status region_check(const region *region, bx_error *error);
+/* Write bytes that shm_use found. Errors: BX_INVALID "shared_memory". */
+BX_MUST_USE bx_status region_write(const region *region, size_t offset, const void *data, size_t bytes,
+                                   bx_error *error);
+
 /* ---- server ------------------------------------------------------------------------------------------------------ */
 
 typedef struct server {

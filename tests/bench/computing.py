@@ -27,7 +27,8 @@ def threads():
 
 def levels():
     with open("/proc/cpuinfo") as f:
-        return ["avx2", "baseline"] if "avx2" in f.read() else ["baseline"]
+        flags = f.read().split()
+    return [level for level, flag in (("avx512", "avx512_vbmi2"), ("avx2", "avx2")) if flag in flags] + ["baseline"]
 
 
 def path_of(name):
