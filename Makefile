@@ -48,8 +48,8 @@ KERNELS := $(B)/kernels/harness
 GOLDEN  := $(B)/golden/golden
 C_FILES := $(wildcard lib/*.[ch] lib/loss/*.h proto/*.[ch] server/*.[ch] tests/*/*.[ch])
 
-.PHONY: all run demo test check unit golden kernels e2e tsan bench bench-peers cover layers lint format format-check \
-        install docker clean help deps-build deps-demo deps-test deps-bench deps-bench-peers deps-lint
+.PHONY: all run demo test check unit golden kernels e2e e2e-clients tsan bench bench-peers cover layers lint format format-check \
+        install docker clean help deps-build deps-demo deps-test deps-bench deps-bench-peers deps-clients deps-lint
 .SECONDARY:
 .DELETE_ON_ERROR:
 
@@ -60,7 +60,7 @@ build/lossd: build/release/lossd
 
 # ---- what the machine needs -------------------------------------------------------------------------------------
 
-deps-build deps-demo deps-test deps-bench deps-bench-peers deps-lint:
+deps-build deps-demo deps-test deps-bench deps-bench-peers deps-clients deps-lint:
 	@deploy/deps $(@:deps-%=%)
 
 # ---- compile ----------------------------------------------------------------------------------------------------
@@ -156,6 +156,13 @@ golden: deps-test $(GOLDEN) ## independent float64 and PyTorch numbers, and thes
 	@tests/run $(GOLDEN) tests/golden/sources
 e2e: deps-test $(B)/lossd ## the real daemon over the wire
 	@LOSSD=$(B)/lossd tests/run tests/e2e/run.py
+# The protocol's own client; not part of `test`, which needs nothing but Debian's packages.
+e2e-clients: deps-clients $(B)/lossd build/clients/.ready ## Triton's client from PyPI against the real daemon
+	@LOSSD=$(B)/lossd build/clients/bin/python tests/clients/triton.py
+build/clients/.ready: | deps-clients
+	/usr/bin/python3 -m venv build/clients
+	build/clients/bin/pip install -q 'tritonclient[http]' ml_dtypes
+	@touch $@
 tsan: ## the same tests under the thread sanitizer
 	@$(MAKE) --no-print-directory CONFIG=tsan check
 cover: ## line and branch coverage of lib, proto and server
