@@ -7,6 +7,7 @@
 #include "internal.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define BIT(dtype) (1u << BX_##dtype)
@@ -120,6 +121,34 @@ static bx_status bind(const proto_draft *draft, const proto_tensor *found[N_TENS
         if (status)
             return status;
         found[row] = tensor;
+    }
+    return BX_OK;
+}
+
+/* What lies in shared memory may change after it was looked at. Of predictions nothing depends but numbers; all else is
+ * copied before anybody looks. */
+static bx_status copy_shared(proto_draft *draft, const proto_tensor *found[N_TENSORS], bx_error *error) {
+    size_t bytes = 0;
+    for (int row = 0; row < N_TENSORS; row++)
+        if (found[row] && rows[row].part != PREDICTIONS &&
+            __builtin_add_overflow(bytes, found[row]->shared_bytes, &bytes))
+            return bx_fail(error, BX_NOMEM, "out_of_memory", "no memory for the batch");
+    if (bytes == 0)
+        return BX_OK;
+    bx_status status = proto_reserve(draft->limits, bytes, error);
+    if (status)
+        return status;
+    char *to = draft->copies = malloc(bytes);
+    if (!to)
+        return bx_fail(error, BX_NOMEM, "out_of_memory", "no memory for the batch");
+    draft->memory_bytes += bytes;
+    for (int row = 0; row < N_TENSORS; row++) {
+        const size_t n = found[row] && rows[row].part != PREDICTIONS ? found[row]->shared_bytes : 0;
+        proto_tensor *tensor = n ? &draft->container.tensors[found[row] - draft->container.tensors] : NULL;
+        if (tensor) {
+            tensor->view.data = memcpy(to, tensor->view.data, n);
+            to += n;
+        }
     }
     return BX_OK;
 }
@@ -249,6 +278,8 @@ bx_status proto_draft_bind(proto_draft *draft, bx_error *error) {
     bx_status status = bind(draft, found, error);
     if (!status)
         status = check_parts(draft, found, error);
+    if (!status)
+        status = copy_shared(draft, found, error);
     if (!status)
         status = read_metadata(draft, error);
     if (status)

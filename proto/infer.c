@@ -81,7 +81,7 @@ static bx_status need(const proto_node **value, const proto_node *object, const 
     *value = proto_json_get(object, name);
     if (*value && proto_json_kind(*value) == kind)
         return BX_OK;
-    snprintf(at, sizeof at, "%s.%s", path, name);
+    snprintf(at, sizeof at, "%s%s%s", path, *path ? "." : "", name);
     return refuse(error, *value ? at : path, *value ? expected : name, *value);
 }
 
@@ -124,37 +124,82 @@ static const char *output_name_at(size_t i) {
     return output ? output->name : NULL;
 }
 
-/* A tensor's parameter other than its usual one. */
-static bx_status refuse_parameter(const char *path, const char *name, const char *usual, bx_error *error) {
-    char at[80];
-    if (strncmp(name, "shared_memory_", 14) == 0)
-        bx_fail(error, BX_INVALID, "unsupported_option", "this daemon maps no shared memory");
-    else
-        bx_fail(error, BX_INVALID, "unknown_member", "there is no parameter \"%.64s\" here; there is %s", name, usual);
-    snprintf(at, sizeof at, "%s.parameters", path);
-    return proto_at_member(error, at, name);
-}
+/* ---- parameters of tensors --------------------------------------------------------------------------------------- */
 
-/* The only parameter that a tensor may have; NULL when it is not there. */
-static bx_status read_parameter(const proto_node **value, const proto_node *tensor, const char *path, const char *usual,
-                                proto_kind kind, const char *expected, bx_error *error) {
-    const proto_node *parameters = proto_json_get(tensor, "parameters"), *each;
+/* What a tensor's parameters may say. */
+struct parameter {
+    const char *name;
+    proto_kind kind;
+    const char *expected;
+    const proto_node *value; /* NULL: it does not say it */
+};
+
+/* Where it lies in shared memory, and in front of that what an input or an output has besides. */
+enum { OWN, REGION, BYTES, OFFSET, N_PARAMETERS };
+#define PARAMETERS(own, kind, expected)                                                                                \
+    {                                                                                                                  \
+        {own, kind, expected, NULL}, {"shared_memory_region", PROTO_STRING, "a string", NULL},                         \
+            {"shared_memory_byte_size", PROTO_INTEGER, "an integer", NULL}, {                                          \
+            "shared_memory_offset", PROTO_INTEGER, "an integer", NULL                                                  \
+        }                                                                                                              \
+    }
+
+static bx_status read_tensor_parameters(struct parameter parameters[N_PARAMETERS], const proto_node *tensor,
+                                        const char *path, bx_error *error) {
+    const proto_node *object = proto_json_get(tensor, "parameters"), *value;
     void *iterator = NULL;
     const char *name;
     char at[80];
-    *value = NULL;
-    if (!parameters)
-        return BX_OK;
     snprintf(at, sizeof at, "%s.parameters", path);
-    if (proto_json_kind(parameters) != PROTO_OBJECT)
-        return refuse(error, at, "an object", parameters);
-    while (proto_json_next(parameters, &iterator, &name, &each)) {
-        if (strcmp(name, usual) != 0)
-            return refuse_parameter(path, name, usual, error);
-        *value = each;
+    if (object && proto_json_kind(object) != PROTO_OBJECT)
+        return refuse(error, at, "an object", object);
+    while (object && proto_json_next(object, &iterator, &name, &value)) {
+        int i = 0;
+        while (i < N_PARAMETERS && strcmp(parameters[i].name, name) != 0)
+            i++;
+        if (i == N_PARAMETERS) {
+            bx_fail(error, BX_INVALID, "unknown_member",
+                    "there is no parameter \"%.64s\" here; there are %s and shared_memory_region, _byte_size, _offset",
+                    name, parameters[OWN].name);
+            return proto_at_member(error, at, name);
+        }
+        if (proto_json_kind(value) != parameters[i].kind) {
+            refuse(error, "", parameters[i].expected, value);
+            return bx_at(error, "%s.%s", at, name);
+        }
+        parameters[i].value = value;
     }
-    snprintf(at, sizeof at, "%s.parameters.%s", path, usual);
-    return !*value || proto_json_kind(*value) == kind ? BX_OK : refuse(error, at, expected, *value);
+    return BX_OK;
+}
+
+/* The place in shared memory that the parameters name, and its bytes; where they name none, place->bytes stays 0. */
+static bx_status find_place(proto_shared *place, const void **data, const struct parameter parameters[N_PARAMETERS],
+                            const char *path, const proto_limits *limits, bx_error *error) {
+    const proto_node *region = parameters[REGION].value, *bytes = parameters[BYTES].value;
+    const proto_node *offset = parameters[OFFSET].value;
+    *place = (proto_shared){.index = -1};
+    if (!region && !bytes && !offset)
+        return BX_OK;
+    const int64_t n = bytes ? proto_json_int(bytes) : 0, from = offset ? proto_json_int(offset) : 0;
+    const char *name = region ? proto_json_string(region) : "";
+    if (!region || !bytes)
+        bx_fail(error, BX_MALFORMED, "infer_request",
+                "shared memory is named by shared_memory_region and shared_memory_byte_size, both");
+    else if (n < 1 || from < 0)
+        bx_fail(error, BX_MALFORMED, "infer_request", "%lld bytes of shared memory from byte %lld on", (long long)n,
+                (long long)from);
+    else if (!limits->region)
+        bx_fail(error, BX_INVALID, "unsupported_option", "this daemon maps no shared memory (--shared-memory)");
+    else if (strlen(name) >= sizeof place->region)
+        bx_fail(error, BX_INVALID, "unknown_region", "there is no shared memory region \"%.64s\"", name);
+    else
+        limits->region(limits->context, name, (size_t)from, (size_t)n, &place->index, data, error);
+    if (error->status)
+        return bx_at(error, "%s", path);
+    memcpy(place->region, name, strlen(name) + 1);
+    place->offset = (size_t)from;
+    place->bytes = (size_t)n;
+    return BX_OK;
 }
 
 /* ---- inputs ------------------------------------------------------------------------------------------------------ */
@@ -207,13 +252,20 @@ static bx_status measure(size_t *size, const struct input *in, size_t element, b
     return BX_OK;
 }
 
+/* So many bytes, of which `what` speaks, are what the shape says. */
+static bx_status check_bytes(const struct input *in, const char *what, size_t bytes, bx_error *error) {
+    size_t size = 0;
+    bx_status status = measure(&size, in, in->datatype ? bx_dtype_bytes(in->datatype->dtype) : 1, error);
+    if (!status && in->datatype && size != bytes) {
+        bx_fail(error, BX_MALFORMED, "bin_size", "shape and datatype make %zu bytes, %s is %zu", size, what, bytes);
+        return bx_at(error, "%s", in->path);
+    }
+    return status;
+}
+
 /* Bytes behind the JSON: the next so many. */
 static bx_status take_bytes(const struct input *in, const proto_node *given, struct rest *rest, bx_error *error) {
     const int64_t bytes = proto_json_int(given);
-    size_t size = 0;
-    bx_status status = measure(&size, in, in->datatype ? bx_dtype_bytes(in->datatype->dtype) : 1, error);
-    if (status)
-        return status;
     if (bytes < 0)
         bx_fail(error, BX_MALFORMED, "bin_size", "binary_data_size is %lld", (long long)bytes);
     else if ((uint64_t)bytes > rest->bytes)
@@ -221,15 +273,22 @@ static bx_status take_bytes(const struct input *in, const proto_node *given, str
                 "binary_data_size is %lld, but only %zu bytes are left behind the JSON; its length is what "
                 "Inference-Header-Content-Length says",
                 (long long)bytes, rest->bytes);
-    else if (in->datatype && size != (size_t)bytes)
-        bx_fail(error, BX_MALFORMED, "bin_size", "shape and datatype make %zu bytes, binary_data_size is %lld", size,
-                (long long)bytes);
     if (error->status)
         return bx_at(error, "%s", in->path);
+    bx_status status = check_bytes(in, "binary_data_size", (size_t)bytes, error);
+    if (status)
+        return status;
     in->tensor->view = (bx_tensor){in->tensor->dtype, rest->at};
     rest->at += bytes;
     rest->bytes -= (size_t)bytes;
     return BX_OK;
+}
+
+/* Bytes that are somewhere else. */
+static bx_status take_shared(const struct input *in, const proto_shared *place, const void *data, bx_error *error) {
+    in->tensor->view = (bx_tensor){in->tensor->dtype, data};
+    in->tensor->shared_bytes = place->bytes;
+    return check_bytes(in, "shared_memory_byte_size", place->bytes, error);
 }
 
 /* Whole numbers are checked against the range of their datatype. */
@@ -276,19 +335,26 @@ static bx_status take_numbers(const struct input *in, const proto_document *docu
     return check_range(in, &dense, error);
 }
 
-static bx_status take_data(const struct input *in, const proto_document *document, struct rest *rest, bx_error *error) {
-    const proto_node *data = proto_json_get(in->node, "data"), *size;
-    bx_status status =
-        read_parameter(&size, in->node, in->path, "binary_data_size", PROTO_INTEGER, "an integer", error);
+static bx_status take_data(const struct input *in, const proto_draft *draft, struct rest *rest, bx_error *error) {
+    struct parameter parameters[] = PARAMETERS("binary_data_size", PROTO_INTEGER, "an integer");
+    const proto_node *data = proto_json_get(in->node, "data");
+    const void *shared = NULL;
+    proto_shared place = {.bytes = 0};
+    bx_status status = read_tensor_parameters(parameters, in->node, in->path, error);
+    if (!status)
+        status = find_place(&place, &shared, parameters, in->path, draft->limits, error);
     if (status)
         return status;
-    if (!data == !size) {
+    const proto_node *size = parameters[OWN].value;
+    if (!!data + !!size + (place.bytes > 0) != 1) {
         bx_fail(error, BX_MALFORMED, "infer_request",
-                data ? "there are data and binary_data_size; one of them is possible"
-                     : "there are neither data nor a binary_data_size");
+                "of data, binary_data_size and shared memory there must be one, not %s",
+                data || size ? "more" : "none");
         return bx_at(error, "%s", in->path);
     }
-    return size ? take_bytes(in, size, rest, error) : take_numbers(in, document, data, error);
+    return data   ? take_numbers(in, &draft->document, data, error)
+           : size ? take_bytes(in, size, rest, error)
+                  : take_shared(in, &place, shared, error);
 }
 
 static bx_status read_input(proto_draft *draft, const proto_node *node, size_t i, struct rest *rest, bx_error *error) {
@@ -318,7 +384,7 @@ static bx_status read_input(proto_draft *draft, const proto_node *node, size_t i
         }
     status = read_shape(&in, shape, error);
     if (!status)
-        status = take_data(&in, &draft->document, rest, error);
+        status = take_data(&in, draft, rest, error);
     container->n_tensors += !status;
     return status;
 }
@@ -393,8 +459,12 @@ static bx_status read_parameters(proto_draft *draft, bool *binary, bx_error *err
     return status;
 }
 
-static bx_status read_output(proto_infer *infer, const proto_node *node, size_t i, bool binary, bx_error *error) {
+static bx_status read_output(proto_draft *draft, const proto_node *node, size_t i, bool binary, bx_error *error) {
+    struct parameter parameters[] = PARAMETERS("binary_data", PROTO_BOOLEAN, "a boolean");
+    proto_infer *infer = &draft->infer;
     const proto_node *name, *bytes;
+    const void *unread;
+    proto_shared place = {.bytes = 0};
     size_t output = 0;
     char path[32];
     snprintf(path, sizeof path, "outputs[%zu]", i);
@@ -404,9 +474,12 @@ static bx_status read_output(proto_infer *infer, const proto_node *node, size_t 
     if (!status)
         status = need(&name, node, path, "name", PROTO_STRING, "a string", error);
     if (!status)
-        status = read_parameter(&bytes, node, path, "binary_data", PROTO_BOOLEAN, "a boolean", error);
+        status = read_tensor_parameters(parameters, node, path, error);
+    if (!status)
+        status = find_place(&place, &unread, parameters, path, draft->limits, error);
     if (status)
         return status;
+    bytes = parameters[OWN].value;
     while (output_name_at(output) && strcmp(output_name_at(output), proto_json_string(name)) != 0)
         output++;
     if (!output_name_at(output))
@@ -416,7 +489,10 @@ static bx_status read_output(proto_infer *infer, const proto_node *node, size_t 
     if (error->status)
         return bx_at(error, "%s", path);
     infer->outputs |= 1u << output;
-    if (bytes ? proto_json_bool(bytes) : binary)
+    infer->places[output] = place;
+    if (place.bytes > 0)
+        infer->shared |= 1u << output;
+    else if (bytes ? proto_json_bool(bytes) : binary)
         infer->binary |= 1u << output;
     return BX_OK;
 }
@@ -427,7 +503,7 @@ static bx_status read_outputs(proto_draft *draft, bool binary, bx_error *error) 
     if (outputs && proto_json_kind(outputs) != PROTO_ARRAY)
         return refuse(error, "outputs", "an array", outputs);
     for (size_t i = 0; !status && outputs && i < proto_json_size(outputs); i++)
-        status = read_output(&draft->infer, proto_json_at(outputs, i), i, binary, error);
+        status = read_output(draft, proto_json_at(outputs, i), i, binary, error);
     if (!status && draft->infer.outputs == 0)
         draft->infer.binary = binary ? ~0u : 0;
     return status;
@@ -497,4 +573,43 @@ bx_status proto_infer_include(unsigned *include, unsigned outputs, bool with_tar
             return bx_at(error, "outputs");
     }
     return BX_OK;
+}
+
+/* ---- shared memory ----------------------------------------------------------------------------------------------- */
+
+static const char *registration_member_at(size_t i) {
+    static const char *const names[] = {"key", "offset", "byte_size", NULL};
+    return names[i];
+}
+
+static bx_status read_registration(proto_registration *registration, const proto_node *root, bx_error *error) {
+    const proto_node *key, *bytes, *offset = proto_json_get(root, "offset");
+    bx_status status = check_members(root, "", "member", registration_member_at, error);
+    if (!status)
+        status = need(&key, root, "", "key", PROTO_STRING, "a string", error);
+    if (!status)
+        status = need(&bytes, root, "", "byte_size", PROTO_INTEGER, "an integer", error);
+    if (status)
+        return status;
+    if (offset && proto_json_kind(offset) != PROTO_INTEGER)
+        return refuse(error, "offset", "an integer", offset);
+    const int64_t n = proto_json_int(bytes), from = offset ? proto_json_int(offset) : 0;
+    if (n < 0 || from < 0)
+        return bx_fail(error, BX_MALFORMED, "infer_request", "byte_size is %lld, offset %lld", (long long)n,
+                       (long long)from);
+    snprintf(registration->key, sizeof registration->key, "%s", proto_json_string(key));
+    registration->offset = (size_t)from;
+    registration->bytes = (size_t)n;
+    return BX_OK;
+}
+
+bx_status proto_registration_read(proto_registration *registration, const void *body, size_t bytes,
+                                  const proto_limits *limits, bx_error *error) {
+    static const proto_place none[] = {{{NULL}, BX_F32, 0, 0, 0}};
+    proto_document document = {0};
+    bx_status status = proto_document_read(&document, body, bytes, NULL, none, limits, error);
+    if (!status)
+        status = read_registration(registration, document.root, error);
+    proto_document_fini(&document);
+    return status;
 }

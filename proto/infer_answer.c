@@ -15,6 +15,11 @@
 /* What of the answer's text has no tensor. */
 #define WORDS (PROTO_INCLUDE_IMAGES | PROTO_INCLUDE_CLASSES | PROTO_INCLUDE_LEVELS | PROTO_INCLUDE_OBJECTS)
 
+static bool is_shared(const proto_answer *answer, int id) {
+    return answer->request->infer.shared >> id & 1;
+}
+
+/* Sent as bytes. */
 static bool is_binary(const proto_answer *answer, int id) {
     return answer->request->infer.binary >> id & 1;
 }
@@ -34,8 +39,9 @@ size_t proto_infer_answer_bytes(const proto_answer *answer) {
     for (int i = 0; i < n_slots; i++) {
         const size_t size = proto_slot_bytes(&slots[i]);
         bytes += OUTPUT_BYTES;
-        bytes +=
-            is_binary(answer, ids[i]) ? size : size / bx_dtype_bytes(slots[i].dtype) * number_bytes(slots[i].dtype);
+        bytes += is_binary(answer, ids[i]) || is_shared(answer, ids[i])
+                     ? size
+                     : size / bx_dtype_bytes(slots[i].dtype) * number_bytes(slots[i].dtype);
     }
     return bytes;
 }
@@ -48,7 +54,14 @@ static void write_output(proto_writer *w, const proto_answer *answer, const prot
     for (int i = 0; i < slot->rank; i++)
         proto_write_int(w, NULL, slot->shape[i]);
     proto_write_close(w, ']');
-    if (is_binary(answer, id)) {
+    if (is_shared(answer, id)) {
+        const proto_shared *place = &answer->request->infer.places[id];
+        proto_write_open(w, "parameters", '{');
+        proto_write_string(w, "shared_memory_region", place->region);
+        proto_write_int(w, "shared_memory_offset", (int64_t)place->offset);
+        proto_write_int(w, "shared_memory_byte_size", (int64_t)proto_slot_bytes(slot));
+        proto_write_close(w, '}');
+    } else if (is_binary(answer, id)) {
         proto_write_open(w, "parameters", '{');
         proto_write_int(w, "binary_data_size", (int64_t)proto_slot_bytes(slot));
         proto_write_close(w, '}');
@@ -61,8 +74,8 @@ static void write_output(proto_writer *w, const proto_answer *answer, const prot
     proto_write_close(w, '}');
 }
 
-/* The JSON, and then the bytes; how many the first are, or 0 where none follow. */
-static size_t write_answer(proto_buffer *out, const proto_answer *answer, const char *text) {
+/* The JSON, then the bytes that are sent, then those that are not. */
+static void write_answer(proto_buffer *out, proto_infer_layout *layout, const proto_answer *answer, const char *text) {
     proto_slot slots[PROTO_N_OUTPUTS];
     int ids[PROTO_N_OUTPUTS], n_slots = proto_answer_slots(answer, slots, ids);
     proto_writer writer = {.out = out}, *w = &writer;
@@ -87,15 +100,41 @@ static size_t write_answer(proto_buffer *out, const proto_answer *answer, const 
     for (int i = 0; i < n_slots; i++)
         if (is_binary(answer, ids[i]))
             proto_output_at((size_t)ids[i])->emit(&sink, answer);
-    return out->bytes > end ? end - start : 0;
+    *layout = (proto_infer_layout){.json_bytes = out->bytes > end ? end - start : 0, .sent_bytes = out->bytes - start};
+    for (int i = 0; i < n_slots; i++)
+        if (is_shared(answer, ids[i])) {
+            const size_t at = out->bytes;
+            proto_output_at((size_t)ids[i])->emit(&sink, answer);
+            layout->shared[layout->n_shared].at = at;
+            layout->shared[layout->n_shared].place = answer->request->infer.places[ids[i]];
+            layout->shared[layout->n_shared++].place.bytes = out->bytes - at;
+        }
 }
 
-bx_status proto_infer_encode(proto_buffer *out, size_t *json_bytes, const proto_request *request,
+/* Shared memory must have room for what goes there. */
+static bx_status check_places(const proto_answer *answer, bx_error *error) {
+    proto_slot slots[PROTO_N_OUTPUTS];
+    int ids[PROTO_N_OUTPUTS], n_slots = proto_answer_slots(answer, slots, ids);
+    for (int i = 0; i < n_slots; i++) {
+        const size_t size = proto_slot_bytes(&slots[i]), room = answer->request->infer.places[ids[i]].bytes;
+        if (is_shared(answer, ids[i]) && size > room) {
+            bx_fail(error, BX_INVALID, "shared_memory",
+                    "the output %s has %zu bytes, its shared_memory_byte_size is %zu", slots[i].name, size, room);
+            return bx_at(error, "%s", slots[i].name);
+        }
+    }
+    return BX_OK;
+}
+
+bx_status proto_infer_encode(proto_buffer *out, proto_infer_layout *layout, const proto_request *request,
                              const bx_result *result, const proto_timing *timing, const char *request_id,
                              size_t max_bytes, bx_error *error) {
     const proto_answer answer = proto_answer_of(request, result->job->plan, result, bx_job_gradient_rows(result->job));
     const size_t bytes = proto_infer_answer_bytes(&answer), start = out->bytes;
     proto_buffer text = {0};
+    bx_status status = check_places(&answer, error);
+    if (status)
+        return status;
     if (bytes > max_bytes)
         return bx_fail(error, BX_TOO_LARGE, "answer_too_large",
                        "the answer may need %zu bytes, %zu are allowed; ask for less", bytes, max_bytes);
@@ -103,7 +142,7 @@ bx_status proto_infer_encode(proto_buffer *out, size_t *json_bytes, const proto_
         proto_answer_text(&text, &answer, timing, request_id);
     out->failed |= text.failed;
     if (!out->failed && proto_buffer_reserve(out, bytes))
-        *json_bytes = write_answer(out, &answer, text.data);
+        write_answer(out, layout, &answer, text.data);
     proto_buffer_free(&text);
     if (!out->failed)
         return BX_OK;

@@ -208,6 +208,7 @@ typedef struct proto_tensor {
     const char *name;
     bx_dtype dtype;         /* BX_N_DTYPES: one we have no name for */
     bx_tensor view;         /* into the body, at any alignment; of that dtype, or of numbers in a wider one */
+    size_t shared_bytes;    /* it lies in shared memory, which may change; 0: it does not */
     const char *dtype_name; /* as written */
     int rank;
     int64_t shape[PROTO_MAX_RANK];
@@ -297,8 +298,6 @@ typedef struct proto_output {
     void (*emit)(proto_sink *sink, const proto_answer *answer);
 } proto_output;
 
-#define PROTO_N_OUTPUTS 10
-
 /* The i-th, NULL past the end. */
 const proto_output *proto_output_at(size_t i);
 /* The tensors of this answer and which outputs they are; how many. */
@@ -386,6 +385,7 @@ typedef struct proto_draft {
     uint8_t *use;            /* (G) BX_OBJECT_USED, BX_OBJECT_IGNORED */
     proto_document document; /* of a JSON body, or part of one; predictions and targets are in its stores */
     proto_container container;
+    void *copies;       /* of tensors in shared memory */
     proto_infer infer;  /* id: borrowed from the document */
     const char *model;  /* the criterion that the path names; NULL: the options name it */
     int64_t json_bytes; /* of an inference's body; -1: all of it */

@@ -8,16 +8,17 @@
 #include <string.h>
 
 /* Those of Triton's extensions that there are. */
-static const char *const extensions[] = {"binary_tensor_data", "model_configuration", "model_repository", "parameters",
-                                         "statistics"};
+static const char *const extensions[] = {"binary_tensor_data", "model_configuration", "model_repository",
+                                         "parameters",         "statistics",          "system_shared_memory"};
 
-void proto_server_describe(proto_buffer *out, const char *version) {
+void proto_server_describe(proto_buffer *out, const char *version, bool shared_memory) {
+    const size_t n = sizeof extensions / sizeof extensions[0];
     proto_writer writer = {.out = out}, *w = &writer;
     proto_write_open(w, NULL, '{');
     proto_write_string(w, "name", "lossd");
     proto_write_string(w, "version", version);
     proto_write_open(w, "extensions", '[');
-    for (size_t i = 0; i < sizeof extensions / sizeof extensions[0]; i++)
+    for (size_t i = 0; i < (shared_memory ? n : n - 1); i++)
         proto_write_string(w, NULL, extensions[i]);
     proto_write_close(w, ']');
     proto_write_close(w, '}');

@@ -72,20 +72,36 @@ typedef struct proto_catalog {
 /* The built-in sets (made anew each time) and the presets. */
 extern const proto_catalog proto_catalog_builtin;
 
-/* What a body may cost to decode. */
+/* What a body may cost to decode, and what it may use. */
 typedef struct proto_limits {
     size_t json_memory; /* heap bytes of one JSON document besides its numbers */
     /* Asked before so many bytes more are taken for a JSON document or a caller's prior boxes, for as long as the call
      * lasts; what it returns but BX_OK is the call's failure. NULL: nobody is asked. */
     bx_status (*reserve)(void *context, size_t bytes, bx_error *error);
+    /* Shared memory that an inference names: `bytes` bytes from `offset` on of a region of the caller's are at *data,
+     * and the region is the *index-th of this request's, as long as the request is. Somebody else may write to them at
+     * any time. NULL: there is no shared memory. */
+    bx_status (*region)(void *context, const char *name, size_t offset, size_t bytes, int *index, const void **data,
+                        bx_error *error);
     void *context;
 } proto_limits;
+
+#define PROTO_N_OUTPUTS 10
+
+/* A place in shared memory. */
+typedef struct proto_shared {
+    char region[64];
+    int index; /* of the region, as proto_limits says it */
+    size_t offset, bytes;
+} proto_shared;
 
 /* What an inference wants besides the options. */
 typedef struct proto_infer {
     char *id;         /* to be echoed; malloc's; NULL: none */
     unsigned outputs; /* a bit for each that is named; 0: all there are */
     unsigned binary;  /* those that are sent as bytes, not as JSON */
+    unsigned shared;  /* those that are written to shared memory; `places` says where */
+    proto_shared places[PROTO_N_OUTPUTS];
 } proto_infer;
 
 /* A decoded request. `batch` views the body (binary predictions) and `memory` (everything that had to be converted),
@@ -101,7 +117,7 @@ typedef struct proto_request {
     int32_t label_base;      /* of the annotations and of the answer; labels in `batch` are zero-based */
     bx_batch batch;
     proto_infer infer;
-    void *memory[5];     /* malloc's */
+    void *memory[6];     /* malloc's */
     size_t memory_bytes; /* heap bytes of this request, besides a prior set it shares */
 } proto_request;
 
@@ -166,10 +182,31 @@ BX_MUST_USE bx_status proto_answer_encode(proto_buffer *out, proto_encoding acce
  * for a request_id of at most 256 bytes. */
 size_t proto_answer_bytes(const proto_request *request, const bx_plan *plan, int64_t n_rows, proto_encoding accept);
 
-/* The same for an inference; *json_bytes are the JSON's where bytes of tensors follow it, else 0. */
-BX_MUST_USE bx_status proto_infer_encode(proto_buffer *out, size_t *json_bytes, const proto_request *request,
+/* How an inference's answer lies in a buffer. */
+typedef struct proto_infer_layout {
+    size_t json_bytes; /* the JSON's where bytes of tensors follow it, else 0 */
+    size_t sent_bytes; /* to be sent; what follows them is for shared memory */
+    int n_shared;
+    struct {
+        proto_shared place;
+        size_t at; /* in the buffer; place.bytes are as many as there are */
+    } shared[PROTO_N_OUTPUTS];
+} proto_infer_layout;
+
+/* The same for an inference. Errors also: BX_INVALID "shared_memory": a place is too small. */
+BX_MUST_USE bx_status proto_infer_encode(proto_buffer *out, proto_infer_layout *layout, const proto_request *request,
                                          const bx_result *result, const proto_timing *timing, const char *request_id,
                                          size_t max_bytes, bx_error *error);
+
+/* What POST /v2/systemsharedmemory/region/{name}/register asks for. */
+typedef struct proto_registration {
+    char key[256]; /* cut if it is longer */
+    size_t offset, bytes;
+} proto_registration;
+
+/* Errors: BX_MALFORMED, BX_INVALID, BX_TOO_LARGE, BX_NOMEM. */
+BX_MUST_USE bx_status proto_registration_read(proto_registration *registration, const void *body, size_t bytes,
+                                              const proto_limits *limits, bx_error *error);
 
 typedef struct proto_problem {
     int http_status;
@@ -218,7 +255,7 @@ typedef struct proto_model_statistics {
 } proto_model_statistics;
 
 /* Each appends a document, but the last, which is one element of an array; check out->failed. */
-void proto_server_describe(proto_buffer *out, const char *version);
+void proto_server_describe(proto_buffer *out, const char *version, bool shared_memory);
 void proto_model_describe(proto_buffer *out, const char *name);
 void proto_model_configure(proto_buffer *out, const char *name, int64_t max_request_bytes);
 void proto_model_statistics_row(proto_writer *writer, const char *name, const proto_model_statistics *statistics);

@@ -129,7 +129,7 @@ bx_status proto_draft_allocate(proto_draft *draft, size_t n_images, size_t n_obj
     if (!add_bytes(&bytes, n_objects, sizeof *draft->labels + 4 * sizeof *draft->boxes + sizeof *draft->use) ||
         !add_bytes(&bytes, n_images + 1, sizeof *draft->first) || !(draft->memory = malloc(bytes)))
         return bx_fail(error, BX_NOMEM, "out_of_memory", "no memory for the batch");
-    draft->memory_bytes = bytes;
+    draft->memory_bytes += bytes;
     draft->labels = draft->memory;
     draft->boxes = (float *)(void *)(draft->labels + n_objects);
     draft->first = (int32_t *)(void *)(draft->boxes + 4 * n_objects);
@@ -215,6 +215,7 @@ static void draft_fini(proto_draft *draft) {
         proto_document_fini(&draft->documents[i]);
     proto_document_fini(&draft->document);
     proto_container_fini(&draft->container);
+    free(draft->copies);
     free(draft->memory);
 }
 
@@ -230,8 +231,8 @@ proto_encoding proto_encoding_guess(const void *body, size_t bytes) {
 /* What of a document's stores the request views: F32 and I32 in JSON; in an inference F32, F64 and I64. */
 static const bx_dtype kept[] = {BX_F32, BX_I32, BX_F64, BX_I64};
 
-_Static_assert(sizeof((proto_request *)0)->memory / sizeof(void *) == 1 + sizeof kept / sizeof kept[0],
-               "a place for the draft's memory and for each store");
+_Static_assert(sizeof((proto_request *)0)->memory / sizeof(void *) == 2 + sizeof kept / sizeof kept[0],
+               "a place for the draft's memory, for its copies and for each store");
 
 /* Predictions and targets stay in the document's stores, which the request takes over. */
 static void *take_store(proto_request *request, proto_draft *draft, bx_dtype dtype) {
@@ -277,8 +278,9 @@ static bx_status decode(proto_request *request, proto_draft *draft, const void *
         for (size_t i = 0; i < sizeof kept / sizeof kept[0]; i++)
             if (i < 2 || draft->encoding == PROTO_INFER)
                 made.memory[1 + i] = take_store(&made, draft, kept[i]);
+        made.memory[sizeof made.memory / sizeof made.memory[0] - 1] = draft->copies;
         made.memory_bytes += draft->memory_bytes;
-        draft->memory = NULL;
+        draft->memory = draft->copies = NULL;
         *request = made;
     } else {
         proto_request_free(&made);

@@ -108,6 +108,7 @@ static bx_status take_work(request *r) {
 static bx_status decode(request *r, size_t bytes, bool by_worker, bool makes) {
     reservation own = {.request = r, .by_worker = by_worker};
     const proto_limits limits = request_limits(&own);
+    request_drop_regions(r); /* of an earlier attempt */
     const proto_catalog *catalog = registry_catalog(r->server->registry, makes);
     bx_status status = r->encoding == PROTO_INFER
                            ? proto_infer_decode(&r->decoded_request, r->name, r->json_bytes, r->body.data, bytes,
@@ -245,11 +246,28 @@ static bx_status encode(request *r, const bx_result *result, answer *done, bx_er
         return proto_answer_encode(&done->body, r->accept, &r->decoded_request, result, &done->timing, r->id, most,
                                    error);
     }
-    bx_status status = proto_infer_encode(&done->body, &done->json_bytes, &r->decoded_request, result, &done->timing,
-                                          r->id, most, error);
-    done->type = done->json_bytes > 0 ? PROTO_TYPE_BYTES : PROTO_TYPE_JSON;
+    proto_infer_layout layout;
+    bx_status status =
+        proto_infer_encode(&done->body, &layout, &r->decoded_request, result, &done->timing, r->id, most, error);
+    for (int i = 0; status == BX_OK && i < layout.n_shared; i++) {
+        const proto_shared *place = &layout.shared[i].place;
+        status = region_write(r->regions[place->index], place->offset, done->body.data + layout.shared[i].at,
+                              place->bytes, error);
+    }
     if (status == BX_OK) {
+        done->body.bytes = layout.sent_bytes;
+        done->json_bytes = layout.json_bytes;
+        done->type = done->json_bytes > 0 ? PROTO_TYPE_BYTES : PROTO_TYPE_JSON;
         compress(r, done);
+    }
+    return status;
+}
+
+/* Shared memory whose object became too short while it was read has told nothing. */
+static bx_status check_regions(const request *r, bx_error *error) {
+    bx_status status = BX_OK;
+    for (size_t i = 0; status == BX_OK && i < r->n_regions; i++) {
+        status = region_check(r->regions[i], error);
     }
     return status;
 }
@@ -262,7 +280,10 @@ static void finish(request *r) {
     bx_error error = {0};
     answer done = {.status = 200};
     done.timing = request_timing(r);
-    bx_status status = bx_finish(&result, &r->job, &error);
+    bx_status status = check_regions(r, &error);
+    if (status == BX_OK) {
+        status = bx_finish(&result, &r->job, &error);
+    }
     if (status == BX_OK) {
         status = encode(r, &result, &done, &error);
     }

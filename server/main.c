@@ -73,8 +73,11 @@ static const char *check_options(const options *o, log_level *level) {
     if (!address_resolve(o->listen, &address)) {
         return "--listen: not HOST:PORT of this machine, such as 127.0.0.1:8080 (ports end at 65535)";
     }
-    bool open = !is_loopback(address->ai_addr) && !o->allow_anonymous;
+    bool local = is_loopback(address->ai_addr), open = !local && !o->allow_anonymous;
     freeaddrinfo(address);
+    if (!local && o->shared_memory) {
+        return "--shared-memory: only with a loopback --listen, since who asks could read this machine's objects";
+    }
     return open ? "--listen: an address that is not loopback needs --allow-anonymous" : NULL;
 }
 

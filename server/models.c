@@ -124,9 +124,8 @@ bool model_is_known(server *s, const char *name, const char *request_id, answer 
 }
 
 answer get_server(const route_call *call) {
-    (void)call;
     proto_buffer out = {0};
-    proto_server_describe(&out, LOSSD_VERSION);
+    proto_server_describe(&out, LOSSD_VERSION, call->server->shm != NULL);
     return json_answer(out);
 }
 
@@ -249,4 +248,58 @@ answer post_unload(const route_call *call) {
                            "", call->request_id);
     }
     return a;
+}
+
+/* ---- shared memory ----------------------------------------------------------------------------------------------- */
+
+static bool has_shared_memory(const route_call *call, answer *refused) {
+    if (!call->server->shm) {
+        *refused =
+            answer_problem(404, "unsupported_option",
+                           "This daemon maps no shared memory; it does with --shared-memory.", "", call->request_id);
+    }
+    return call->server->shm != NULL;
+}
+
+answer get_regions(const route_call *call) {
+    answer a;
+    if (!has_shared_memory(call, &a)) {
+        return a;
+    }
+    bx_error error = {0};
+    a = json_answer((proto_buffer){0});
+    proto_writer w = {.out = &a.body};
+    if (shm_status(call->server->shm, call->name, &w, &error) != BX_OK) {
+        answer_free(&a);
+        return answer_problem(404, error.code, error.text, "", call->request_id);
+    }
+    return a;
+}
+
+answer post_register(const route_call *call) {
+    answer a;
+    if (!has_shared_memory(call, &a)) {
+        return a;
+    }
+    if (!call->lease) {
+        return (answer){0}; /* mapping may take long */
+    }
+    bx_error error = {0};
+    proto_registration wanted;
+    bx_status status =
+        proto_registration_read(&wanted, call->body->body, call->body->bytes, &call->body->limits, &error);
+    if (status == BX_OK) {
+        status = shm_register(call->server->shm, call->name, wanted.key, wanted.offset, wanted.bytes, &error);
+    }
+    return status == BX_OK ? json_answer((proto_buffer){0}) : answer_error(&error, NULL, PROTO_JSON, call->request_id);
+}
+
+/* One, or all. */
+answer post_unregister(const route_call *call) {
+    answer a;
+    if (!has_shared_memory(call, &a)) {
+        return a;
+    }
+    shm_unregister(call->server->shm, call->name);
+    return json_answer((proto_buffer){0});
 }

@@ -168,6 +168,7 @@ void request_unref(request *r) {
     return_ticket(r);
     return_memory(r);
     lease_give(&r->lease, &r->stages);
+    request_drop_regions(r);
     proto_inflater_free(r->inflater);
     for (size_t i = 0; i < r->n_query; i++) {
         free((char *)r->query[i].name);
@@ -538,8 +539,36 @@ static bx_status request_reserve(void *context, size_t bytes, bx_error *error) {
     return BX_OK;
 }
 
+/* Shared memory that its inference names, for as long as it is there. */
+static bx_status request_region(void *context, const char *name, size_t offset, size_t bytes, int *index,
+                                const void **data, bx_error *error) {
+    request *r = ((reservation *)context)->request;
+    region *found;
+    if (r->n_regions == MOST_REGIONS) {
+        return bx_fail(error, BX_INVALID, "shared_memory", "a request has at most %d places in shared memory",
+                       MOST_REGIONS);
+    }
+    bx_status status = shm_use(r->server->shm, name, offset, bytes, &found, error);
+    if (status == BX_OK) {
+        *data = region_data(found, offset);
+        *index = (int)r->n_regions;
+        r->regions[r->n_regions++] = found;
+    }
+    return status;
+}
+
+void request_drop_regions(request *r) {
+    while (r->n_regions > 0) {
+        region_unref(r->regions[--r->n_regions]);
+    }
+}
+
 proto_limits request_limits(reservation *v) {
-    return (proto_limits){memory_limit(v->request->server->memory) / JSON_SHARE, request_reserve, v};
+    const server *s = v->request->server;
+    return (proto_limits){.json_memory = memory_limit(s->memory) / JSON_SHARE,
+                          .reserve = request_reserve,
+                          .region = s->shm ? request_region : NULL,
+                          .context = v};
 }
 
 /* What the route's handler makes of the body. What decoding takes is counted while it stands; so is the copy that goes

@@ -239,6 +239,7 @@ static answer delete_definition(const route_call *call) {
 #define PRIORS   DEFINITION_PRIORS
 #define CRITERIA DEFINITION_CRITERION
 #define MODEL    "/v2/models/{name}"
+#define REGION   "/v2/systemsharedmemory/region/{name}"
 #define VERSION  "/v2/models/{name}/versions/{version}"
 
 /* method, path, how, has_body, negotiates, task, kind, handler */
@@ -272,6 +273,11 @@ static const route routes[] = {
     {"GET", VERSION "/config", ROUTE_AT_ONCE, false, false, 0, 0, get_model_config},
     {"GET", VERSION "/stats", ROUTE_AT_ONCE, false, false, 0, 0, get_model_statistics},
     {"POST", VERSION "/infer", ROUTE_BATCH, true, false, PROTO_LOSS, 0, NULL},
+    {"GET", "/v2/systemsharedmemory/status", ROUTE_AT_ONCE, false, false, 0, 0, get_regions},
+    {"GET", REGION "/status", ROUTE_AT_ONCE, false, false, 0, 0, get_regions},
+    {"POST", REGION "/register", ROUTE_BY_WORKER, true, false, 0, 0, post_register},
+    {"POST", REGION "/unregister", ROUTE_AT_ONCE, false, false, 0, 0, post_unregister},
+    {"POST", "/v2/systemsharedmemory/unregister", ROUTE_AT_ONCE, false, false, 0, 0, post_unregister},
     {"POST", "/v2/repository/index", ROUTE_AT_ONCE, false, false, 0, 0, post_index},
     {"POST", "/v2/repository/models/{name}/load", ROUTE_AT_ONCE, false, false, 0, 0, post_load},
     {"POST", "/v2/repository/models/{name}/unload", ROUTE_AT_ONCE, false, false, 0, 0, post_unload},

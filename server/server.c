@@ -34,6 +34,8 @@ static void free_parts(server *s) {
     s->registry = NULL;
     memory_free(s->memory);
     s->memory = NULL;
+    shm_free(s->shm);
+    s->shm = NULL;
     models_free(s->models);
     s->models = NULL;
 }
@@ -70,7 +72,10 @@ bx_status server_start(server *s, bx_error *error) {
     atomic_init(&s->at_clerk, 0);
     s->memory = memory_new((size_t)o->memory_limit);
     s->models = models_new();
-    bx_status status = s->memory && s->models ? BX_OK : bx_fail(error, BX_NOMEM, "out_of_memory", "no memory to start");
+    s->shm = o->shared_memory ? shm_new() : NULL;
+    bx_status status = s->memory && s->models && (s->shm || !o->shared_memory)
+                           ? BX_OK
+                           : bx_fail(error, BX_NOMEM, "out_of_memory", "no memory to start");
     status = status == BX_OK ? http_listen(s, error) : status; /* before anything on the disk is opened */
     if (status == BX_OK) {
         status = registry_open(&s->registry, s->memory, o->data_dir, error);

@@ -240,6 +240,8 @@ BX_MUST_USE bx_status registry_delete(registry *registry, definition kind, const
 typedef struct shm shm;
 typedef struct region region;
 
+#define MOST_REGIONS 32 /* places in them that one request names */
+
 /* One in a process: it takes the signal SIGBUS. NULL when out of memory. Any thread may call what follows. */
 shm *shm_new(void);
 /* NULL is accepted. */
@@ -273,6 +275,7 @@ typedef struct server {
     pool *pool, *clerk; /* computing, and waiting for the disk */
     registry *registry;
     models *models;
+    shm *shm;             /* NULL: clients may register none */
     atomic_bool draining; /* /readyz says 503 */
     atomic_bool closing;  /* no more work is admitted */
     atomic_long tickets;  /* admitted requests that compute */
@@ -404,6 +407,8 @@ struct request {
     atomic_int *blocks_left;           /* (N) blocks of each image, and one for its loc rows */
     atomic_int images_left, rows_left; /* in the first round, and in the second */
     int32_t images_arrived;            /* images whose loc rows are in */
+    region *regions[MOST_REGIONS];     /* references; of shared memory that it uses */
+    size_t n_regions;
     bx_error error;
 
     int64_t began_ns, received_ns; /* headers, last byte */
@@ -441,6 +446,8 @@ BX_MUST_USE bool request_expire(request *request);
 bool request_expired(request *request);
 /* The connection is gone or answered: drops its reference. */
 void request_abandon(request *request);
+/* The shared memory it uses is not needed any more; done by the last reference. */
+void request_drop_regions(request *request);
 /* Called by workers: what the whole body is for. Only one that `makes` makes the sets of patterns. */
 void request_run_body(request *request, bool makes);
 /* For whoever works on it. The last unit, and what never had one, settles; other answers lose against an earlier one.
@@ -650,6 +657,9 @@ answer get_model_statistics(const route_call *call);
 answer post_index(const route_call *call);
 answer post_load(const route_call *call);
 answer post_unload(const route_call *call);
+answer get_regions(const route_call *call);
+answer post_register(const route_call *call);
+answer post_unregister(const route_call *call);
 
 /* The OpenAPI document, embedded in the binary. */
 extern const char asset_openapi[];
