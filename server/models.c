@@ -281,11 +281,12 @@ answer post_register(const route_call *call) {
     if (!has_shared_memory(call, &a)) {
         return a;
     }
-    if (!call->lease) {
-        return (answer){0}; /* mapping may take long */
-    }
     bx_error error = {0};
     proto_registration wanted;
+    if (!call->lease) { /* mapping may take long */
+        return proto_name_check(call->name, &error) == BX_OK ? (answer){0}
+                                                             : answer_error(&error, NULL, PROTO_JSON, call->request_id);
+    }
     bx_status status =
         proto_registration_read(&wanted, call->body->body, call->body->bytes, &call->body->limits, &error);
     if (status == BX_OK) {
