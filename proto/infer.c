@@ -12,6 +12,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#define PREFIX_MEMORY ((size_t)8 << 20) /* of heap, for the tree of a short JSON */
+
 /* ---- datatypes --------------------------------------------------------------------------------------------------- */
 
 /* What numbers in JSON of each datatype are stored as: whole ones as I64, where they can be checked. Of the two short
@@ -553,6 +555,45 @@ bx_status proto_draft_infer(proto_draft *draft, const void *body, size_t bytes, 
     if (!status)
         status = read_outputs(draft, binary, error);
     return status ? status : proto_draft_bind(draft, error);
+}
+
+/* An input's bytes behind the JSON; false when it is not as it should be. */
+static bool prefix_input(const proto_node *input, size_t *end, bool *prediction, bool *in_json) {
+    const proto_node *name, *parameters, *size;
+    if (proto_json_kind(input) != PROTO_OBJECT || !(name = proto_json_get(input, "name")) ||
+        proto_json_kind(name) != PROTO_STRING)
+        return false;
+    *prediction = proto_same(proto_json_string(name), "loc") || proto_same(proto_json_string(name), "conf");
+    parameters = proto_json_get(input, "parameters");
+    size = parameters && proto_json_kind(parameters) == PROTO_OBJECT ? proto_json_get(parameters, "binary_data_size")
+                                                                     : NULL;
+    *in_json = !size;
+    return !size || (proto_json_kind(size) == PROTO_INTEGER && proto_json_int(size) >= 0 &&
+                     !__builtin_add_overflow(*end, (size_t)proto_json_int(size), end));
+}
+
+size_t proto_infer_prefix(const void *body, size_t received, size_t bytes, int64_t json_bytes) {
+    const size_t head = (size_t)json_bytes;
+    const proto_limits limits = {.json_memory = PREFIX_MEMORY};
+    proto_document document;
+    size_t end = head, prefix = head;
+    if (received < head || bytes < received)
+        return 0;
+    bx_status status = proto_document_read(&document, body, head, NULL, places, &limits, NULL);
+    if (status)
+        return status == BX_MALFORMED ? head : bytes; /* enough to be refused; or it is read again */
+    const proto_node *inputs = proto_json_get(document.root, "inputs");
+    const size_t n = inputs && proto_json_kind(inputs) == PROTO_ARRAY ? proto_json_size(inputs) : 0;
+    for (size_t i = 0; i < n && prefix < bytes; i++) {
+        bool prediction, in_json;
+        if (!prefix_input(proto_json_at(inputs, i), &end, &prediction, &in_json) || end > bytes) {
+            prefix = head;
+            break;
+        }
+        prefix = prediction && in_json ? bytes : prediction ? prefix : end;
+    }
+    proto_document_fini(&document);
+    return prefix;
 }
 
 bx_status proto_infer_include(unsigned *include, unsigned outputs, bool with_targets, bx_error *error) {

@@ -138,6 +138,9 @@ void proto_request_free(proto_request *request);
  * the predictions, which it does not read. 0 when too little has been received to tell. */
 size_t proto_request_prefix(const void *body, size_t received, size_t bytes);
 
+/* The same of an inference whose JSON ends there; all of the body when some of the predictions stand in the JSON. */
+size_t proto_infer_prefix(const void *body, size_t received, size_t bytes, int64_t json_bytes);
+
 /* The wire form of error->path for this encoding: a JSON pointer ("/annotations/3/boxes/7") or a tensor and index
  * ("boxes[19]"). `request` is NULL when decoding failed, else it turns an image's object into the batch's. Empty when
  * there is no path. */

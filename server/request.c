@@ -48,6 +48,12 @@ long request_body_limit(const options *o, const route *route, proto_encoding enc
     return limit;
 }
 
+/* Whether the beginning of a body tells what follows. */
+static bool tells_early(proto_encoding encoding, int64_t json_bytes) {
+    return encoding == PROTO_SAFETENSORS ||
+           (encoding == PROTO_INFER && json_bytes > 0 && (size_t)json_bytes <= JSON_DECODE_BYTES);
+}
+
 static answer refuse(int status, int retry, const char *code, const char *detail, const char *id) {
     answer a = answer_problem(status, code, detail, "", id);
     a.retry_after = retry;
@@ -108,8 +114,8 @@ request *request_admit(server *server, const admission *a, answer *refusal) {
         *refusal = refuse(503, 5, "draining", "This daemon is shutting down.", a->id);
         return NULL;
     }
-    const bool head_only =
-        a->route->how == ROUTE_BATCH && a->expected >= EARLY_BYTES && (a->encoding == PROTO_SAFETENSORS || a->guess);
+    const bool head_only = a->route->how == ROUTE_BATCH && a->expected >= EARLY_BYTES &&
+                           (tells_early(a->encoding, a->json_bytes) || a->guess);
     const size_t first = head_only            ? HEAD_BYTES
                          : a->expected        ? a->expected
                          : a->route->has_body ? FIRST_CHUNKED_BYTES
@@ -358,16 +364,22 @@ static bx_status keep_whole(request *r) {
     return move_body(r, r->expected, r->expected);
 }
 
+/* How much must be in before it can be decoded; 0: not known yet. */
+static size_t prefix_of(const request *r) {
+    return r->encoding == PROTO_INFER ? proto_infer_prefix(r->body.data, r->received, r->expected, r->json_bytes)
+                                      : proto_request_prefix(r->body.data, r->received, r->expected);
+}
+
 /* What the beginning of a long body tells. Once its annotations are in, its predictions are streamed if they can be;
  * where that is not possible or not known soon enough, all of it is kept. */
 static bx_status look_at_head(request *r) {
-    if (r->encoding == PROTO_SAFETENSORS && !r->prefix) {
-        r->prefix = proto_request_prefix(r->body.data, r->received, r->expected);
+    if (tells_early(r->encoding, r->json_bytes) && !r->prefix) {
+        r->prefix = prefix_of(r);
         if (!r->prefix && r->received < r->body.bytes) {
             return BX_OK;
         }
     }
-    if (!r->prefix || r->prefix > DECODE_BYTES) {
+    if (!r->prefix || r->prefix > DECODE_BYTES || r->prefix == r->expected) {
         return keep_whole(r);
     }
     if (r->prefix > r->received) {
@@ -387,10 +399,10 @@ static bx_status look_at_head(request *r) {
 
 /* What of a body that is kept may be computed already. */
 static bx_status look_at_body(request *r) {
-    bool early = r->route->how == ROUTE_BATCH && r->expected >= EARLY_BYTES && r->encoding == PROTO_SAFETENSORS;
+    bool early = r->route->how == ROUTE_BATCH && r->expected >= EARLY_BYTES && tells_early(r->encoding, r->json_bytes);
     if (early && !r->planned && !r->later) {
         if (!r->prefix) {
-            r->prefix = proto_request_prefix(r->body.data, r->received, r->expected);
+            r->prefix = prefix_of(r);
         }
         if (r->prefix && r->prefix <= r->received && r->prefix <= DECODE_BYTES && r->received < r->expected) {
             bx_status status = batch_prepare_here(r, r->expected);

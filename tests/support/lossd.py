@@ -444,6 +444,52 @@ def load(data):
     return meta, tensors
 
 
+# ---- the Open Inference Protocol ---------------------------------------------------------------------------------
+
+DATATYPES = {"F64": "FP64", "I64": "INT64", "F32": "FP32", "I32": "INT32", "F16": "FP16", "BF16": "BF16",
+             "I16": "INT16", "I8": "INT8", "U8": "UINT8", "BOOL": "BOOL"}
+
+
+def inference(tensors, in_json=(), nest=False, **members):
+    """{name: (dtype, shape, bytes)} as an inference: (JSON as an object, the bytes behind it). Those named in `in_json`
+    (True: all) have their numbers in the JSON, flat or nested."""
+    inputs, behind = [], b""
+    for name, (dtype, shape, data) in tensors.items():
+        inputs.append({"name": name, "shape": list(shape), "datatype": DATATYPES[dtype]})
+        if in_json is True or name in in_json:
+            values = unpack(dtype, data)
+            inputs[-1]["data"] = nested(values, *shape) if nest else values
+        else:
+            inputs[-1]["parameters"] = {"binary_data_size": len(data)}
+            behind += data
+    return {"inputs": inputs, **members}, behind
+
+
+def infer_headers(text):
+    return {"Inference-Header-Content-Length": len(text)}
+
+
+def read_inference(answer):
+    """(JSON as an object, {name: (dtype, shape, values)}); refuses what does not fit exactly."""
+    length = answer.header("Inference-Header-Content-Length")
+    size = int(length) if length else len(answer.body)
+    document, behind, tensors = strict_json(answer.body[:size]), answer.body[size:], {}
+    names = {datatype: dtype for dtype, datatype in DATATYPES.items()}
+    for output in document["outputs"]:
+        dtype, count = names[output["datatype"]], math.prod(output["shape"])
+        if "data" in output:
+            values = unpack(dtype, pack(dtype, output["data"]))
+        else:
+            taken = output["parameters"]["binary_data_size"]
+            values, behind = unpack(dtype, behind[:taken]), behind[taken:]
+        if len(values) != count or output["name"] in tensors:
+            raise ValueError("output %s does not fit: %r" % (output["name"], output))
+        tensors[output["name"]] = (dtype, output["shape"], values)
+    if behind or (answer.type == JSON) != (length is None):
+        raise ValueError("%d bytes are left of %r" % (len(behind), answer))
+    return document, tensors
+
+
 # ---- batches -----------------------------------------------------------------------------------------------------
 
 def floats(values):
@@ -676,6 +722,20 @@ class Case(unittest.TestCase):
         if answer.status == 503 and body["code"] in ("queue_full", "memory_full", "draining"):
             self.assertRegex(answer.header("Retry-After") or "", r"^[1-9][0-9]*$")
         return body
+
+    def error(self, answer, status, text=""):
+        """The answer is a refusal as the Open Inference Protocol has it; what it says."""
+        self.assertEqual(answer.status, status, answer)
+        self.assertEqual(answer.type, JSON, answer)
+        self.assertTrue(answer.header("X-Request-Id"), answer)
+        body = answer.json()
+        self.assertEqual(list(body), ["error"], body)
+        self.assertRegex(body["error"], text or ".")
+        if status == 405:
+            self.assertTrue(answer.header("Allow"), answer)
+        if status == 503:
+            self.assertRegex(answer.header("Retry-After") or "", r"^[1-9][0-9]*$")
+        return body["error"]
 
     def near(self, got, want, relative, message=None):
         if abs(got - want) > relative * max(abs(got), abs(want)):
