@@ -11,7 +11,7 @@ import numpy as np
 import bodies
 from bodies import JSON, SAFETENSORS
 from computing import PEERS_PYTHON, PLACE, threads
-from wire import Connection, Lossd, Service, discard, head_of, pairs, put, run_json
+from wire import Connection, Lossd, Service, SharedObject, discard, head_of, pairs, put, run_json
 
 FAST = ("counts", "labels", "boxes", "conf", "loc")
 LOC_FIRST = ("counts", "labels", "boxes", "loc", "conf")
@@ -63,6 +63,36 @@ def end_to_end(table, ours, what, tensors, order=FAST, count=60, metadata=None, 
                   whole, [t["compute"] / r.ms for t, r in zip(timing, x)], pairs=count)
 
 
+def shared_memory(table, n_images, count=60):
+    """The same batch, uploaded and lying in shared memory, in turns; the object is larger than the last-level cache."""
+    batch = ssd_batch(n_images)
+    body = bodies.safetensors({name: batch[name] for name in FAST})
+    copies = bodies.rotation(body)
+    with SharedObject(len(copies) * len(body)) as thing, Lossd("--shared-memory") as ours:
+        put(ours, "/v2/systemsharedmemory/region/batches/register",
+            json.dumps({"key": thing.key, "byte_size": thing.bytes}).encode(), JSON, "POST")
+        asked = []
+        for i in range(len(copies)):
+            inputs, at = [], i * len(body)
+            for name in FAST:
+                tensor = batch[name]
+                thing.write(at, tensor.tobytes())
+                place = {"shared_memory_region": "batches", "shared_memory_offset": at,
+                         "shared_memory_byte_size": tensor.nbytes}
+                inputs.append({"name": name, "shape": tensor.shape, "parameters": place,
+                               "datatype": {"int64": "INT64", "float32": "FP32"}[tensor.dtype.name]})
+                at += tensor.nbytes
+            asked.append(json.dumps({"inputs": inputs}).encode())
+        with Connection(ours) as a, Connection(ours) as b:
+            infer = lambda i: a.ask(head_of("/v2/models/ssd-multibox/infer", len(asked[i])), asked[i])
+            upload = lambda i: b.ask(head_of("/v1/loss", len(body)), copies[i])
+            losses = {o["name"]: o for o in json.loads(infer(0).body)["outputs"]}["loss"]["data"]
+            assert losses == [json.loads(upload(0).body)["loss"]["total"]], losses
+            x, y = pairs(count, lambda i: infer(i % len(copies)), lambda i: upload(i % len(copies)))
+    table.add(f"shared memory: {n_images} images, {len(body) / MB:.1f} MB", "ms", median(r.ms for r in x),
+              "uploading them", median(r.ms for r in y), [o.ms / t.ms for o, t in zip(x, y)], pairs=count)
+
+
 def bench_wire(table, with_peers):
     with Lossd() as ours:
         batch = ssd_batch(32)
@@ -74,6 +104,8 @@ def bench_wire(table, with_peers):
         end_to_end(table, ours, "1 image", ssd_batch(1), count=200, tail=True)
         end_to_end(table, ours, "8 images", ssd_batch(8), count=100, tail=True)
         end_to_end(table, ours, "128 images", ssd_batch(128), count=50, tail=True)
+        shared_memory(table, 32)
+        shared_memory(table, 1, 200)
         if with_peers:
             with fastapi() as peer:
                 end_to_end(table, ours, "1 image", ssd_batch(1), count=50, peer=peer)
