@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 import tritonclient.http as sync
 import tritonclient.http.aio as aio
+import tritonclient.utils.shared_memory as shm
 from tritonclient.utils import InferenceServerException
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "support"))
@@ -166,12 +167,48 @@ class Checks:
             self.refused(lambda: client.infer(MODEL, inputs(self.small, sync), parameters={"includes": "x"}), "include")
             self.refused(lambda: client.infer(MODEL, inputs(self.small, sync),
                                               outputs=[sync.InferRequestedOutput("grad_locs")]), "grad_loc")
-            self.refused(lambda: client.register_system_shared_memory("r0", "/shm0", 64), "nothing here")
+            self.refused(lambda: client.register_system_shared_memory("r0", "/shm0", 64), "--shared-memory")
             self.refused(lambda: client.get_log_settings(), "nothing here")
             nan = inputs(self.small, sync, binary=False)
             nan[3].set_data_from_numpy(np.full_like(arrays(self.small)["conf"], np.nan), binary_data=False)
             self.refused(lambda: client.infer(MODEL, nan), "NaN")
             self.same(client.infer(MODEL, inputs(self.small, sync)), self.wanted(self.small))
+
+    def check_shared_memory(self):
+        """A trainer on this machine: the batch and the gradients are written to shared memory, and read from it."""
+        batch = self.large
+        wanted, tensors = self.wanted(batch, include="gradients"), arrays(batch)
+        key, room = "/lossd-client-%d" % os.getpid(), 1 << 22
+        size = sum(array.nbytes for array in tensors.values())
+        with lossd.Daemon("--shared-memory") as daemon, contextlib.closing(
+                sync.InferenceServerClient("127.0.0.1:%d" % daemon.port)) as client:
+            region, out = shm.create_shared_memory_region("in", key, size), \
+                shm.create_shared_memory_region("out", key + "-out", 3 * room)
+            try:
+                client.register_system_shared_memory("in", key, size)
+                client.register_system_shared_memory("out", key + "-out", 3 * room)
+                assert [r["name"] for r in client.get_system_shared_memory_status()] == ["in", "out"]
+                shm.set_shared_memory_region(region, list(tensors.values()))
+                given, at = inputs(batch, sync), 0
+                for each, array in zip(given, tensors.values()):
+                    each.set_shared_memory("in", array.nbytes, offset=at)
+                    at += array.nbytes
+                outputs, names = [sync.InferRequestedOutput("loss")], ("grad_index", "grad_loc", "grad_conf")
+                for i, name in enumerate(names):
+                    outputs.append(sync.InferRequestedOutput(name))
+                    outputs[-1].set_shared_memory("out", room, offset=i * room)
+                result = client.infer(MODEL, given, outputs=outputs)
+                self.same(result, {"loss": wanted["loss"]})
+                for i, name in enumerate(names):
+                    shape = result.get_output(name)["shape"]
+                    got = shm.get_contents_as_numpy(out, wanted[name].dtype, shape, offset=i * room)
+                    assert np.array_equal(got, wanted[name]), name
+                client.unregister_system_shared_memory("in")
+                client.unregister_system_shared_memory()
+                assert client.get_system_shared_memory_status() == []
+            finally:
+                shm.destroy_shared_memory_region(region)
+                shm.destroy_shared_memory_region(out)
 
     def check_aio(self):
         async def run():
