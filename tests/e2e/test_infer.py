@@ -626,6 +626,8 @@ class Around(Case):
                     connection.start("POST", INFER, {"Content-Length": 1000, "Content-Encoding": coding})
                     connection.send(gzip.compress(b"{" * 5)[:15])
                     self.error(connection.answer(), 408, "in time")
+            fails = lambda: daemon.get(MODEL + "/stats").json()["model_stats"][0]["inference_stats"]["fail"]["count"]
+            self.assertTrue(lossd.until(lambda: fails() == 2))
             daemon.signal()
             self.assertTrue(lossd.until(lambda: daemon.get("/v2/health/ready").status == 503))
             self.error(daemon.get(MODEL + "/ready"), 503, "shutting down")
