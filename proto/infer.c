@@ -350,8 +350,8 @@ static bx_status take_data(const struct input *in, const proto_draft *draft, str
     const proto_node *size = parameters[OWN].value;
     if (!!data + !!size + (place.bytes > 0) != 1) {
         bx_fail(error, BX_MALFORMED, "infer_request",
-                "of data, binary_data_size and shared memory there must be one, not %s",
-                data || size ? "more" : "none");
+                data || size ? "of data and binary_data_size and shared memory there may be only one"
+                             : "there is neither data nor binary_data_size nor shared memory");
         return bx_at(error, "%s", in->path);
     }
     return data   ? take_numbers(in, &draft->document, data, error)

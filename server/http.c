@@ -474,6 +474,9 @@ static void on_completed(void *cls, struct MHD_Connection *connection, void **co
     set_phase(x, PHASE_IDLE, x->server->options.idle_timeout);
     if (x->post && request_expired(x->post)) {
         x->status = 408; /* written by the reaper */
+        if (x->model[0]) {
+            models_record(x->server->models, x->model, false, &x->timing, now_ns() - x->began_ns);
+        }
     }
     if (x->begun) {
         LOG(LOG_INFO, "request", {"id", x->id, 0}, {"method", x->method, 0}, {"target", x->target, 0},

@@ -292,7 +292,7 @@ answer post_register(const route_call *call) {
     if (status == BX_OK) {
         status = shm_register(call->server->shm, call->name, wanted.key, wanted.offset, wanted.bytes, &error);
     }
-    return status == BX_OK ? json_answer((proto_buffer){0}) : answer_error(&error, NULL, PROTO_JSON, call->request_id);
+    return status == BX_OK ? (answer){.status = 200} : answer_error(&error, NULL, PROTO_JSON, call->request_id);
 }
 
 /* One, or all. */
@@ -302,5 +302,5 @@ answer post_unregister(const route_call *call) {
         return a;
     }
     shm_unregister(call->server->shm, call->name);
-    return json_answer((proto_buffer){0});
+    return (answer){.status = 200};
 }

@@ -455,7 +455,7 @@ static bx_status receive(request *r, const char *data, size_t bytes) {
 static bx_status receive_coded(request *r, const char *data, size_t bytes) {
     char piece[INFLATED_BYTES];
     size_t n;
-    bx_status status;
+    bx_status status = BX_OK;
     proto_inflater_give(r->inflater, data, bytes);
     do {
         status = proto_inflater_take(r->inflater, piece, sizeof piece, &n, &r->error);
@@ -492,6 +492,8 @@ bool request_complete(request *r) {
         r->received_ns = now_ns();
     }
     bool ok = r->error.status == BX_OK && (!r->inflater || proto_inflater_end(r->inflater, &r->error) == BX_OK);
+    proto_inflater_free(r->inflater);
+    r->inflater = NULL;
     if (ok && !r->planned) {
         bool here = r->route->how == ROUTE_BATCH && !r->later && json_bytes(r) <= JSON_DECODE_BYTES &&
                     r->received <= DECODE_BYTES;

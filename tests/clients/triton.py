@@ -27,7 +27,8 @@ NUMPY = {"F32": np.float32, "F64": np.float64, "I32": np.int32, "I64": np.int64}
 
 
 def arrays(batch):
-    return {name: np.frombuffer(data, NUMPY[dtype]).reshape(shape) for name, (dtype, shape, data) in batch.tensors().items()}
+    return {name: np.frombuffer(data, NUMPY[dtype]).reshape(shape) for name,
+            (dtype, shape, data) in batch.tensors().items()}
 
 
 def inputs(batch, module, binary=True):

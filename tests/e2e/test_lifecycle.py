@@ -16,7 +16,7 @@ import lossd  # noqa: E402
 
 TINY = lossd.tiny().safetensors()
 OPTIONS = """listen workers http-threads device cpu-level data-dir max-body max-json memory-limit queue-limit connection-limit
-request-timeout header-timeout idle-timeout drain-delay drain-timeout allow-anonymous log-format log-level healthcheck
+request-timeout header-timeout idle-timeout drain-delay drain-timeout allow-anonymous shared-memory log-format log-level healthcheck
 version help""".split()
 
 

@@ -217,7 +217,7 @@ class SharedMemory(SharedCase):
                     ({"shared_memory_offset": end}, 422, "are not there"),
                     ({"shared_memory_offset": 2**63 - 1}, 422, "are not there"),
                     ({"shared_memory_byte_size": 2**63 - 1}, 422, "are not there"),
-                    ({"binary_data_size": 24}, 400, "must be one, not more"),
+                    ({"binary_data_size": 24}, 400, "may be only one"),
                     ({"shared_memory_key": "x"}, 422, "shared_memory_key")):
                 with self.subTest(change):
                     conf.clear()

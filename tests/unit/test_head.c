@@ -157,6 +157,96 @@ START_TEST(test_body_type) {
 }
 END_TEST
 
+START_TEST(test_inference) {
+    static const struct {
+        const char *length, *coding, *accept;
+        int64_t content_length;
+        int status;
+        int64_t json_bytes;
+        proto_coding body, reply;
+    } rows[] = {
+        {NULL, NULL, NULL, 9, 0, -1, PROTO_IDENTITY, PROTO_IDENTITY},
+        {"9", "identity", "gzip, deflate", 9, 0, 9, PROTO_IDENTITY, PROTO_GZIP},
+        {"10", "GZip", "deflate", 9, 0, 10, PROTO_GZIP, PROTO_DEFLATE},
+        {"1", "deflate", "gzip;q=0.1, deflate;q=0.2", 9, 0, 1, PROTO_DEFLATE, PROTO_DEFLATE},
+        {"1", "", "gzip;q=0, *", 9, 0, 1, PROTO_IDENTITY, PROTO_IDENTITY},
+        {"1", NULL, "br, gzip ; q=0.5", 9, 0, 1, PROTO_IDENTITY, PROTO_GZIP},
+        {"10", NULL, NULL, 9, 400, 0, PROTO_IDENTITY, PROTO_IDENTITY},
+        {"0", NULL, NULL, 9, 400, 0, PROTO_IDENTITY, PROTO_IDENTITY},
+        {"", NULL, NULL, 9, 400, 0, PROTO_IDENTITY, PROTO_IDENTITY},
+        {"-1", NULL, NULL, 9, 400, 0, PROTO_IDENTITY, PROTO_IDENTITY},
+        {"1x", NULL, NULL, 9, 400, 0, PROTO_IDENTITY, PROTO_IDENTITY},
+        {"1", NULL, NULL, -1, 400, 0, PROTO_IDENTITY, PROTO_IDENTITY},
+        {"99999999999999999999", "gzip", NULL, 9, 400, 0, PROTO_IDENTITY, PROTO_IDENTITY},
+        {"1", "br", NULL, 9, 501, 0, PROTO_IDENTITY, PROTO_IDENTITY},
+        {"1", "gzip, gzip", NULL, 9, 501, 0, PROTO_IDENTITY, PROTO_IDENTITY},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        head h = {.encoding = rows[i].coding,
+                  .accept_encoding = rows[i].accept,
+                  .content_length = rows[i].content_length,
+                  .type = "text/plain"};
+        if (rows[i].length) {
+            head_add(&h, "inference-header-content-length", rows[i].length);
+        }
+        admission a = {.guess = true};
+        refusal why;
+        bool fine = head_infer(&h, &a, &why);
+        ck_assert_msg(fine == (rows[i].status == 0), "%zu", i);
+        if (fine) {
+            ck_assert(a.encoding == PROTO_INFER && !a.guess);
+            ck_assert_int_eq(a.json_bytes, rows[i].json_bytes);
+            ck_assert_int_eq(a.coding, rows[i].body);
+            ck_assert_int_eq(a.reply, rows[i].reply);
+        } else {
+            ck_assert_int_eq(why.status, rows[i].status);
+        }
+    }
+    head twice = {.content_length = 9};
+    head_add(&twice, "Inference-Header-Content-Length", "5");
+    head_add(&twice, "INFERENCE-HEADER-CONTENT-LENGTH", "5");
+    admission a = {.guess = true};
+    refusal why;
+    ck_assert(!head_infer(&twice, &a, &why) && why.status == 400);
+}
+END_TEST
+
+START_TEST(test_routes) {
+    static const struct {
+        const char *method, *path, *pattern, *name;
+    } rows[] = {
+        {"GET", "/v1/priors", "/v1/priors", ""},
+        {"HEAD", "/v1/priors/a", "/v1/priors/{name}", "a"},
+        {"GET", "/v1/priors/", NULL, ""},
+        {"GET", "/v1/priors/a/b", NULL, ""},
+        {"GET", "/v2", "/v2", ""},
+        {"GET", "/v2/", "/v2/", ""},
+        {"GET", "/v2/models/stats", "/v2/models/stats", ""},
+        {"GET", "/v2/models/m/stats", "/v2/models/{name}/stats", "m"},
+        {"POST", "/v2/models/m/versions/1/infer", "/v2/models/{name}/versions/{version}/infer", "m"},
+        {"POST", "/v2/models/m/versions/11/infer", NULL, ""},
+        {"POST", "/v2/models//infer", NULL, ""},
+        {"POST", "/v2/models/m/infer/", NULL, ""},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        char name[ROUTE_NAME], allow[40];
+        const route *found = route_find(rows[i].method, rows[i].path, name, allow);
+        ck_assert_msg(!found == !rows[i].pattern, "%s", rows[i].path);
+        if (found) {
+            ck_assert_str_eq(found->path, rows[i].pattern);
+            ck_assert_str_eq(name, rows[i].name);
+        }
+    }
+    char path[600] = "/v1/priors/", name[ROUTE_NAME], allow[40];
+    memset(path + 11, 'a', 500);
+    ck_assert_ptr_nonnull(route_find("GET", path, name, allow));
+    ck_assert_uint_eq(strlen(name), ROUTE_NAME - 1);
+    ck_assert_ptr_null(route_find("PUT", "/v2/models/m/infer", name, allow));
+    ck_assert_str_eq(allow, "POST");
+    ck_assert(is_protocol("/v2") && is_protocol("/v2/x") && is_protocol("/v2?x") && !is_protocol("/v20"));
+}
+END_TEST
+
 START_TEST(test_accept) {
     static const struct {
         const char *accept;
@@ -194,6 +284,8 @@ int main(void) {
     tcase_add_test(cases, test_too_many);
     tcase_add_test(cases, test_uri);
     tcase_add_test(cases, test_body_type);
+    tcase_add_test(cases, test_inference);
+    tcase_add_test(cases, test_routes);
     tcase_add_test(cases, test_accept);
     suite_add_tcase(suite, cases);
     return suite_run(suite);

@@ -28,6 +28,7 @@ static void setup(void) {
     proto_init();
     ck_assert_msg(options_parse(&s.options, 4, arguments, message), "%s", message);
     s.memory = memory_new((size_t)s.options.memory_limit);
+    s.models = models_new();
     ck_assert_int_eq(registry_open(&s.registry, s.memory, s.options.data_dir, &error), BX_OK);
     ck_assert_int_eq(pool_start(&s.pool, 3, 1, "auto", &error), BX_OK);
     ck_assert_int_eq(pool_start(&s.clerk, 1, 0, NULL, &error), BX_OK);
@@ -40,6 +41,7 @@ static void teardown(void) {
     registry_close(s.registry);
     ck_assert_uint_eq(memory_used(s.memory), 0);
     memory_free(s.memory);
+    models_free(s.models);
     char command[96];
     snprintf(command, sizeof command, "rm -rf '%s'", directory);
     ck_assert_int_eq(system(command), 0);
@@ -270,9 +272,9 @@ START_TEST(test_no_memory_for_gradients) {
         connection c;
         ck_assert(lease_begin(&others, s.memory, memory_limit(s.memory) - left));
         answer a = {0}, refusal;
-        const char *name;
+        char name[ROUTE_NAME];
         char allow[40];
-        admission wanted = {.route = route_find("POST", "/v1/loss", &name, allow),
+        admission wanted = {.route = route_find("POST", "/v1/loss", name, allow),
                             .encoding = PROTO_SAFETENSORS,
                             .expected = body_bytes,
                             .id = "x"};
