@@ -461,7 +461,7 @@ static bx_status spend(void *context, size_t bytes, bx_error *error) {
 /* What reading costs, and the end of it; the code is of the failure. */
 static size_t cost(const char *text, size_t bytes, size_t memory, size_t left, const char **code) {
     struct purse purse = {left, 0};
-    const proto_limits limits = {memory, spend, &purse};
+    const proto_limits limits = {.json_memory = memory, .reserve = spend, .context = &purse};
     proto_document document;
     bx_error error = {0};
     bx_status status = proto_document_read(&document, text, bytes, NULL, proto_places, &limits, &error);

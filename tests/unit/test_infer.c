@@ -311,16 +311,17 @@ static void check_answer(const computation *c, proto_request *r, unsigned output
     int ids[PROTO_N_OUTPUTS];
     proto_buffer out = {0};
     bx_error error = {0}, small = {0};
-    size_t json_bytes = 1;
+    proto_infer_layout layout;
     r->infer.outputs = outputs;
     r->infer.binary = binary;
     const int64_t rows = bx_job_gradient_rows(&c->job);
     const size_t bound = proto_answer_bytes(r, &c->plan, rows, PROTO_INFER);
-    ck_assert_int_eq(proto_infer_encode(&out, &json_bytes, r, &c->result, &timing, "id", bound, &error), BX_OK);
+    ck_assert_int_eq(proto_infer_encode(&out, &layout, r, &c->result, &timing, "id", bound, &error), BX_OK);
     ck_assert_uint_le(out.bytes, bound);
-    ck_assert_int_eq(proto_infer_encode(&out, &json_bytes, r, &c->result, &timing, "id", bound - 1, &small),
-                     BX_TOO_LARGE);
-    const size_t text = json_bytes > 0 ? json_bytes : out.bytes;
+    ck_assert_uint_eq(out.bytes, layout.sent_bytes);
+    ck_assert_int_eq(layout.n_shared, 0);
+    ck_assert_int_eq(proto_infer_encode(&out, &layout, r, &c->result, &timing, "id", bound - 1, &small), BX_TOO_LARGE);
+    const size_t text = layout.json_bytes > 0 ? layout.json_bytes : out.bytes;
     proto_node *root = parse(out.data, text);
     const proto_answer answer = proto_answer_of(r, &c->plan, &c->result, rows);
     const int n = proto_answer_slots(&answer, slots, ids);
@@ -381,6 +382,133 @@ START_TEST(errors) {
     out.failed = true;
     proto_infer_problem(&out);
     ck_assert(out.failed && !out.data);
+}
+END_TEST
+
+/* ---- shared memory ----------------------------------------------------------------------------------------------- */
+
+#define SHARED(name, type, shape, n, from)                                                                             \
+    IN(name, type, shape,                                                                                              \
+       "\"parameters\":{\"shared_memory_region\":\"r\",\"shared_memory_byte_size\":" #n                                \
+       ",\"shared_memory_offset\":" #from "}")
+
+/* A region that anybody may write to. */
+static char region[256];
+
+static bx_status find_region(void *context, const char *name, size_t offset, size_t bytes, int *index,
+                             const void **data, bx_error *error) {
+    int *n = context;
+    if (strcmp(name, "r") || offset + bytes > sizeof region)
+        return bx_fail(error, BX_INVALID, "unknown_region", "no");
+    *data = region + offset;
+    *index = (*n)++;
+    return BX_OK;
+}
+
+static bx_status decode_shared(proto_request *r, const char *json, int *n, bx_error *error) {
+    const proto_limits with = {.json_memory = 1 << 20, .region = find_region, .context = n};
+    *error = (bx_error){0};
+    *n = 0;
+    return proto_infer_decode(r, "ssd-multibox", -1, json, strlen(json), NULL, 0, &proto_catalog_builtin, &with, error);
+}
+
+#define ALL_SHARED                                                                                                     \
+    SHARED("counts", "INT64", "[1]", 8, 0)                                                                             \
+    "," SHARED("labels", "INT64", "[1]", 8, 8) "," SHARED("boxes", "FP32", "[1,4]", 16, 16) "," SHARED(                \
+        "priors", "FP32", "[2,4]", 32, 32) "," SHARED("conf", "FP32", "[1,2,3]", 24, 64) "," SHARED("loc", "FP32",     \
+                                                                                                    "[1,2,4]", 32, 88)
+
+/* What is written afterwards changes predictions, and nothing else. */
+START_TEST(copies_what_must_not_change) {
+    proto_request r;
+    bx_error error;
+    int n;
+    memcpy(region, &good, sizeof good);
+    ck_assert_msg(decode_shared(&r, JSON(ALL_SHARED), &n, &error) == BX_OK, "%s", error.text);
+    ck_assert_int_eq(n, 6);
+    check_good(&r);
+    ck_assert_ptr_eq(r.batch.conf.data, region + offsetof(struct data, conf));
+    ck_assert_ptr_eq(r.batch.loc.data, region + offsetof(struct data, loc));
+    memset(region, 0x7f, offsetof(struct data, conf));
+    check_good(&r);
+    proto_request_free(&r);
+
+    static const char targets[] = JSON(SHARED("target_classes", "INT64", "[1,2]", 16, 200) "," SHARED(
+        "target_loc", "FP32", "[1,2,4]", 32, 216) "," SHARED("conf", "FP32", "[1,2,3]", 24,
+                                                             64) "," SHARED("loc", "FP32", "[1,2,4]", 32, 88));
+    memset(region + 200, 0, 48);
+    ck_assert_msg(decode_shared(&r, targets, &n, &error) == BX_OK, "%s", error.text);
+    memset(region + 200, 0x7f, 48);
+    ck_assert_int_eq(bx_tensor_int(r.batch.target_classes, 1), 0);
+    proto_request_free(&r);
+}
+END_TEST
+
+START_TEST(places_of_outputs) {
+    static const char json[] = "{\"inputs\":[" ALL_JSON "],\"outputs\":[{\"name\":\"loss\"},{\"name\":\"positives\","
+                               "\"parameters\":{\"binary_data\":true}},{\"name\":\"loc_loss\",\"parameters\":"
+                               "{\"shared_memory_region\":\"r\",\"shared_memory_byte_size\":%d,"
+                               "\"shared_memory_offset\":40}}]}";
+    for (int room = 7; room <= 9; room++) {
+        char text[2048];
+        proto_request r;
+        computation c;
+        bx_context *context;
+        bx_error error;
+        proto_buffer out = {0};
+        proto_infer_layout layout;
+        int n;
+        snprintf(text, sizeof text, json, room);
+        ck_assert_msg(decode_shared(&r, text, &n, &error) == BX_OK, "%s", error.text);
+        ck_assert_int_eq(bx_context_open(&context, "cpu", NULL, &error), BX_OK);
+        ck_assert_int_eq(compute_images(&c, context, r.criterion, r.priors, &r.batch, r.gradients, &error), BX_OK);
+        ck_assert_int_eq(compute_rest(&c, context, &error), BX_OK);
+        bx_status status = proto_infer_encode(&out, &layout, &r, &c.result, &timing, "id", 1 << 20, &error);
+        ck_assert_int_eq(status, room < 8 ? BX_INVALID : BX_OK);
+        if (status == BX_OK) {
+            ck_assert_int_eq(layout.n_shared, 1);
+            ck_assert_uint_eq(layout.sent_bytes, layout.json_bytes + 4);
+            ck_assert_uint_eq(layout.shared[0].at, layout.sent_bytes);
+            ck_assert_uint_eq(layout.shared[0].place.bytes, 8);
+            ck_assert_uint_eq(layout.shared[0].place.offset, 40);
+            ck_assert_uint_eq(out.bytes, layout.sent_bytes + 8);
+            ck_assert(memcmp(out.data + layout.shared[0].at, &c.result.loss.loc, 8) == 0);
+            proto_node *root = parse(out.data, layout.json_bytes);
+            ck_assert_str_eq(get_string(root, "outputs.0.parameters.shared_memory_region"), "r");
+            ck_assert_int_eq(get_int(root, "outputs.0.parameters.shared_memory_byte_size"), 8);
+            proto_json_free(root);
+        }
+        proto_buffer_free(&out);
+        bx_context_close(context);
+        computation_free(&c);
+        proto_request_free(&r);
+    }
+}
+END_TEST
+
+START_TEST(registrations) {
+    static const struct {
+        const char *json;
+        bx_status status;
+    } rows[] = {
+        {"{\"key\":\"/k\",\"offset\":4,\"byte_size\":9}", BX_OK},
+        {"{\"key\":\"/k\",\"byte_size\":9}", BX_OK},
+        {"{\"key\":\"/k\"}", BX_MALFORMED},
+        {"{\"byte_size\":9}", BX_MALFORMED},
+        {"{\"key\":1,\"byte_size\":9}", BX_MALFORMED},
+        {"{\"key\":\"/k\",\"offset\":-4,\"byte_size\":9}", BX_MALFORMED},
+        {"{\"key\":\"/k\",\"offset\":\"4\",\"byte_size\":9}", BX_MALFORMED},
+        {"{\"key\":\"/k\",\"bytes\":9,\"byte_size\":9}", BX_INVALID},
+        {"", BX_MALFORMED},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        proto_registration wanted;
+        bx_error error = {0};
+        bx_status status = proto_registration_read(&wanted, rows[i].json, strlen(rows[i].json), &limits, &error);
+        ck_assert_msg(status == rows[i].status, "%zu: %s", i, error.text);
+        if (status == BX_OK)
+            ck_assert(!strcmp(wanted.key, "/k") && wanted.offset == (i ? 0 : 4) && wanted.bytes == 9);
+    }
 }
 END_TEST
 
@@ -479,6 +607,9 @@ int main(void) {
     tcase_add_test(cases, prefixes);
     tcase_add_test(cases, answers);
     tcase_add_test(cases, errors);
+    tcase_add_test(cases, copies_what_must_not_change);
+    tcase_add_test(cases, places_of_outputs);
+    tcase_add_test(cases, registrations);
     tcase_add_test(cases, models);
     tcase_add_test(cases, codings);
     Suite *suite = suite_create("infer");
