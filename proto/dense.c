@@ -61,6 +61,7 @@ static bx_status read_array(proto_dense *dense, const proto_document *document, 
     dense->axes = numbers->axes;
     for (int i = 0; i < numbers->axes; i++)
         dense->shape[i] = numbers->shape[i] < 0 ? 0 : numbers->shape[i];
+    dense->dtype = numbers->dtype;
     if (store->data)
         dense->data = (const char *)store->data + numbers->first * bx_dtype_bytes(numbers->dtype);
     return BX_OK;

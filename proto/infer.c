@@ -325,6 +325,8 @@ static bx_status take_numbers(const struct input *in, const proto_document *docu
         status = proto_dense_read(&dense, document, data, error);
     if (status)
         return status;
+    if (dense.dtype != in->datatype->stored)
+        return bx_fail(error, BX_INTERNAL, "internal", "numbers of another type than their datatype's");
     bool fits = proto_dense_count(&dense) == size;
     for (int i = 0; dense.axes > 1 && i < dense.axes; i++)
         fits &= dense.axes == in->tensor->rank && dense.shape[i] == in->tensor->shape[i];

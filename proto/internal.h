@@ -320,6 +320,7 @@ typedef struct proto_dense {
     const char *path;
     int axes;
     int64_t shape[PROTO_MAX_AXES];
+    bx_dtype dtype;   /* of the numbers */
     const void *data; /* in the document's store */
 } proto_dense;
 

@@ -124,10 +124,15 @@ static bool add_bytes(size_t *bytes, size_t n, size_t element) {
 
 bx_status proto_draft_allocate(proto_draft *draft, size_t n_images, size_t n_objects, bx_error *error) {
     size_t bytes = 0;
+    bx_status status;
     if (n_objects > INT32_MAX)
         return bx_fail(error, BX_SHAPE, "shape", "%zu objects are more than there can be", n_objects);
-    if (!add_bytes(&bytes, n_objects, sizeof *draft->labels + 4 * sizeof *draft->boxes + sizeof *draft->use) ||
-        !add_bytes(&bytes, n_images + 1, sizeof *draft->first) || !(draft->memory = malloc(bytes)))
+    const bool fits =
+        add_bytes(&bytes, n_objects, sizeof *draft->labels + 4 * sizeof *draft->boxes + sizeof *draft->use) &&
+        add_bytes(&bytes, n_images + 1, sizeof *draft->first);
+    if (fits && draft->copies && (status = proto_reserve(draft->limits, bytes, error))) /* no body bounds it */
+        return status;
+    if (!fits || !(draft->memory = malloc(bytes)))
         return bx_fail(error, BX_NOMEM, "out_of_memory", "no memory for the batch");
     draft->memory_bytes += bytes;
     draft->labels = draft->memory;

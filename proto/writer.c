@@ -14,6 +14,15 @@ void proto_buffer_free(proto_buffer *buffer) {
     *buffer = (proto_buffer){0};
 }
 
+void proto_buffer_trim(proto_buffer *buffer, size_t bytes) {
+    char *less = bytes > 0 && bytes < buffer->bytes ? realloc(buffer->data, bytes) : NULL;
+    if (less) {
+        buffer->data = less;
+        buffer->capacity = bytes;
+    }
+    buffer->bytes = bytes;
+}
+
 static bool grow(proto_buffer *buffer, size_t bytes) {
     if (buffer->failed)
         return false;

@@ -105,6 +105,15 @@ static bx_status take_work(request *r) {
     return BX_OK;
 }
 
+/* Shared memory whose object became too short while it was read has told nothing. */
+static bx_status check_regions(const request *r, bx_error *error) {
+    bx_status status = BX_OK;
+    for (size_t i = 0; status == BX_OK && i < r->n_regions; i++) {
+        status = region_check(r->regions[i], error);
+    }
+    return status;
+}
+
 static bx_status decode(request *r, size_t bytes, bool by_worker, bool makes) {
     reservation own = {.request = r, .by_worker = by_worker};
     const proto_limits limits = request_limits(&own);
@@ -117,6 +126,11 @@ static bx_status decode(request *r, size_t bytes, bool by_worker, bool makes) {
                                                   r->query, r->n_query, catalog, &limits, &r->error);
     lease_return(&r->lease, own.bytes);
     r->decoded = status == BX_OK;
+    bx_error shorter = {0};
+    if (!r->decoded && check_regions(r, &shorter) != BX_OK) { /* what was found wrong is not what the client wrote */
+        r->error = shorter;
+        return shorter.status;
+    }
     if (r->decoded && !lease_promise(&r->lease, r->decoded_request.memory_bytes)) {
         status = request_no_memory(r, BX_BUSY, r->decoded_request.memory_bytes, &r->error);
     }
@@ -249,25 +263,19 @@ static bx_status encode(request *r, const bx_result *result, answer *done, bx_er
     proto_infer_layout layout;
     bx_status status =
         proto_infer_encode(&done->body, &layout, &r->decoded_request, result, &done->timing, r->id, most, error);
+    if (status == BX_OK && atomic_load(&r->cancelled)) {
+        return BX_OK; /* nobody waits: it is cut short, and must not be written */
+    }
     for (int i = 0; status == BX_OK && i < layout.n_shared; i++) {
         const proto_shared *place = &layout.shared[i].place;
         status = region_write(r->regions[place->index], place->offset, done->body.data + layout.shared[i].at,
                               place->bytes, error);
     }
     if (status == BX_OK) {
-        done->body.bytes = layout.sent_bytes;
+        proto_buffer_trim(&done->body, layout.sent_bytes);
         done->json_bytes = layout.json_bytes;
         done->type = done->json_bytes > 0 ? PROTO_TYPE_BYTES : PROTO_TYPE_JSON;
         compress(r, done);
-    }
-    return status;
-}
-
-/* Shared memory whose object became too short while it was read has told nothing. */
-static bx_status check_regions(const request *r, bx_error *error) {
-    bx_status status = BX_OK;
-    for (size_t i = 0; status == BX_OK && i < r->n_regions; i++) {
-        status = region_check(r->regions[i], error);
     }
     return status;
 }

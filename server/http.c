@@ -267,9 +267,11 @@ static bool take_query(exchange *x, refusal *why) {
 static bool check_body(exchange *x, const head *h, admission *a, answer *refused) {
     const options *o = &x->server->options;
     refusal why = {411, "length_required", "A body with Content-Length (or chunked) is required."};
-    const bool infers = route_infers(a->route);
+    const bool infers = route_infers(a->route), other = !infers && is_protocol(a->route->path);
     bool fine = infers ? head_infer(h, a, &why)
-                       : (h->chunked || h->content_length >= 0) && head_body_encoding(h, &a->encoding, &a->guess, &why);
+                       : other || ((h->chunked || h->content_length >= 0) &&
+                                   head_body_encoding(h, &a->encoding, &a->guess, &why));
+    a->encoding = other ? PROTO_JSON : a->encoding; /* whatever its type is said to be, and none is an empty one */
     if (fine && a->route->kind == DEFINITION_CRITERION) {
         why = (refusal){415, "unsupported_media_type", "A criterion is sent as application/json."};
         fine = a->guess || a->encoding == PROTO_JSON;
@@ -329,6 +331,7 @@ static enum MHD_Result begin(exchange *x, const char *url, const char *method, c
     head h = {.malformed_uri = x->malformed_uri, .http_1_0 = !strcmp(version, MHD_HTTP_VERSION_1_0)};
     refusal why;
     x->begun = true;
+    x->protocol |= is_protocol(url);
     copy_text(x->method, sizeof x->method, method);
     MHD_get_connection_values(x->connection, MHD_HEADER_KIND, add_header, &h);
     choose_id(x, h.id);

@@ -283,12 +283,15 @@ answer post_register(const route_call *call) {
     }
     bx_error error = {0};
     proto_registration wanted;
-    if (!call->lease) { /* mapping may take long */
+    if (!call->lease) {
         return proto_name_check(call->name, &error) == BX_OK ? (answer){0}
                                                              : answer_error(&error, NULL, PROTO_JSON, call->request_id);
     }
     bx_status status =
         proto_registration_read(&wanted, call->body->body, call->body->bytes, &call->body->limits, &error);
+    if (status == BX_OK && atomic_load(call->body->cancelled)) {
+        status = bx_fail(&error, BX_BUSY, "timeout", "nobody waits for it any more");
+    }
     if (status == BX_OK) {
         status = shm_register(call->server->shm, call->name, wanted.key, wanted.offset, wanted.bytes, &error);
     }

@@ -39,7 +39,7 @@ long request_body_limit(const options *o, const route *route, proto_encoding enc
     *why = "--max-body";
     if (encoding == PROTO_JSON && o->max_json > 0 && o->max_json < limit) {
         limit = o->max_json;
-        *why = "--max-json; send larger ones as safetensors";
+        *why = "--max-json; send larger ones as binary tensors";
     }
     if (route->has_body && route->kind == DEFINITION_CRITERION && CRITERION_BYTES < limit) {
         limit = CRITERION_BYTES;
@@ -558,6 +558,11 @@ static bx_status request_region(void *context, const char *name, size_t offset, 
                                 const void **data, bx_error *error) {
     request *r = ((reservation *)context)->request;
     region *found;
+    if (bytes > (size_t)r->server->options.max_body - r->region_bytes) {
+        return bx_fail(error, BX_TOO_LARGE, "body_too_large",
+                       "the tensors in shared memory are larger than --max-body (%ld bytes)",
+                       r->server->options.max_body);
+    }
     if (r->n_regions == MOST_REGIONS) {
         return bx_fail(error, BX_INVALID, "shared_memory", "a request has at most %d places in shared memory",
                        MOST_REGIONS);
@@ -567,6 +572,7 @@ static bx_status request_region(void *context, const char *name, size_t offset, 
         *data = region_data(found, offset);
         *index = (int)r->n_regions;
         r->regions[r->n_regions++] = found;
+        r->region_bytes += bytes;
     }
     return status;
 }
@@ -575,6 +581,7 @@ void request_drop_regions(request *r) {
     while (r->n_regions > 0) {
         region_unref(r->regions[--r->n_regions]);
     }
+    r->region_bytes = 0;
 }
 
 proto_limits request_limits(reservation *v) {

@@ -408,7 +408,7 @@ struct request {
     atomic_int images_left, rows_left; /* in the first round, and in the second */
     int32_t images_arrived;            /* images whose loc rows are in */
     region *regions[MOST_REGIONS];     /* references; of shared memory that it uses */
-    size_t n_regions;
+    size_t n_regions, region_bytes;
     bx_error error;
 
     int64_t began_ns, received_ns; /* headers, last byte */

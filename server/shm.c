@@ -148,12 +148,12 @@ static bx_status check_size(const region *r, bx_error *error) {
     return BX_OK;
 }
 
-/* For writing too, where its owner lets us. */
+/* For writing too, where its owner lets us. What is no object, such as a pipe, must not keep us waiting. */
 static bx_status open_object(region *r, bx_error *error) {
-    r->fd = shm_open(r->key, O_RDWR | O_CLOEXEC, 0);
+    r->fd = shm_open(r->key, O_RDWR | O_CLOEXEC | O_NONBLOCK, 0);
     r->writable = r->fd >= 0;
     if (r->fd < 0 && errno == EACCES) {
-        r->fd = shm_open(r->key, O_RDONLY | O_CLOEXEC, 0);
+        r->fd = shm_open(r->key, O_RDONLY | O_CLOEXEC | O_NONBLOCK, 0);
     }
     return r->fd >= 0 ? check_size(r, error) : refuse(error, r->name, strerror(errno));
 }
@@ -162,7 +162,7 @@ static bx_status map_object(region *r, bx_error *error) {
     const size_t page = (size_t)sysconf(_SC_PAGESIZE);
     r->lead = r->offset % page;
     r->map_bytes = (r->lead + r->bytes + page - 1) / page * page;
-    void *map = mmap(NULL, r->map_bytes, PROT_READ, MAP_SHARED | MAP_POPULATE, r->fd, (off_t)(r->offset - r->lead));
+    void *map = mmap(NULL, r->map_bytes, PROT_READ, MAP_SHARED, r->fd, (off_t)(r->offset - r->lead));
     if (map == MAP_FAILED) {
         return refuse(error, r->name, strerror(errno));
     }

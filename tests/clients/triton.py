@@ -229,6 +229,10 @@ class Checks:
                     for result in results:
                         self.same(result, wanted)
                 try:
+                    await client.register_system_shared_memory("r0", "/shm0", 64)
+                except InferenceServerException as failure:
+                    assert "--shared-memory" in failure.message(), failure.message()
+                try:
                     await client.infer("nothing", inputs(self.small, aio))
                 except InferenceServerException as failure:
                     assert "nothing" in failure.message()

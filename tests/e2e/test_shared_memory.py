@@ -23,7 +23,7 @@ class Object:
         self.key = "/lossd-e2e-%d-%d" % (os.getpid(), Object.made)
         self.file = open("/dev/shm" + self.key, "x+b")
         self.resize(size)
-        self.map = mmap.mmap(self.file.fileno(), size)
+        self.map = mmap.mmap(self.file.fileno(), size) if size < 1 << 30 else None
 
     def resize(self, size):
         os.ftruncate(self.file.fileno(), size)
@@ -199,6 +199,43 @@ class SharedMemory(SharedCase):
                 self.refused(self.register(name, thing.key, 10), 422, "name")
             self.assertEqual([r["name"] for r in self.status()], ["a"])
 
+    def test_whatever_a_client_says_of_its_body(self):
+        with Object(1000) as thing:
+            body = json.dumps({"key": thing.key, "byte_size": 1000}).encode()
+            for i, kind in enumerate(("text/plain; charset=utf-8", "application/x-www-form-urlencoded", "", None)):
+                answer = self.daemon.post(REGIONS + "/region/r%d/register" % i, body, kind)
+                self.assertEqual(answer.status, 200, answer)
+            self.refused(self.daemon.request("POST", REGIONS + "/region/r9/register"), 400, "empty")
+            self.refused(self.daemon.get("/%762/models/nope"), 404, "nope")
+
+    def test_not_larger_than_a_body(self):
+        batch = lossd.random_batch(3, n=3, p=70, c=5)
+        size = sum(len(t[2]) for t in batch.tensors().values())
+        with Object(size) as thing, lossd.Daemon("--shared-memory", "--max-body", str(size - 1)) as daemon:
+            inputs, _ = self.place(thing, batch)
+            body = json.dumps({"key": thing.key, "byte_size": size}).encode()
+            self.assertEqual(daemon.post(REGIONS + "/region/in/register", body).status, 200)
+            self.refused(daemon.post(INFER, json.dumps({"inputs": inputs}).encode()), 413, "--max-body")
+
+    @unittest.skipIf(os.getuid(), "another user is needed")
+    def test_pipes_keep_nobody_waiting(self):
+        name = "/lossd-e2e-pipe-%d" % os.getpid()
+        os.mkfifo("/dev/shm" + name, 0o444)
+        try:
+            with lossd.Daemon("--shared-memory", "--workers", "1", user=65532) as daemon:
+                for _ in range(3):
+                    answer = daemon.post(REGIONS + "/region/in/register",
+                                         json.dumps({"key": name, "byte_size": 10}).encode())
+                    self.refused(answer, 422, "not that of a shared memory object")
+        finally:
+            os.unlink("/dev/shm" + name)
+
+    def test_large_objects_are_mapped_and_not_read(self):
+        with Object(1 << 34) as thing:
+            before = os.statvfs("/dev/shm").f_bavail
+            self.registered("in", thing, 1 << 34)
+            self.assertLess(abs(before - os.statvfs("/dev/shm").f_bavail), 1 << 14)  # no page of it was made
+
     def test_inputs_that_are_refused(self):
         batch = lossd.tiny()
         with Object(4096) as thing:
@@ -216,7 +253,7 @@ class SharedMemory(SharedCase):
                     ({"shared_memory_offset": -1}, 400, "-1"),
                     ({"shared_memory_offset": end}, 422, "are not there"),
                     ({"shared_memory_offset": 2**63 - 1}, 422, "are not there"),
-                    ({"shared_memory_byte_size": 2**63 - 1}, 422, "are not there"),
+                    ({"shared_memory_byte_size": 2**63 - 1}, 413, "--max-body"),
                     ({"binary_data_size": 24}, 400, "may be only one"),
                     ({"shared_memory_key": "x"}, 422, "shared_memory_key")):
                 with self.subTest(change):

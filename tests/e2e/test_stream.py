@@ -186,7 +186,8 @@ class Stream(lossd.Case):
 
             def occupy():
                 for _ in range(4):
-                    self.good(daemon.post("/v1/match", json.dumps(busy).encode(), lossd.JSON))
+                    answer = daemon.post("/v1/match", json.dumps(busy).encode(), lossd.JSON)
+                    self.assertIn(answer.status, (200, 503), answer)  # memory is as short for it as for the others
 
             lossd.together([lambda i=i: post(i) for i in range(10)] + [occupy])
 
