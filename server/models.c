@@ -283,9 +283,12 @@ answer post_register(const route_call *call) {
     }
     bx_error error = {0};
     proto_registration wanted;
-    if (!call->lease) {
-        return proto_name_check(call->name, &error) == BX_OK ? (answer){0}
-                                                             : answer_error(&error, NULL, PROTO_JSON, call->request_id);
+    if (!call->lease) { /* with the body, by a worker */
+        a = (answer){.status = 0};
+        if (proto_name_check(call->name, &error) != BX_OK) {
+            a = answer_error(&error, NULL, PROTO_JSON, call->request_id);
+        }
+        return a;
     }
     bx_status status =
         proto_registration_read(&wanted, call->body->body, call->body->bytes, &call->body->limits, &error);
