@@ -298,7 +298,10 @@ answer post_register(const route_call *call) {
     if (status == BX_OK) {
         status = shm_register(call->server->shm, call->name, wanted.key, wanted.offset, wanted.bytes, &error);
     }
-    return status == BX_OK ? (answer){.status = 200} : answer_error(&error, NULL, PROTO_JSON, call->request_id);
+    if (status != BX_OK) {
+        return answer_error(&error, NULL, PROTO_JSON, call->request_id);
+    }
+    return (answer){.status = 200};
 }
 
 /* One, or all. */
