@@ -164,10 +164,12 @@ static int64_t dimension(const proto_answer *answer, char letter) {
 
 int proto_answer_slots(const proto_answer *answer, proto_slot slots[PROTO_N_OUTPUTS], int ids[PROTO_N_OUTPUTS]) {
     const unsigned wanted = answer->request->infer.outputs;
+    const int n_wanted = wanted ? __builtin_popcount(wanted) : PROTO_N_OUTPUTS;
     int n = 0;
-    for (int i = 0; i < PROTO_N_OUTPUTS; i++) {
+    for (int k = 0; k < n_wanted; k++) {
+        const int i = wanted ? answer->request->infer.order[k] : k;
         const char *shape = shape_of(&outputs[i], answer);
-        if (!shape || (wanted && !(wanted >> i & 1)))
+        if (!shape)
             continue;
         proto_slot slot = {.name = outputs[i].name, .dtype = outputs[i].dtype};
         for (; *shape; shape++)

@@ -323,6 +323,6 @@ bool proto_input_at(size_t i, proto_slot *input, bool *optional) {
     *input = (proto_slot){.name = row->name, .dtype = (bx_dtype)__builtin_ctz(row->dtypes), .rank = row->rank};
     for (int axis = 0; axis < row->rank; axis++)
         input->shape[axis] = axis + 1 == row->rank && row->last ? row->last : -1;
-    *optional = row->optional || row->part == TARGETS;
+    *optional = row->optional || row->part == TARGETS || row->part == ANNOTATIONS; /* one of these parts is enough */
     return true;
 }

@@ -161,7 +161,8 @@ static bx_status read_tensor_parameters(struct parameter parameters[N_PARAMETERS
             i++;
         if (i == N_PARAMETERS) {
             bx_fail(error, BX_INVALID, "unknown_member",
-                    "there is no parameter \"%.64s\" here; there are %s and shared_memory_region, _byte_size, _offset",
+                    "there is no parameter \"%.64s\" here; there are %s, shared_memory_region, shared_memory_byte_size "
+                    "and shared_memory_offset",
                     name, parameters[OWN].name);
             return proto_at_member(error, at, name);
         }
@@ -236,7 +237,8 @@ static bx_status read_shape(const struct input *in, const proto_node *shape, bx_
             return refuse(error, at, "an integer", dim);
         tensor->shape[i] = proto_json_int(dim);
         if (tensor->shape[i] < 0) {
-            bx_fail(error, BX_MALFORMED, "infer_request", "a dimension of %lld", (long long)tensor->shape[i]);
+            bx_fail(error, BX_MALFORMED, "infer_request", "a dimension of %lld; none is negative",
+                    (long long)tensor->shape[i]);
             return bx_at(error, "%s", at);
         }
     }
@@ -331,8 +333,8 @@ static bx_status take_numbers(const struct input *in, const proto_document *docu
     for (int i = 0; dense.axes > 1 && i < dense.axes; i++)
         fits &= dense.axes == in->tensor->rank && dense.shape[i] == in->tensor->shape[i];
     if (!fits) {
-        bx_fail(error, BX_SHAPE, "shape", "data has %zu numbers%s, which is not what its shape says",
-                proto_dense_count(&dense), dense.axes > 1 ? " in nested arrays" : "");
+        bx_fail(error, BX_SHAPE, "shape", "the data of \"%.64s\" are %zu numbers%s, its shape says %zu",
+                in->tensor->name, proto_dense_count(&dense), dense.axes > 1 ? " in nested arrays" : "", size);
         return bx_at(error, "%s", at);
     }
     in->tensor->view = (bx_tensor){in->datatype->stored, dense.data};
@@ -492,6 +494,7 @@ static bx_status read_output(proto_draft *draft, const proto_node *node, size_t 
         bx_fail(error, BX_MALFORMED, "infer_request", "the output \"%s\" is there twice", output_name_at(output));
     if (error->status)
         return bx_at(error, "%s", path);
+    infer->order[__builtin_popcount(infer->outputs)] = (uint8_t)output;
     infer->outputs |= 1u << output;
     infer->places[output] = place;
     if (place.bytes > 0)

@@ -23,8 +23,10 @@ bx_status proto_draft_option(int *option, const proto_draft *draft, const char *
     if (*option < 0)
         return proto_refuse(error, "unknown_member", "option", name, proto_options(draft->task));
     if (*option == PROTO_OPTION_CRITERION && draft->model)
-        return bx_fail(error, BX_INVALID, "invalid_option", "the criterion is the model that the path names, \"%.64s\"",
-                       draft->model);
+        return bx_fail(
+            error, BX_INVALID, "invalid_option",
+            "the criterion is the model that the path names, \"%.64s\"; PUT /v1/criteria/{name} makes others",
+            draft->model);
     return BX_OK;
 }
 

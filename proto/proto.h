@@ -99,10 +99,11 @@ typedef struct proto_shared {
 
 /* What an inference wants besides the options. */
 typedef struct proto_infer {
-    char *id;         /* to be echoed; malloc's; NULL: none */
-    unsigned outputs; /* a bit for each that is named; 0: all there are */
-    unsigned binary;  /* those that are sent as bytes, not as JSON */
-    unsigned shared;  /* those that are written to shared memory; `places` says where */
+    char *id;                       /* to be echoed; malloc's; NULL: none */
+    unsigned outputs;               /* a bit for each that is named; 0: all there are */
+    uint8_t order[PROTO_N_OUTPUTS]; /* as they are named */
+    unsigned binary;                /* those that are sent as bytes, not as JSON */
+    unsigned shared;                /* those that are written to shared memory; `places` says where */
     proto_shared places[PROTO_N_OUTPUTS];
 } proto_infer;
 

@@ -155,7 +155,9 @@ static bx_status open_object(region *r, bx_error *error) {
     if (r->fd < 0 && errno == EACCES) {
         r->fd = shm_open(r->key, O_RDONLY | O_CLOEXEC | O_NONBLOCK, 0);
     }
-    return r->fd >= 0 ? check_size(r, error) : refuse(error, r->name, strerror(errno));
+    return r->fd >= 0 ? check_size(r, error)
+                      : bx_fail(error, BX_INVALID, "shared_memory", "shared memory region \"%s\": the object %s: %s",
+                                r->name, r->key, strerror(errno));
 }
 
 static bx_status map_object(region *r, bx_error *error) {

@@ -192,6 +192,11 @@ class Numbers(Case):
                 ([{"name": "grad_index"}], {"include": "dense_gradients"}, 422, "grad_index")):
             answer = self.infer(*lossd.inference(tensors, outputs=outputs, parameters=parameters))
             self.error(answer, status, text)
+        names = ["grad_loc", "loss", "positives", "grad_conf"]
+        for binary in (False, True):
+            answer = self.infer(*lossd.inference(tensors, outputs=[{"name": n} for n in names],
+                                                 parameters={"binary_data_output": binary}))
+            self.assertEqual([o["name"] for o in lossd.read_inference(answer)[0]["outputs"]], names)
         document, behind = lossd.inference(tensors, outputs=[])
         self.assertEqual(set(self.outputs(self.infer(document, behind))), {*SCALARS, "positives"})
 
@@ -458,7 +463,9 @@ class Refusals(Case):
             text = b"POST %s HTTP/1.1\r\nHost: x\r\n" % INFER.encode() + head + b"\r\n{}"
             answers, _ = self.daemon.raw(text, 0.5)
             self.assertEqual(len(answers), 1)
-            self.error(answers[0], status)
+            self.assertEqual(answers[0].status, status, answers)
+            if not answers[0].body.startswith(b"<html>"):  # newer HTTP libraries refuse some of these themselves
+                self.error(answers[0], status)
 
 
 class Codings(Case):
@@ -579,7 +586,7 @@ class Around(Case):
             self.assertEqual([(t["data_type"], t["dims"]) for t in config["output"]],
                              [("TYPE_" + t["datatype"], t["shape"]) for t in about["outputs"]])
             self.assertEqual({t["name"] for t in config["input"] if not t.get("optional")},
-                             {"counts", "labels", "boxes", "loc", "conf"})
+                             {"loc", "conf"})
         names = {m["name"] for m in self.good(self.daemon.post("/v2/repository/index", b""))}
         self.assertEqual(names, {c["name"] for c in self.good(self.daemon.get("/v1/criteria"))["criteria"]})
         self.assertEqual(self.good(self.daemon.post("/v2/repository/models/ssd-multibox/load", b'{"parameters":{}}')),

@@ -313,6 +313,9 @@ static void check_answer(const computation *c, proto_request *r, unsigned output
     bx_error error = {0}, small = {0};
     proto_infer_layout layout;
     r->infer.outputs = outputs;
+    for (int i = PROTO_N_OUTPUTS, k = 0; i-- > 0;)
+        if (outputs >> i & 1)
+            r->infer.order[k++] = (uint8_t)i;
     r->infer.binary = binary;
     const int64_t rows = bx_job_gradient_rows(&c->job);
     const size_t bound = proto_answer_bytes(r, &c->plan, rows, PROTO_INFER);
@@ -474,8 +477,8 @@ START_TEST(places_of_outputs) {
             ck_assert_uint_eq(out.bytes, layout.sent_bytes + 8);
             ck_assert(memcmp(out.data + layout.shared[0].at, &c.result.loss.loc, 8) == 0);
             proto_node *root = parse(out.data, layout.json_bytes);
-            ck_assert_str_eq(get_string(root, "outputs.0.parameters.shared_memory_region"), "r");
-            ck_assert_int_eq(get_int(root, "outputs.0.parameters.shared_memory_byte_size"), 8);
+            ck_assert_str_eq(get_string(root, "outputs.2.parameters.shared_memory_region"), "r");
+            ck_assert_int_eq(get_int(root, "outputs.2.parameters.shared_memory_byte_size"), 8);
             proto_json_free(root);
         }
         proto_buffer_free(&out);
