@@ -135,10 +135,11 @@ bool options_parse(options *options, int argc, char **argv, char message[256]) {
 }
 
 void options_help(FILE *out) {
-    fprintf(out, "lossd computes detection losses over HTTP.\n\n"
-                 "Each option is also an environment variable: LOSSD_DRAIN_DELAY for --drain-delay, and 1 or 0 for those\n"
-                 "that take no value; the flag wins.\n"
-                 "Bytes take the suffixes K, M and G.\n\n");
+    fprintf(out,
+            "lossd computes detection losses over HTTP.\n\n"
+            "Each option is also an environment variable: LOSSD_DRAIN_DELAY for --drain-delay, and 1 or 0 for those\n"
+            "that take no value; the flag wins.\n"
+            "Bytes take the suffixes K, M and G.\n\n");
     for (size_t i = 0; i < N_ROWS; i++) {
         char left[64];
         snprintf(left, sizeof left, "--%s %s", rows[i].name, rows[i].argument ? rows[i].argument : "");
