@@ -165,6 +165,22 @@ class SharedMemory(SharedCase):
                                       {"Inference-Header-Content-Length": str(len(text))})
             self.assertEqual(self.outputs(answer)["loss"]["data"], self.wanted(batch)["loss"][2])
 
+    def test_part_of_long_bodies(self):
+        """Predictions that are streamed or kept when they are sent, beside others that are not."""
+        batch = lossd.random_batch(4, n=4)
+        tensors, want = batch.tensors(), self.wanted(batch)["loss"][2]
+        with Object(4 << 20) as thing:
+            inputs, _ = self.place(thing, batch)
+            self.registered("in", thing, 4 << 20)
+            for sent in (["conf"], ["loc"], ["conf", "loc"], ["labels", "conf"], ["counts", "labels", "boxes"]):
+                made = [i for i in inputs if i["name"] not in sent]
+                made += [{**i, "parameters": {"binary_data_size": len(tensors[name][2])}}
+                         for name in sent for i in inputs if i["name"] == name]
+                text = json.dumps({"inputs": made}).encode()
+                answer = self.daemon.post(INFER, text + b"".join(bytes(tensors[name][2]) for name in sent), None,
+                                          {"Inference-Header-Content-Length": str(len(text))})
+                self.assertEqual(self.outputs(answer)["loss"]["data"], want, sent)
+
     def test_status(self):
         with Object(1000) as thing:
             self.registered("a", thing, 100)
