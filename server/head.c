@@ -220,13 +220,19 @@ bool head_body_encoding(const head *h, proto_encoding *encoding, bool *guess, re
     return true;
 }
 
-/* How welcome `type` is by one media range of Accept: its q if it matches, else -1; *exactness grows with precision. */
-static double range_quality(char *range, const char *type, int *exactness) {
-    char *rest = range, *parameter, *name = next_element(&rest, ';');
+/* The q among an element's parameters. */
+static double read_q(char *parameters) {
     double q = 1;
-    while ((parameter = next_element(&rest, ';'))) {
+    for (char *parameter; (parameter = next_element(&parameters, ';'));) {
         q = !strncasecmp(parameter, "q=", 2) ? strtod(parameter + 2, NULL) : q;
     }
+    return q;
+}
+
+/* How welcome `type` is by one media range of Accept: its q if it matches, else -1; *exactness grows with precision. */
+static double range_quality(char *range, const char *type, int *exactness) {
+    char *rest = range, *name = next_element(&rest, ';');
+    const double q = read_q(rest);
     *exactness = !strcasecmp(name, type) ? 3 : !strcasecmp(name, "application/*") ? 2 : !strcmp(name, "*/*") ? 1 : 0;
     return *exactness ? q : -1;
 }
@@ -263,6 +269,11 @@ bool head_accept(const head *h, proto_encoding *accept, refusal *why) {
 
 /* ---- inferences -------------------------------------------------------------------------------------------------- */
 
+/* PROTO_IDENTITY: it is neither of the two. */
+static proto_coding coding_of(const char *name) {
+    return !strcasecmp(name, "gzip") ? PROTO_GZIP : !strcasecmp(name, "deflate") ? PROTO_DEFLATE : PROTO_IDENTITY;
+}
+
 /* What of gzip and deflate is welcome; gzip when both are as much. */
 static proto_coding accepted_coding(const char *accept) {
     char text[256];
@@ -270,14 +281,9 @@ static proto_coding accepted_coding(const char *accept) {
     proto_coding coding = PROTO_IDENTITY;
     copy_text(text, sizeof text, accept ? accept : "");
     for (char *rest = text, *element; (element = next_element(&rest, ','));) {
-        char *parameters = element, *name = next_element(&parameters, ';'), *parameter;
-        double q = 1;
-        while ((parameter = next_element(&parameters, ';'))) {
-            q = !strncasecmp(parameter, "q=", 2) ? strtod(parameter + 2, NULL) : q;
-        }
-        const proto_coding named = !strcasecmp(name, "gzip")      ? PROTO_GZIP
-                                   : !strcasecmp(name, "deflate") ? PROTO_DEFLATE
-                                                                  : PROTO_IDENTITY;
+        char *parameters = element;
+        const proto_coding named = coding_of(next_element(&parameters, ';'));
+        const double q = read_q(parameters);
         if (named != PROTO_IDENTITY && (q > best || (q == best && q > 0 && named == PROTO_GZIP))) {
             best = q;
             coding = named;
@@ -315,9 +321,7 @@ bool head_infer(const head *h, admission *a, refusal *why) {
     const char *coding = h->encoding ? h->encoding : "";
     a->encoding = PROTO_INFER;
     a->guess = false;
-    a->coding = !strcasecmp(coding, "gzip")      ? PROTO_GZIP
-                : !strcasecmp(coding, "deflate") ? PROTO_DEFLATE
-                                                 : PROTO_IDENTITY;
+    a->coding = coding_of(coding);
     if (a->coding == PROTO_IDENTITY && *coding && strcasecmp(coding, "identity")) {
         return refuse(why, 501, "content_encoding", "Bodies may be coded as gzip or deflate here, or not at all.");
     }

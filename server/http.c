@@ -331,7 +331,7 @@ static enum MHD_Result begin(exchange *x, const char *url, const char *method, c
     head h = {.malformed_uri = x->malformed_uri, .http_1_0 = !strcmp(version, MHD_HTTP_VERSION_1_0)};
     refusal why;
     x->begun = true;
-    x->protocol |= is_protocol(url);
+    x->protocol = is_protocol(url);
     copy_text(x->method, sizeof x->method, method);
     MHD_get_connection_values(x->connection, MHD_HEADER_KIND, add_header, &h);
     choose_id(x, h.id);
@@ -455,7 +455,6 @@ static void *on_target(void *cls, const char *uri, struct MHD_Connection *connec
     }
     x->server = server;
     x->malformed_uri = !uri_is_sane(uri);
-    x->protocol = is_protocol(uri);
     x->began_ns = now_ns();
     copy_text(x->target, sizeof x->target, uri);
     x->peer = peer;

@@ -108,10 +108,6 @@ static proto_model_statistics statistics_of(models *m, const char *name) {
 
 /* ---- answers ----------------------------------------------------------------------------------------------------- */
 
-static answer json_answer(proto_buffer body) {
-    return (answer){.status = 200, .type = PROTO_TYPE_JSON, .body = body};
-}
-
 bool model_is_known(server *s, const char *name, const char *request_id, answer *refused) {
     bx_error error = {0};
     bx_status status = registry_has_criterion(s->registry, name, &error);
@@ -126,7 +122,7 @@ bool model_is_known(server *s, const char *name, const char *request_id, answer 
 answer get_server(const route_call *call) {
     proto_buffer out = {0};
     proto_server_describe(&out, LOSSD_VERSION, call->server->shm != NULL);
-    return json_answer(out);
+    return answer_json(out);
 }
 
 answer get_live(const route_call *call) {
@@ -136,7 +132,7 @@ answer get_live(const route_call *call) {
     proto_write_open(&w, NULL, '{');
     proto_write_bool(&w, "live", true);
     proto_write_close(&w, '}');
-    return json_answer(out);
+    return answer_json(out);
 }
 
 /* Of the server, or of a model. */
@@ -156,13 +152,13 @@ answer get_ready(const route_call *call) {
     }
     proto_write_bool(&w, "ready", true);
     proto_write_close(&w, '}');
-    return json_answer(out);
+    return answer_json(out);
 }
 
 answer get_model(const route_call *call) {
     answer a;
     if (model_is_known(call->server, call->name, call->request_id, &a)) {
-        a = json_answer((proto_buffer){0});
+        a = answer_json((proto_buffer){0});
         proto_model_describe(&a.body, call->name);
     }
     return a;
@@ -171,7 +167,7 @@ answer get_model(const route_call *call) {
 answer get_model_config(const route_call *call) {
     answer a;
     if (model_is_known(call->server, call->name, call->request_id, &a)) {
-        a = json_answer((proto_buffer){0});
+        a = answer_json((proto_buffer){0});
         proto_model_configure(&a.body, call->name, call->server->options.max_body);
     }
     return a;
@@ -206,7 +202,7 @@ answer get_model_statistics(const route_call *call) {
     }
     proto_write_close(&l.writer, ']');
     proto_write_close(&l.writer, '}');
-    return json_answer(out);
+    return answer_json(out);
 }
 
 static void write_index(void *context, const char *name) {
@@ -226,13 +222,13 @@ answer post_index(const route_call *call) {
     proto_write_open(&l.writer, NULL, '[');
     registry_each_criterion(call->server->registry, write_index, &l);
     proto_write_close(&l.writer, ']');
-    return json_answer(out);
+    return answer_json(out);
 }
 
 answer post_load(const route_call *call) {
     answer a;
     if (model_is_known(call->server, call->name, call->request_id, &a)) {
-        a = json_answer((proto_buffer){0});
+        a = answer_json((proto_buffer){0});
         proto_writer w = {.out = &a.body};
         proto_write_open(&w, NULL, '{');
         proto_write_close(&w, '}');
@@ -267,7 +263,7 @@ answer get_regions(const route_call *call) {
         return a;
     }
     bx_error error = {0};
-    a = json_answer((proto_buffer){0});
+    a = answer_json((proto_buffer){0});
     proto_writer w = {.out = &a.body};
     if (shm_status(call->server->shm, call->name, &w, &error) != BX_OK) {
         answer_free(&a);

@@ -76,15 +76,15 @@ answer answer_error(const bx_error *error, const proto_request *request, proto_e
     return a;
 }
 
+answer answer_json(proto_buffer body) {
+    return (answer){.status = 200, .type = PROTO_TYPE_JSON, .body = body};
+}
+
 void answer_free(answer *a) {
     proto_buffer_free(&a->body);
 }
 
 /* ---- small answers ----------------------------------------------------------------------------------------------- */
-
-static answer json_answer(proto_buffer body) {
-    return (answer){.status = 200, .type = PROTO_TYPE_JSON, .body = body};
-}
 
 static answer get_healthz(const route_call *call) {
     (void)call;
@@ -94,7 +94,7 @@ static answer get_healthz(const route_call *call) {
     proto_write_string(&w, "status", "ok");
     proto_write_close(&w, '}');
     proto_write_end(&w);
-    return json_answer(out);
+    return answer_json(out);
 }
 
 answer get_readyz(const route_call *call) {
@@ -112,7 +112,7 @@ answer get_readyz(const route_call *call) {
     proto_write_string(&w, "status", "ready");
     proto_write_close(&w, '}');
     proto_write_end(&w);
-    return json_answer(out);
+    return answer_json(out);
 }
 
 static answer get_version(const route_call *call) {
@@ -126,7 +126,7 @@ static answer get_version(const route_call *call) {
     proto_write_string(&w, "cpu_level", pool_level(call->server->pool));
     proto_write_close(&w, '}');
     proto_write_end(&w);
-    return json_answer(out);
+    return answer_json(out);
 }
 
 static answer get_openapi(const route_call *call) {
@@ -153,7 +153,7 @@ static answer list_definitions(const route_call *call) {
     proto_write_close(&w, ']');
     proto_write_close(&w, '}');
     proto_write_end(&w);
-    return json_answer(out);
+    return answer_json(out);
 }
 
 /* A definition that could not be looked up, changed or deleted. A path is relative to the body, which is the
@@ -207,7 +207,7 @@ static answer get_criterion(const route_call *call) {
     proto_buffer out = {0};
     proto_criterion_describe(&out, criterion);
     bx_criterion_free(criterion);
-    return json_answer(out);
+    return answer_json(out);
 }
 
 static answer put_definition(const route_call *call) {

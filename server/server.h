@@ -514,6 +514,8 @@ void stream_run_slab(request *request, bx_context *context, int slab);
 answer answer_problem(int status, const char *code, const char *detail, const char *pointer, const char *request_id);
 answer answer_error(const bx_error *error, const proto_request *request, proto_encoding encoding,
                     const char *request_id);
+/* 200 with a JSON text, which it takes. */
+answer answer_json(proto_buffer body);
 void answer_free(answer *answer);
 
 /* ---- request heads: the framing guard and what the headers ask for ----------------------------------------------- */
