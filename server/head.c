@@ -141,7 +141,22 @@ static int hex(char c) {
                                   : -1;
 }
 
-/* There are no entity tags here, so "*" is all that can be asked for. */
+/* The weak comparison of RFC 9110, 13.1.2; our tags hold no commas. */
+bool etag_matches(const char *given, const char *etag) {
+    const size_t n = strlen(etag);
+    while (given && *given) {
+        given += strspn(given, " \t,");
+        const char *tag = !strncmp(given, "W/", 2) ? given + 2 : given;
+        const size_t m = strcspn(tag, ", \t");
+        if ((m == n && !strncmp(tag, etag, n)) || (m == 1 && *tag == '*')) {
+            return true;
+        }
+        given = tag + m;
+    }
+    return false;
+}
+
+/* There are no entity tags of definitions, so "*" is all that can be asked for. */
 bool head_condition(const head *h, condition *condition, refusal *why) {
     const char *given = h->if_match ? h->if_match : h->if_none_match;
     *condition = !given ? CONDITION_NONE : h->if_match ? CONDITION_KNOWN : CONDITION_NEW;

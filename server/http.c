@@ -129,7 +129,10 @@ static enum MHD_Result send_answer(exchange *x, answer a) {
         MHD_add_response_header(response, MHD_HTTP_HEADER_CONTENT_TYPE, a.type);
     }
     MHD_add_response_header(response, "X-Request-Id", x->id);
-    MHD_add_response_header(response, MHD_HTTP_HEADER_CACHE_CONTROL, "no-store");
+    MHD_add_response_header(response, MHD_HTTP_HEADER_CACHE_CONTROL, *a.etag ? "no-cache" : "no-store");
+    if (*a.etag) {
+        MHD_add_response_header(response, MHD_HTTP_HEADER_ETAG, a.etag);
+    }
     MHD_add_response_header(response, "X-Content-Type-Options", "nosniff");
     if (*a.allow) {
         MHD_add_response_header(response, MHD_HTTP_HEADER_ALLOW, a.allow);
@@ -379,13 +382,17 @@ static enum MHD_Result begin(exchange *x, const char *url, const char *method, c
         copy_text(x->model, sizeof x->model, name);
         accept = PROTO_INFER;
     }
-    admission wanted = {.route = route, .name = name, .accept = accept, .id = x->id};
+    admission wanted = {.route = route, .name = name, .accept = accept, .if_none_match = h.if_none_match, .id = x->id};
     if (route->how == ROUTE_BY_CLERK && route->has_body && !head_condition(&h, &wanted.condition, &why)) {
         return refuse_why(x, &h, why);
     }
     if (route->how == ROUTE_AT_ONCE || route->how == ROUTE_BY_WORKER) {
-        answer a = route->handler(
-            &(route_call){.server = x->server, .route = route, .name = name, .accept = accept, .request_id = x->id});
+        answer a = route->handler(&(route_call){.server = x->server,
+                                                .route = route,
+                                                .name = name,
+                                                .accept = accept,
+                                                .request_id = x->id,
+                                                .if_none_match = h.if_none_match});
         if (a.status) {
             return refuse(x, &h, a);
         }

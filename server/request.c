@@ -87,6 +87,7 @@ static request *new_request(server *server, const admission *a, size_t need, ans
     r->began_ns = now_ns();
     copy_text(r->name, sizeof r->name, a->name ? a->name : "");
     copy_text(r->id, sizeof r->id, a->id);
+    copy_text(r->if_none_match, sizeof r->if_none_match, a->if_none_match ? a->if_none_match : "");
     return r;
 }
 
@@ -612,6 +613,9 @@ static answer handle(request *r) {
                                                .name = r->name,
                                                .accept = r->accept,
                                                .request_id = r->id,
+                                               .if_none_match = r->if_none_match,
+                                               .query = r->query,
+                                               .n_query = r->n_query,
                                                .lease = &r->lease,
                                                .body = &body});
     lease_return(&r->lease, copy + own.bytes);

@@ -307,6 +307,7 @@ typedef struct answer {
     const char *type;
     proto_buffer body;
     int retry_after;     /* seconds; 0: no header */
+    char etag[48];       /* with its quotes; empty: no header, and nobody may keep the answer */
     char allow[40];      /* for 405 */
     size_t json_bytes;   /* of an inference's answer, where bytes of tensors follow; 0: no header */
     proto_coding coding; /* of the body */
@@ -352,6 +353,7 @@ typedef struct admission {
     bool guess;      /* the first byte decides the encoding */
     size_t expected; /* bytes of the body; 0: not known (chunked), or the route takes none */
     condition condition;
+    const char *if_none_match; /* of a GET; NULL: none */
     const char *id;
     /* of an inference */
     int64_t json_bytes;         /* where its JSON ends; -1: with the body */
@@ -372,6 +374,7 @@ struct request {
     proto_encoding encoding, accept;
     bool guess; /* the first byte decides the encoding */
     condition condition;
+    char if_none_match[128]; /* cut; empty: none */
     proto_option *query;
     size_t n_query;
     int64_t json_bytes;       /* of an inference: where its JSON ends; -1: with the body */
@@ -527,7 +530,7 @@ typedef struct head {
     int n_headers, n_length, n_transfer, n_host;
     size_t bytes;
     const char *length, *transfer, *expect, *type, *encoding, *accept, *id;
-    const char *if_match, *if_none_match, *content_range; /* of a PUT */
+    const char *if_match, *if_none_match, *content_range; /* of a PUT; the second of a GET too */
     int n_infer;
     const char *infer, *accept_encoding; /* Inference-Header-Content-Length; of an inference */
     /* known after head_check */
@@ -545,6 +548,8 @@ void head_add(head *head, const char *name, const char *value);
 BX_MUST_USE bool head_check(head *head, refusal *why);
 /* Raw request target: no %00 or other encoded control bytes, no broken escapes, printable ASCII only. */
 bool uri_is_sane(const char *uri);
+/* Whether an If-None-Match (NULL: none) names this entity tag: what the client has is still right. */
+bool etag_matches(const char *if_none_match, const char *etag);
 /* On what condition a PUT is to be done. */
 BX_MUST_USE bool head_condition(const head *head, condition *condition, refusal *why);
 /* The encoding of a posted body; *guess when its first byte decides. */
@@ -602,7 +607,10 @@ typedef struct route_call {
     const char *name; /* the {name} part of the path, or NULL */
     proto_encoding accept;
     const char *request_id;
+    const char *if_none_match; /* of a GET; NULL or empty: none */
     /* where it runs as a request */
+    const proto_option *query;
+    size_t n_query;
     lease *lease;
     const registration *body; /* without kind and name */
 } route_call;

@@ -276,6 +276,19 @@ START_TEST(test_accept) {
 }
 END_TEST
 
+START_TEST(test_etags) {
+    ck_assert(!etag_matches(NULL, "\"a-1\""));
+    ck_assert(!etag_matches("", "\"a-1\""));
+    ck_assert(etag_matches("\"a-1\"", "\"a-1\""));
+    ck_assert(etag_matches("W/\"a-1\"", "\"a-1\""));
+    ck_assert(etag_matches(" \"x\" ,\tW/\"a-1\" , \"y\"", "\"a-1\""));
+    ck_assert(etag_matches("*", "\"a-1\""));
+    ck_assert(!etag_matches("\"a-10\"", "\"a-1\""));
+    ck_assert(!etag_matches("a-1", "\"a-1\""));
+    ck_assert(!etag_matches(", ,", "\"a-1\""));
+}
+END_TEST
+
 int main(void) {
     Suite *suite = suite_create("head");
     TCase *cases = tcase_create("head");
@@ -287,6 +300,7 @@ int main(void) {
     tcase_add_test(cases, test_inference);
     tcase_add_test(cases, test_routes);
     tcase_add_test(cases, test_accept);
+    tcase_add_test(cases, test_etags);
     suite_add_tcase(suite, cases);
     return suite_run(suite);
 }
