@@ -138,7 +138,7 @@ static bx_status read_option(proto_draft *draft, int option, const proto_node *v
         INTEGER = 1u << PROTO_INTEGER
     };
     static const unsigned known[] = {
-#define PROTO_OPTION(id, name, kinds, text) kinds,
+#define PROTO_OPTION(id, name, tasks, kinds, text) kinds,
 #include "request.def"
     };
     proto_kind kind = proto_json_kind(value);

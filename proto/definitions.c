@@ -50,6 +50,15 @@ bx_status proto_name_check(const char *name, bx_error *error) {
                    name);
 }
 
+bx_status proto_run_check(const char *name, bx_error *error) {
+    const size_t plain = strspn(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-");
+    if (plain >= 1 && plain <= PROTO_RUN_LENGTH && name[plain] == '\0')
+        return BX_OK;
+    return bx_fail(error, BX_INVALID, "invalid_option",
+                   "a run is 1 to %d of the letters A-Z and a-z, digits, '.', '_' and '-', not \"%.70s\"",
+                   PROTO_RUN_LENGTH, name);
+}
+
 /* ---- prior sets -------------------------------------------------------------------------------------------------- */
 
 static bx_status check_count(int64_t n, bx_error *error) {

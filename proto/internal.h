@@ -345,7 +345,7 @@ bool proto_input_at(size_t i, proto_slot *input, bool *optional);
 /* ---- drafts (request.c, decode_json.c, decode_tensors.c, infer.c) ------------------------------------------------ */
 
 enum {
-#define PROTO_OPTION(id, name, kinds, text) PROTO_OPTION_##id,
+#define PROTO_OPTION(id, name, tasks, kinds, text) PROTO_OPTION_##id,
 #include "request.def"
     PROTO_N_OPTIONS
 };
@@ -458,7 +458,7 @@ typedef const char *(*proto_names)(size_t i);
 proto_names proto_options(proto_task task);
 proto_names proto_members(proto_task task);
 
-/* Refuse a name that `place` does not have: "unsupported_option" when this version merely lacks it, otherwise `code`
+/* Refuse a name that `place` does not have: `code`,
  * with the nearest of `known` (NULL: no suggestion). */
 bx_status proto_refuse(bx_error *error, const char *code, const char *place, const char *name, proto_names known);
 /* Refuse a JSON value of another type: "type_mismatch". */

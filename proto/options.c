@@ -173,6 +173,35 @@ static bx_status resolve_device(proto_request *request, const char *device, bx_e
     return BX_OK;
 }
 
+#define MOST_STEP ((int64_t)1 << 53) /* beyond it not every reader of JSON tells two integers apart */
+
+static bx_status resolve_step(proto_request *request, const char *text, bx_error *error) {
+    const size_t digits = strspn(text, "0123456789");
+    request->step = digits >= 1 && digits <= 18 && !text[digits] ? strtoll(text, NULL, 10) : -1;
+    if (request->step < 0 || request->step > MOST_STEP) {
+        bx_fail(error, BX_INVALID, "invalid_option", "a step is an integer from 0 to %lld, not \"%.64s\"",
+                (long long)MOST_STEP, text);
+        return bx_at(error, "step");
+    }
+    return BX_OK;
+}
+
+/* Where the result is to be recorded. */
+static bx_status resolve_run(proto_request *request, const proto_draft *draft, bx_error *error) {
+    const char *run = draft->options[PROTO_OPTION_RUN].text, *step = draft->options[PROTO_OPTION_STEP].text;
+    if (!run && !step)
+        return BX_OK;
+    if (!run || !step) {
+        bx_fail(error, BX_INVALID, "missing_member", "a result is recorded under a run and a step; there is no %s",
+                run ? "step" : "run");
+        return bx_at(error, run ? "step" : "run");
+    }
+    if (proto_run_check(run, error))
+        return bx_at(error, "run");
+    memcpy(request->run, run, strlen(run) + 1);
+    return resolve_step(request, step, error);
+}
+
 /* ---- criterion and priors ---------------------------------------------------------------------------------------- */
 
 static bx_status resolve_criterion(proto_request *request, const proto_draft *draft, const proto_catalog *catalog,
@@ -406,6 +435,8 @@ bx_status proto_draft_resolve(proto_draft *draft, proto_request *request, const 
         status = resolve_include(request, draft, error);
     if (!status)
         status = resolve_device(request, draft->options[PROTO_OPTION_DEVICE].text, error);
+    if (!status)
+        status = resolve_run(request, draft, error);
     if (!status)
         status = resolve_priors(request, draft, catalog, error);
     if (!status)

@@ -42,7 +42,7 @@ void proto_buffer_trim(proto_buffer *buffer, size_t bytes);
 
 /* ---- options: one name everywhere -------------------------------------------------------------------------------- */
 
-/* Rows are in request.def: PROTO_OPTION, PROTO_INCLUDE and PROTO_LATER. */
+/* Rows are in request.def: PROTO_OPTION and PROTO_INCLUDE. */
 enum {
 #define PROTO_INCLUDE(id, name) PROTO_INCLUDE_BIT_##id,
 #include "request.def"
@@ -107,17 +107,21 @@ typedef struct proto_infer {
     proto_shared places[PROTO_N_OUTPUTS];
 } proto_infer;
 
+#define PROTO_RUN_LENGTH 64 /* characters of a run's name */
+
 /* A decoded request. `batch` views the body (binary predictions) and `memory` (everything that had to be converted),
  * so the body must outlive the request. */
 typedef struct proto_request {
     proto_task task;
     proto_encoding encoding;
     bx_criterion *criterion;
-    const bx_priors *priors; /* a reference */
-    char device[16];         /* "auto", "cpu", "cuda", "cuda:N" */
-    unsigned include;        /* PROTO_INCLUDE_... */
-    bx_gradients gradients;  /* what `include` asks for */
-    int32_t label_base;      /* of the annotations and of the answer; labels in `batch` are zero-based */
+    const bx_priors *priors;        /* a reference */
+    char device[16];                /* "auto", "cpu", "cuda", "cuda:N" */
+    unsigned include;               /* PROTO_INCLUDE_... */
+    bx_gradients gradients;         /* what `include` asks for */
+    char run[PROTO_RUN_LENGTH + 1]; /* where the result is to be recorded; empty: nowhere */
+    int64_t step;                   /* of the run */
+    int32_t label_base;             /* of the annotations and of the answer; labels in `batch` are zero-based */
     bx_batch batch;
     proto_infer infer;
     void *memory[6];     /* malloc's */
@@ -240,6 +244,8 @@ void proto_criterion_describe(proto_buffer *out, const bx_criterion *criterion);
 
 /* ---- definitions ------------------------------------------------------------------------------------------------- */
 
+/* [A-Za-z0-9._-]{1,64}. Errors: BX_INVALID "invalid_option". */
+BX_MUST_USE bx_status proto_run_check(const char *name, bx_error *error);
 /* [A-Za-z0-9][A-Za-z0-9._-]{0,62}. Errors: BX_INVALID "invalid_name". */
 BX_MUST_USE bx_status proto_name_check(const char *name, bx_error *error);
 /* The body of PUT /v1/criteria/{name}: a criterion object, its base taken from the catalog. The caller frees it with

@@ -13,6 +13,7 @@
 
 #define LOSS  (1u << PROTO_LOSS)
 #define MATCH (1u << PROTO_MATCH)
+#define BOTH  (LOSS | MATCH)
 
 /* Top-level members: the options in order of their ids, then the rest. */
 static const struct member {
@@ -20,8 +21,7 @@ static const struct member {
     unsigned tasks;
     const char *home; /* where it belongs, for those who put it elsewhere */
 } members[] = {
-#define PROTO_OPTION(id, name, kinds, text)                                                                            \
-    {name, PROTO_OPTION_##id == PROTO_OPTION_CLASSES ? MATCH : LOSS | MATCH, "/v1/match"},
+#define PROTO_OPTION(id, name, tasks, kinds, text) {name, tasks, (tasks) == MATCH ? "/v1/match" : "/v1/loss"},
 #include "request.def"
     {"predictions", LOSS, "the body of /v1/loss"},
     {"annotations", LOSS | MATCH, "the body"},
@@ -81,15 +81,6 @@ static void list_names(char *out, size_t size, proto_names known) {
 }
 
 bx_status proto_refuse(bx_error *error, const char *code, const char *place, const char *name, proto_names known) {
-    static const struct {
-        const char *place, *name, *text;
-    } later[] = {
-#define PROTO_LATER(at, word, what) {at, word, what},
-#include "request.def"
-    };
-    for (size_t i = 0; i < sizeof later / sizeof later[0]; i++)
-        if (strcmp(later[i].place, place) == 0 && strcmp(later[i].name, name) == 0)
-            return bx_fail(error, BX_INVALID, "unsupported_option", "this version does not do %s yet", later[i].text);
     for (size_t i = 0; i < N_MEMBERS && strcmp(place, "option") == 0; i++)
         if (strcmp(members[i].name, name) == 0)
             return bx_fail(error, BX_INVALID, code, "\"%s\" has no place here; it belongs to %s", name,

@@ -716,7 +716,7 @@ static bx_status add_builtins(registry *g, bx_error *error) {
     return BX_OK;
 }
 
-bx_status registry_open(registry **out, memory *memory, const char *directory, bx_error *error) {
+bx_status registry_open(registry **out, memory *memory, data_dir *directory, bx_error *error) {
     registry *g = calloc(1, sizeof *g);
     store *store = g ? store_open(directory) : NULL;
     if (!store) {

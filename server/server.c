@@ -32,6 +32,8 @@ static void free_parts(server *s) {
     s->clerk = s->pool = NULL;
     registry_close(s->registry);
     s->registry = NULL;
+    data_dir_free(s->directory);
+    s->directory = NULL;
     memory_free(s->memory);
     s->memory = NULL;
     shm_free(s->shm);
@@ -72,13 +74,14 @@ bx_status server_start(server *s, bx_error *error) {
     atomic_init(&s->at_clerk, 0);
     s->memory = memory_new((size_t)o->memory_limit);
     s->models = models_new();
+    s->directory = data_dir_new(o->data_dir);
     s->shm = o->shared_memory ? shm_new() : NULL;
-    bx_status status = s->memory && s->models && (s->shm || !o->shared_memory)
+    bx_status status = s->memory && s->models && s->directory && (s->shm || !o->shared_memory)
                            ? BX_OK
                            : bx_fail(error, BX_NOMEM, "out_of_memory", "no memory to start");
     status = status == BX_OK ? http_listen(s, error) : status; /* before anything on the disk is opened */
     if (status == BX_OK) {
-        status = registry_open(&s->registry, s->memory, o->data_dir, error);
+        status = registry_open(&s->registry, s->memory, s->directory, error);
     }
     if (status == BX_OK) {
         status = pool_start(&s->pool, workers, (size_t)o->http_threads, o->cpu_level, error);

@@ -152,7 +152,15 @@ void pool_return(pool *pool, bx_context *context);
 
 /* ---- store: what survives a restart ------------------------------------------------------------------------------ */
 
+typedef struct data_dir data_dir;
 typedef struct store store;
+
+/* The data directory (its text must outlive it), which is not touched yet. NULL when out of memory. */
+data_dir *data_dir_new(const char *path);
+/* NULL is accepted. */
+void data_dir_free(data_dir *directory);
+/* Make it this process's own, if it is there. Errors: BX_BUSY "store_unavailable": it is another's. */
+BX_MUST_USE bx_status data_dir_claim(data_dir *directory, bx_error *error);
 
 /* One stored definition; texts and bytes belong to whoever made the row. */
 typedef struct store_row {
@@ -162,8 +170,8 @@ typedef struct store_row {
     size_t n_bytes;
 } store_row;
 
-/* The database of a directory (its text must outlive the store), which is not touched yet. NULL when out of memory. */
-store *store_open(const char *directory);
+/* The database of registered things in a directory that outlives it, not touched yet. NULL when out of memory. */
+store *store_open(data_dir *directory);
 void store_close(store *store);
 const char *store_file(const store *store);
 /* Make the directory this process's own if there is a database in it; otherwise the first call that stores does.
@@ -172,7 +180,7 @@ BX_MUST_USE bx_status store_claim(store *store, bx_error *error);
 /* From now on nobody waits for a database that another process has locked. */
 void store_hurry(store *store);
 /* Any thread; each is on the disk when it returns. *found: whether there was such a row. Errors: BX_BUSY
- * "store_unavailable" or "store_full", BX_TOO_LARGE, BX_NOMEM; nothing has changed then. */
+ * "store_unavailable", "store_busy" or "store_full", BX_TOO_LARGE, BX_NOMEM; nothing has changed then. */
 BX_MUST_USE bx_status store_put(store *store, const store_row *row, bx_error *error);
 BX_MUST_USE bx_status store_delete(store *store, const char *kind, const char *name, bool *found, bx_error *error);
 /* Every row, by kind and name; none, and nothing is created, where nothing was ever stored. `each` must not use the
@@ -204,7 +212,7 @@ typedef struct registration {
 
 /* The built-in sets and presets, and what is stored in `directory`; a store that cannot be used is logged and leaves
  * the rest working. Errors: BX_NOMEM; BX_BUSY "store_unavailable" when another daemon uses the directory. */
-BX_MUST_USE bx_status registry_open(registry **registry, memory *memory, const char *directory, bx_error *error);
+BX_MUST_USE bx_status registry_open(registry **registry, memory *memory, data_dir *directory, bx_error *error);
 void registry_close(registry *registry);
 /* Let nobody wait for the disk longer than it works. */
 void registry_hurry(registry *registry);
@@ -273,6 +281,7 @@ typedef struct server {
     options options;
     memory *memory;
     pool *pool, *clerk; /* computing, and waiting for the disk */
+    data_dir *directory;
     registry *registry;
     models *models;
     shm *shm;             /* NULL: clients may register none */

@@ -741,7 +741,7 @@ class Faults(Case):
                     return time.monotonic() - begin
 
                 waited = lossd.together([lambda: self.problem(daemon.put("/v1/criteria/new", MINE), 503,
-                                                              "store_unavailable", "lock")] * 2 + [compute])[2]
+                                                              "store_busy", "lock")] * 2 + [compute])[2]
                 self.assertLess(waited, 1.5)  # nobody who computes waits for the disk
                 other.execute("ROLLBACK")
                 other.close()

@@ -50,7 +50,7 @@ CODES = {
             priors_conflict prior_degenerate box_inverted box_degenerate box_not_finite box_range label_range
             target_not_finite prediction_not_finite not_probability loss_overflow""",
     431: "headers_too_large", 501: "framing_transfer_encoding",
-    503: "queue_full memory_full draining device_unavailable store_unavailable out_of_memory", 504: "timeout",
+    503: "queue_full memory_full draining device_unavailable store_unavailable store_busy out_of_memory", 504: "timeout",
     507: "store_full",
 }
 CODES = {status: set(words.split()) for status, words in CODES.items()}

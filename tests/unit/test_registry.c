@@ -14,10 +14,11 @@
 static char directory[64];
 static memory *budget;
 static registry *g;
+static data_dir *place;
 
 static void open_registry(void) {
     bx_error error = {0};
-    ck_assert_msg(registry_open(&g, budget, directory, &error) == BX_OK, "%s", error.text);
+    ck_assert_msg(registry_open(&g, budget, place, &error) == BX_OK, "%s", error.text);
 }
 
 static void setup(void) {
@@ -26,12 +27,14 @@ static void setup(void) {
     strcpy(directory, "/tmp/lossd-registry-XXXXXX");
     ck_assert_ptr_nonnull(mkdtemp(directory));
     budget = memory_new(LIMIT);
+    place = data_dir_new(directory);
     open_registry();
 }
 
 static void teardown(void) {
     char command[128];
     registry_close(g);
+    data_dir_free(place);
     ck_assert_uint_eq(memory_used(budget), 0);
     memory_free(budget);
     snprintf(command, sizeof command, "rm -rf '%s'", directory);
@@ -309,7 +312,9 @@ START_TEST(test_without_a_store) {
     bx_error error[2] = {{0}};
     registry_close(g);
     log_setup(LOG_ERROR, false);
-    ck_assert_int_eq(registry_open(&g, budget, "/proc/lossd", NULL), BX_OK);
+    data_dir_free(place);
+    place = data_dir_new("/proc/lossd");
+    ck_assert_int_eq(registry_open(&g, budget, place, NULL), BX_OK);
     ck_assert(registry_ready(g)); /* there is nothing that could not be read */
     must_fail(put(DEFINITION_PRIORS, "p", TWO, NULL, &error[0]), &error[0], "store_unavailable", "");
     ck_assert_uint_eq(memory_used(budget), 0);

@@ -29,7 +29,8 @@ static void setup(void) {
     ck_assert_msg(options_parse(&s.options, 4, arguments, message), "%s", message);
     s.memory = memory_new((size_t)s.options.memory_limit);
     s.models = models_new();
-    ck_assert_int_eq(registry_open(&s.registry, s.memory, s.options.data_dir, &error), BX_OK);
+    s.directory = data_dir_new(s.options.data_dir);
+    ck_assert_int_eq(registry_open(&s.registry, s.memory, s.directory, &error), BX_OK);
     ck_assert_int_eq(pool_start(&s.pool, 3, 1, "auto", &error), BX_OK);
     ck_assert_int_eq(pool_start(&s.clerk, 1, 0, NULL, &error), BX_OK);
     memory_at_rest = memory_used(s.memory);
@@ -39,6 +40,7 @@ static void teardown(void) {
     pool_stop(s.clerk);
     pool_stop(s.pool);
     registry_close(s.registry);
+    data_dir_free(s.directory);
     ck_assert_uint_eq(memory_used(s.memory), 0);
     memory_free(s.memory);
     models_free(s.models);

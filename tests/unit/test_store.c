@@ -35,10 +35,36 @@ static void teardown(void) {
     ck_assert_int_eq(system(command), 0);
 }
 
+/* A store in a directory of its own, as a daemon has them. */
+static struct {
+    store *store;
+    data_dir *directory;
+} opened[4];
+
+static store *open_in(const char *path) {
+    size_t i = 0;
+    while (opened[i].store) {
+        i++;
+    }
+    opened[i].directory = data_dir_new(path);
+    ck_assert_ptr_nonnull(opened[i].directory);
+    opened[i].store = store_open(opened[i].directory);
+    ck_assert_ptr_nonnull(opened[i].store);
+    return opened[i].store;
+}
+
 static store *open_store(void) {
-    store *s = store_open(directory);
-    ck_assert_ptr_nonnull(s);
-    return s;
+    return open_in(directory);
+}
+
+static void close_store(store *s) {
+    size_t i = 0;
+    while (opened[i].store != s) {
+        i++;
+    }
+    store_close(s);
+    data_dir_free(opened[i].directory);
+    opened[i].store = NULL;
 }
 
 static bx_status put(store *s, const char *kind, const char *name, const char *body, bx_error *error) {
@@ -104,7 +130,7 @@ START_TEST(test_nothing_is_made_for_nothing) {
     bx_error error = {0};
     struct stat state;
     snprintf(deeper, sizeof deeper, "%s/data", directory);
-    store *s = store_open(deeper);
+    store *s = open_in(deeper);
     ck_assert_str_eq(rows(s), "");
     ck_assert_int_eq(store_delete(s, "a", "b", &found, &error), BX_OK);
     ck_assert(!found);
@@ -112,7 +138,7 @@ START_TEST(test_nothing_is_made_for_nothing) {
     must_put(s, "a", "b", "c");
     ck_assert_int_eq(stat(deeper, &state), 0);
     ck_assert_int_eq(state.st_mode & 0777, 0700);
-    store_close(s);
+    close_store(s);
 }
 END_TEST
 
@@ -129,11 +155,11 @@ START_TEST(test_rows) {
     ck_assert(found);
     ck_assert_int_eq(store_delete(s, "priors", "b", &found, NULL), BX_OK);
     ck_assert(!found);
-    store_close(s);
+    close_store(s);
     s = open_store();
     ck_assert_str_eq(rows(s), "criterion/b=2;priors/a=;");
     must_put(s, "priors", "c", "'; DROP TABLE definition; --");
-    store_close(s);
+    close_store(s);
     must_answer("PRAGMA journal_mode", "delete");
     must_answer("PRAGMA user_version", "1");
     must_answer("SELECT count(*) FROM definition", "3");
@@ -166,7 +192,7 @@ START_TEST(test_large_binary_rows) {
     ck_assert_int_eq(stat(name, &state), -1);
     ck_assert_int_eq(stat(file, &state), 0);
     ck_assert_int_le(state.st_size, 16 << 20);
-    store_close(s);
+    close_store(s);
 }
 END_TEST
 
@@ -187,7 +213,7 @@ START_TEST(test_killed_without_closing) {
     waitpid(child, NULL, 0);
     store *s = open_store();
     ck_assert_str_eq(rows(s), "k/a=1;k/b=2;");
-    store_close(s);
+    close_store(s);
     must_answer("PRAGMA integrity_check", "ok");
 }
 END_TEST
@@ -231,7 +257,7 @@ START_TEST(test_one_store_many_threads) {
         shared[i] = s;
     }
     write_together();
-    store_close(s);
+    close_store(s);
     must_answer("SELECT count(*) FROM definition", "100");
     must_answer("PRAGMA integrity_check", "ok");
 }
@@ -249,10 +275,10 @@ START_TEST(test_a_directory_is_one_store_s) {
     must_refuse(store_delete(early, "k", "a", &found, &error[1]), &error[1], "store_unavailable", "another daemon");
     must_refuse(store_claim(early, &error[2]), &error[2], "store_unavailable", directory);
     must_refuse(store_each(early, add_row, NULL, &error[3]), &error[3], "store_unavailable", "another daemon");
-    store_close(s);
+    close_store(s);
     ck_assert_int_eq(store_claim(early, NULL), BX_OK);
     ck_assert_str_eq(rows(early), "k/a=1;");
-    store_close(early);
+    close_store(early);
 }
 END_TEST
 
@@ -263,7 +289,7 @@ START_TEST(test_locked_by_another) {
     must_put(s, "k", "a", "1");
     ck_assert_int_eq(sqlite3_open(file, &other), SQLITE_OK);
     ck_assert_int_eq(sqlite3_exec(other, "BEGIN IMMEDIATE", NULL, NULL, NULL), SQLITE_OK);
-    must_refuse(put(s, "k", "b", "2", &error), &error, "store_unavailable", "lock");
+    must_refuse(put(s, "k", "b", "2", &error), &error, "store_busy", "lock");
     ck_assert_str_eq(rows(s), "k/a=1;"); /* readers do not wait */
     ck_assert_int_eq(sqlite3_exec(other, "COMMIT", NULL, NULL, NULL), SQLITE_OK);
     must_put(s, "k", "b", "2");
@@ -272,12 +298,12 @@ START_TEST(test_locked_by_another) {
     struct timespec begin, end;
     clock_gettime(CLOCK_MONOTONIC, &begin);
     error = (bx_error){0};
-    must_refuse(put(s, "k", "b", "3", &error), &error, "store_unavailable", "lock");
+    must_refuse(put(s, "k", "b", "3", &error), &error, "store_busy", "lock");
     clock_gettime(CLOCK_MONOTONIC, &end);
     ck_assert_int_le(end.tv_sec - begin.tv_sec, 1);
     ck_assert_int_eq(sqlite3_exec(other, "COMMIT", NULL, NULL, NULL), SQLITE_OK);
     sqlite3_close(other);
-    store_close(s);
+    close_store(s);
 }
 END_TEST
 
@@ -296,7 +322,7 @@ static void must_be_left_alone(const char *text) {
     must_refuse(put(s, "k", "a", "1", &again), &again, "store_unavailable", text);
     error = (bx_error){0};
     must_refuse(store_delete(s, "k", "a", &found, &error), &error, "store_unavailable", text);
-    store_close(s);
+    close_store(s);
     fd = open(file, O_RDONLY);
     ck_assert_int_eq(read(fd, after, sizeof after), n);
     close(fd);
@@ -306,7 +332,7 @@ static void must_be_left_alone(const char *text) {
 START_TEST(test_newer_version) {
     store *s = open_store();
     must_put(s, "k", "a", "1");
-    store_close(s);
+    close_store(s);
     sqlite3 *db;
     ck_assert_int_eq(sqlite3_open(file, &db), SQLITE_OK);
     ck_assert_int_eq(sqlite3_exec(db, "PRAGMA user_version=2", NULL, NULL, NULL), SQLITE_OK);
@@ -333,7 +359,7 @@ START_TEST(test_damaged_pages) {
         snprintf(name, sizeof name, "%d", i);
         must_put(s, "k", name, "some text that fills pages, some text that fills pages, some text that fills pages");
     }
-    store_close(s);
+    close_store(s);
     struct stat state;
     ck_assert_int_eq(stat(file, &state), 0);
     char *junk = malloc((size_t)state.st_size - 4096);
@@ -345,7 +371,7 @@ START_TEST(test_damaged_pages) {
     bx_error error = {0};
     s = open_store();
     must_refuse(store_each(s, ignore_row, NULL, &error), &error, "store_unavailable", "malformed");
-    store_close(s);
+    close_store(s);
 }
 END_TEST
 
@@ -353,13 +379,13 @@ START_TEST(test_made_a_log_by_another) {
     store *s = open_store();
     char mode[256];
     must_put(s, "k", "a", "1");
-    store_close(s);
+    close_store(s);
     query("PRAGMA journal_mode=WAL", mode);
     ck_assert_str_eq(mode, "wal");
     s = open_store();
     must_put(s, "k", "b", "2");
     ck_assert_str_eq(rows(s), "k/a=1;k/b=2;");
-    store_close(s);
+    close_store(s);
     must_answer("PRAGMA journal_mode", "delete");
 }
 END_TEST
@@ -373,7 +399,7 @@ START_TEST(test_without_its_table) {
     sqlite3_close(db);
     store *s = open_store();
     must_refuse(store_each(s, ignore_row, NULL, &error), &error, "store_unavailable", "SQL");
-    store_close(s);
+    close_store(s);
 }
 END_TEST
 
@@ -383,22 +409,22 @@ START_TEST(test_empty_file) {
     ck_assert_str_eq(rows(s), "");
     must_put(s, "k", "a", "1");
     ck_assert_str_eq(rows(s), "k/a=1;");
-    store_close(s);
+    close_store(s);
 }
 END_TEST
 
 START_TEST(test_no_place_for_a_directory) {
     bx_error error = {0};
-    store *s = store_open("/proc/lossd");
+    store *s = open_in("/proc/lossd");
     ck_assert_str_eq(rows(s), "");
     must_refuse(put(s, "k", "a", "1", &error), &error, "store_unavailable", "data directory");
-    store_close(s);
+    close_store(s);
     write_file("x", 1);
-    s = store_open(file); /* a file is in its place */
+    s = open_in(file); /* a file is in its place */
     error = (bx_error){0};
     ck_assert_int_ne(put(s, "k", "a", "1", &error), BX_OK);
     ck_assert_str_eq(error.code, "store_unavailable");
-    store_close(s);
+    close_store(s);
 }
 END_TEST
 
@@ -414,7 +440,7 @@ START_TEST(test_read_only) {
     bx_error error = {0};
     store *s = open_store();
     must_put(s, "k", "a", "1");
-    store_close(s);
+    close_store(s);
     ck_assert_int_eq(chmod(file, 0444), 0);
     ck_assert_int_eq(chmod(directory, _i ? 0555 : 0777), 0);
     pid_t child = fork();
@@ -424,7 +450,7 @@ START_TEST(test_read_only) {
         ck_assert_str_eq(rows(s), "k/a=1;");
         must_refuse(put(s, "k", "b", "2", &error), &error, "store_unavailable", "read-only");
         ck_assert_str_eq(rows(s), "k/a=1;");
-        store_close(s);
+        close_store(s);
         _exit(0);
     }
     int status;
@@ -435,7 +461,7 @@ START_TEST(test_read_only) {
     s = open_store();
     must_put(s, "k", "b", "2"); /* it was a matter of permissions */
     ck_assert_str_eq(rows(s), "k/a=1;k/b=2;");
-    store_close(s);
+    close_store(s);
 }
 END_TEST
 
@@ -449,10 +475,10 @@ START_TEST(test_moved_away) {
     must_refuse(put(s, "k", "b", "2", &error), &error, "store_unavailable", "moved or deleted");
     ck_assert_int_eq(rename(other, file), 0);
     must_put(s, "k", "b", "2");
-    store_close(s);
+    close_store(s);
     s = open_store();
     ck_assert_str_eq(rows(s), "k/a=1;k/b=2;");
-    store_close(s);
+    close_store(s);
 }
 END_TEST
 
@@ -473,7 +499,7 @@ START_TEST(test_full_disk) {
     ck_assert_int_eq(setrlimit(RLIMIT_FSIZE, &limit), 0);
     ck_assert_str_eq(rows(s), "k/a=1;");
     must_put(s, "k", "b", "2"); /* without a restart */
-    store_close(s);
+    close_store(s);
     must_answer("PRAGMA integrity_check", "ok");
 }
 END_TEST
@@ -635,11 +661,11 @@ static bool fail_at(long k) {
         strcpy(want, rows(s));
         HOLDS(strstr(want, "k/c=3;"), "%ld: %s", k, want);
         if (opened == 0) {
-            store_close(s);
+            close_store(s);
             s = open_store();
         }
     }
-    store_close(s);
+    close_store(s);
     must_answer("PRAGMA integrity_check", "ok");
     teardown();
     return fired;
@@ -673,7 +699,7 @@ START_TEST(test_every_write_is_synced) {
     long before = syncs;
     ck_assert_int_eq(store_delete(s, "k", "a", &found, NULL), BX_OK);
     ck_assert_int_gt(syncs, before);
-    store_close(s);
+    close_store(s);
 }
 END_TEST
 
@@ -684,7 +710,7 @@ START_TEST(test_refused_is_not_kept) {
     failure = SQLITE_IOERR_FSYNC;
     store *first = open_store();
     must_put(first, "k", "a", "1");
-    store_close(first);
+    close_store(first);
     pid_t child = fork();
     if (child == 0) {
         use_shim();
@@ -699,7 +725,7 @@ START_TEST(test_refused_is_not_kept) {
     ck_assert(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
     store *s = open_store();
     ck_assert_str_eq(rows(s), "k/a=1;");
-    store_close(s);
+    close_store(s);
     must_answer("PRAGMA integrity_check", "ok");
 }
 END_TEST
