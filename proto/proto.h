@@ -257,6 +257,50 @@ BX_MUST_USE bx_status proto_criterion_read(bx_criterion **criterion, const char 
 BX_MUST_USE bx_status proto_priors_read(const bx_priors **priors, const char *name, proto_encoding encoding,
                                         const void *body, size_t bytes, const proto_limits *limits, bx_error *error);
 
+/* ---- runs -------------------------------------------------------------------------------------------------------- */
+
+enum {
+#define PROTO_STEP(id, name, type) PROTO_STEP_##id,
+#include "step.def"
+    PROTO_N_STEP
+};
+
+#define PROTO_IOU_BINS 10
+
+/* A step of a run. What is not known is NaN; counts are whole numbers, exact in doubles. */
+typedef struct proto_step {
+    int64_t step, time_us; /* since 1970 */
+    double values[PROTO_N_STEP];
+    bool has_objects; /* the next member is known */
+    int32_t best_iou[PROTO_IOU_BINS];
+} proto_step;
+
+/* A run, as lists have it. */
+typedef struct proto_run {
+    char name[PROTO_RUN_LENGTH + 1];
+    int64_t steps, first_step, last_step; /* steps > 0 */
+    int64_t first_us, last_us;            /* when the first result came, and the last one */
+    double last_loss;                     /* of the last step */
+} proto_run;
+
+/* What a result is recorded as; the time is the caller's to set. */
+void proto_step_make(proto_step *step, const proto_request *request, const bx_result *result,
+                     const proto_timing *timing);
+/* An element of an array of runs; and the whole document of one with its last step. */
+void proto_run_row(proto_writer *writer, const proto_run *run);
+void proto_run_describe(proto_buffer *out, const proto_run *run, const proto_step *latest);
+/* An element of an array of steps; the first line of the CSV file (RFC 4180) and one more. */
+void proto_step_row(proto_writer *writer, const proto_step *step);
+void proto_steps_csv_head(proto_buffer *out);
+void proto_step_csv(proto_buffer *out, const proto_step *step);
+/* An integer option of a query, from `least` to `most`; *value stays when it is not given. Errors: BX_INVALID. */
+BX_MUST_USE bx_status proto_query_integer(const proto_option *query, size_t n_query, const char *name, int64_t least,
+                                          int64_t most, int64_t *value, bx_error *error);
+/* Whether every option of a query is one of `known` (until NULL), and none is given twice. Errors: BX_INVALID
+ * "unknown_member", "duplicate_option". */
+BX_MUST_USE bx_status proto_query_check(const proto_option *query, size_t n_query, const char *const *known,
+                                        bx_error *error);
+
 /* ---- models: what the Open Inference Protocol tells of criteria -------------------------------------------------- */
 
 /* Since the start. Times are of what succeeded, but the last. */

@@ -298,6 +298,12 @@ static void finish(request *r) {
     if (status != BX_OK) {
         answer_free(&done);
         done = request_error(r, &error);
+    } else if (r->decoded_request.run[0]) {
+        copy_text(r->record.run, sizeof r->record.run, r->decoded_request.run);
+        proto_step_make(&r->record.step, &r->decoded_request, &result, &done.timing);
+        r->done = done;
+        runs_put(r->server->runs, r);
+        return;
     }
     request_settle(r, done);
 }

@@ -210,6 +210,7 @@ static int migrate(database *d, int64_t version) {
     const int wanted = d->kind->version;
     snprintf(mark, sizeof mark, "PRAGMA user_version=%d; COMMIT", wanted);
     int rc = database_run(d, "BEGIN IMMEDIATE");
+    rc = rc == SQLITE_OK ? database_number(d, "PRAGMA user_version", &version) : rc; /* nobody else has done it */
     for (; rc == SQLITE_OK && version < wanted; version++) {
         rc = database_run(d, d->kind->migrations[version]);
     }
@@ -280,7 +281,7 @@ bx_status database_open(database *d, bool writing, bx_error *error) {
     if (writing && d->db && d->readable) {
         database_close(d); /* perhaps it can be written now */
     }
-    if (writing && d->db && sqlite3_file_control(d->db, "main", SQLITE_FCNTL_HAS_MOVED, &moved) == SQLITE_OK && moved) {
+    if (d->db && sqlite3_file_control(d->db, "main", SQLITE_FCNTL_HAS_MOVED, &moved) == SQLITE_OK && moved) {
         d->fault = DATABASE_GONE;
         return unavailable(error, "its file was moved or deleted; restart the daemon");
     }
@@ -298,8 +299,21 @@ bx_status database_open(database *d, bool writing, bx_error *error) {
     return status == BX_OK && writing && d->readable ? database_failed(d, SQLITE_READONLY, error) : status;
 }
 
+int database_prepare(database *d, int i, sqlite3_stmt **out) {
+    int rc = SQLITE_OK;
+    if (!d->prepared[i]) {
+        rc = sqlite3_prepare_v3(d->db, d->kind->sql[i], -1, SQLITE_PREPARE_PERSISTENT, &d->prepared[i], NULL);
+    }
+    *out = d->prepared[i];
+    return rc;
+}
+
 void database_close(database *d) {
-    sqlite3_close(d->db); /* no statement is left open */
+    for (int i = 0; i < MOST_STATEMENTS; i++) {
+        sqlite3_finalize(d->prepared[i]);
+        d->prepared[i] = NULL;
+    }
+    sqlite3_close(d->db); /* no other statement is left open */
     d->db = NULL;
 }
 

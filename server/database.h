@@ -19,6 +19,7 @@ typedef struct database_kind {
     const char *const *migrations; /* statements that lead from each schema version to the next; user_version counts */
     int version;                   /* how many there are */
     bool log;                      /* with a write-ahead log, else with a rollback journal */
+    const char *const *sql;        /* texts for database_prepare; fewer than MOST_STATEMENTS */
     size_t spare;                  /* bytes of the disk that stay free, so that something can still be deleted */
 } database_kind;
 
@@ -33,14 +34,17 @@ typedef enum database_fault {
     DATABASE_GONE       /* whatever else: moved, unreadable, another daemon's */
 } database_fault;
 
+#define MOST_STATEMENTS 32
+
 typedef struct database {
     const database_kind *kind;
     data_dir *directory;
     char *file;
     const char *synchronous; /* the pragma's value */
     sqlite3 *db;             /* NULL: not open */
-    bool readable;           /* db cannot be written */
-    database_fault fault;    /* of the last failure; whoever succeeds resets it */
+    sqlite3_stmt *prepared[MOST_STATEMENTS];
+    bool readable;        /* db cannot be written */
+    database_fault fault; /* of the last failure; whoever succeeds resets it */
     atomic_bool hurried;
 } database;
 
@@ -61,6 +65,8 @@ BX_MUST_USE bx_status database_check_room(database *database, size_t bytes, bx_e
 /* Before a call, and what its code came to: the database is closed unless it is only locked. */
 void database_begin(database *database);
 bx_status database_failed(database *database, int rc, bx_error *error);
+/* The i-th statement of the kind, ready to be bound. It is the database's; whoever has stepped it resets it. */
+int database_prepare(database *database, int i, sqlite3_stmt **statement);
 /* Statements without results; and a number that a pragma or a query answers (0: no row). */
 int database_run(database *database, const char *sql);
 int database_number(database *database, const char *sql, int64_t *number);

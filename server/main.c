@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * lossd: options, signals, exit codes. 0: stopped as asked; 1: could not start, or unhealthy; 2: bad usage; 75: another
- * daemon uses the data directory.
+ * lossd: options, signals, exit codes. 0: stopped as asked; 1: could not start, or unhealthy; 2: bad usage; 65: what
+ * was recorded is damaged, or a newer version's; 73: it cannot be written; 75: another daemon uses the data directory;
+ * 98: the port is in use.
  */
 #include <netdb.h>
 #include <netinet/in.h>
@@ -67,6 +68,9 @@ static const char *check_options(const options *o, log_level *level) {
     if (strcmp(o->device, "auto") && strcmp(o->device, "cpu")) {
         return "--device: one of auto, cpu, cuda";
     }
+    if (strcmp(o->durability, "disk") && strcmp(o->durability, "process")) {
+        return "--durability: disk or process";
+    }
     if (!*o->data_dir) {
         return "--data-dir: an empty name";
     }
@@ -79,6 +83,20 @@ static const char *check_options(const options *o, log_level *level) {
         return "--shared-memory: only with a loopback --listen, since who asks could read this machine's objects";
     }
     return open ? "--listen: an address that is not loopback needs --allow-anonymous" : NULL;
+}
+
+/* After a start that failed. */
+static int exit_code(const bx_error *error) {
+    static const struct {
+        const char *code;
+        int exit;
+    } table[] = {{"store_broken", 65}, {"store_read_only", 73}, {"store_unavailable", 75}, {"listen", 98}};
+    for (size_t i = 0; error->status != BX_INVALID && i < sizeof table / sizeof *table; i++) {
+        if (!strcmp(error->code, table[i].code)) {
+            return table[i].exit;
+        }
+    }
+    return error->status == BX_INVALID ? 2 : 1;
 }
 
 int main(int argc, char **argv) {
@@ -119,7 +137,7 @@ int main(int argc, char **argv) {
     bx_status status = server_start(&server, &error);
     if (status != BX_OK) {
         fprintf(stderr, "lossd: %s\n", error.text);
-        return status == BX_INVALID ? 2 : !strcmp(error.code, "store_unavailable") ? 75 : 1;
+        return exit_code(&error);
     }
     char host[256];
     snprintf(host, sizeof host, "%s", o->listen);

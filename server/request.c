@@ -20,6 +20,7 @@
 #define BASE_BYTES          ((size_t)256 << 10)
 #define LATER_BYTES         ((size_t)1 << 20)  /* of prior boxes or JSON texts: a worker makes them */
 #define MOST_AT_CLERK       8                  /* requests that wait for the disk, however slow it is */
+#define MOST_AT_READER      64                 /* and that look at what was recorded */
 #define CRITERION_BYTES     (4L << 20)         /* lists with a number for each class, however they are written */
 #define INFLATED_BYTES      ((size_t)16 << 10) /* at a time */
 
@@ -75,7 +76,9 @@ static request *new_request(server *server, const admission *a, size_t need, ans
     pthread_cond_init(&r->advanced, NULL);
     atomic_init(&r->refs, 1);
     r->server = server;
-    r->pool = a->route->how == ROUTE_BY_CLERK ? server->clerk : server->pool;
+    r->pool = a->route->how == ROUTE_BY_CLERK    ? server->clerk
+              : a->route->how == ROUTE_BY_READER ? server->reader
+                                                 : server->pool;
     r->route = a->route;
     r->encoding = a->encoding;
     r->guess = a->guess;
@@ -92,22 +95,31 @@ static request *new_request(server *server, const admission *a, size_t need, ans
 }
 
 /* What waits for the disk has tickets of its own, so that it never takes those of what computes. */
+static atomic_long *tickets_of(server *server, const route *route) {
+    return route->how == ROUTE_BY_CLERK    ? &server->at_clerk
+           : route->how == ROUTE_BY_READER ? &server->at_reader
+                                           : &server->tickets;
+}
+
 static bool take_ticket(server *server, const admission *a, answer *refusal) {
-    const bool clerk = a->route->how == ROUTE_BY_CLERK;
-    atomic_long *tickets = clerk ? &server->at_clerk : &server->tickets;
-    if (atomic_fetch_add(tickets, 1) < (clerk ? MOST_AT_CLERK : server->options.queue_limit)) {
+    const bool clerk = a->route->how == ROUTE_BY_CLERK, reader = a->route->how == ROUTE_BY_READER;
+    atomic_long *tickets = tickets_of(server, a->route);
+    if (atomic_fetch_add(tickets, 1) < (clerk    ? MOST_AT_CLERK
+                                        : reader ? MOST_AT_READER
+                                                 : server->options.queue_limit)) {
         return true;
     }
     atomic_fetch_sub(tickets, 1);
     *refusal = refuse(503, 1, "queue_full",
-                      clerk ? "As many registrations as are possible at a time wait for the disk."
-                            : "As many requests as --queue-limit allows are being served.",
+                      clerk    ? "As many registrations as are possible at a time wait for the disk."
+                      : reader ? "As many requests for runs as are possible at a time are being served."
+                               : "As many requests as --queue-limit allows are being served.",
                       a->id);
     return false;
 }
 
 static void give_ticket(server *server, const route *route) {
-    atomic_fetch_sub(route->how == ROUTE_BY_CLERK ? &server->at_clerk : &server->tickets, 1);
+    atomic_fetch_sub(tickets_of(server, route), 1);
 }
 
 request *request_admit(server *server, const admission *a, answer *refusal) {
@@ -517,7 +529,7 @@ bool request_complete(request *r) {
         return is_settled(r);
     }
     if (r->small && batch_run_inline(r)) {
-        return true;
+        return !r->decoded_request.run[0] || is_settled(r); /* or it is being recorded */
     }
     batch_progress(r);
     return false;

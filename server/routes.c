@@ -19,7 +19,8 @@ static int http_status_of(const bx_error *error) {
     static const struct {
         const char *code;
         int status;
-    } by_code[] = {{"name_reserved", 409}, {"registry_full", 409}, {"store_full", 507}, {"precondition_failed", 412}};
+    } by_code[] = {{"name_reserved", 409},       {"registry_full", 409}, {"store_full", 507},
+                   {"precondition_failed", 412}, {"unknown_run", 404},   {"timeout", 504}};
     for (size_t i = 0; i < sizeof by_code / sizeof *by_code; i++) {
         if (!strcmp(error->code, by_code[i].code)) {
             return by_code[i].status;
@@ -98,11 +99,13 @@ static answer get_healthz(const route_call *call) {
 }
 
 answer get_readyz(const route_call *call) {
-    const bool draining = atomic_load(&call->server->draining);
-    if (draining || !registry_ready(call->server->registry)) {
-        answer a = draining ? answer_problem(503, "draining", "This daemon is shutting down.", "", call->request_id)
-                            : answer_problem(503, "store_unavailable", "What is registered could not be read.", "",
-                                             call->request_id);
+    const char *why = atomic_load(&call->server->draining)      ? "This daemon is shutting down."
+                      : !registry_ready(call->server->registry) ? "What is registered could not be read."
+                      : !runs_ready(call->server->runs)         ? "What was recorded cannot be used."
+                                                                : NULL;
+    if (why) {
+        const char *code = atomic_load(&call->server->draining) ? "draining" : "store_unavailable";
+        answer a = answer_problem(503, code, why, "", call->request_id);
         a.retry_after = 5;
         return a;
     }
@@ -254,6 +257,10 @@ static const route routes[] = {
     {"GET", "/v1/criteria/{name}", ROUTE_AT_ONCE, false, false, 0, CRITERIA, get_criterion},
     {"PUT", "/v1/criteria/{name}", ROUTE_BY_CLERK, true, false, 0, CRITERIA, put_definition},
     {"DELETE", "/v1/criteria/{name}", ROUTE_BY_CLERK, false, false, 0, CRITERIA, delete_definition},
+    {"GET", "/v1/runs", ROUTE_BY_READER, false, false, 0, 0, get_runs},
+    {"GET", "/v1/runs/{name}", ROUTE_BY_READER, false, false, 0, 0, get_run},
+    {"DELETE", "/v1/runs/{name}", ROUTE_BY_READER, false, false, 0, 0, delete_run},
+    {"GET", "/v1/runs/{name}/steps", ROUTE_BY_READER, false, false, 0, 0, get_steps},
     {"GET", "/healthz", ROUTE_AT_ONCE, false, false, 0, 0, get_healthz},
     {"GET", "/readyz", ROUTE_AT_ONCE, false, false, 0, 0, get_readyz},
     {"GET", "/version", ROUTE_AT_ONCE, false, false, 0, 0, get_version},

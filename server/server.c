@@ -29,7 +29,10 @@ static void free_parts(server *s) {
     http_stop(s);
     pool_stop(s->pool); /* whose lookups may call the clerk */
     pool_stop(s->clerk);
-    s->clerk = s->pool = NULL;
+    pool_stop(s->reader);
+    s->clerk = s->pool = s->reader = NULL;
+    runs_stop(s->runs);
+    s->runs = NULL;
     registry_close(s->registry);
     s->registry = NULL;
     data_dir_free(s->directory);
@@ -63,6 +66,14 @@ static void ask_clerk(void *context) {
     }
 }
 
+/* A history that cannot be used is no place to go on from: that is said at the start, where somebody looks. */
+static bx_status start_runs(server *s, bx_error *error) {
+    const options *o = &s->options;
+    const history_options wanted = {
+        .weak = !strcmp(o->durability, "process"), .keep_steps = o->keep_steps, .keep_days = o->keep_days};
+    return runs_start(&s->runs, s->directory, &wanted, error);
+}
+
 /* ---- start and stop ---------------------------------------------------------------------------------------------- */
 
 bx_status server_start(server *s, bx_error *error) {
@@ -72,6 +83,7 @@ bx_status server_start(server *s, bx_error *error) {
     atomic_init(&s->closing, false);
     atomic_init(&s->tickets, 0);
     atomic_init(&s->at_clerk, 0);
+    atomic_init(&s->at_reader, 0);
     s->memory = memory_new((size_t)o->memory_limit);
     s->models = models_new();
     s->directory = data_dir_new(o->data_dir);
@@ -83,10 +95,12 @@ bx_status server_start(server *s, bx_error *error) {
     if (status == BX_OK) {
         status = registry_open(&s->registry, s->memory, s->directory, error);
     }
+    status = status == BX_OK ? start_runs(s, error) : status;
     if (status == BX_OK) {
         status = pool_start(&s->pool, workers, (size_t)o->http_threads, o->cpu_level, error);
     }
     status = status == BX_OK ? pool_start(&s->clerk, 1, 0, NULL, error) : status;
+    status = status == BX_OK ? pool_start(&s->reader, 1, 0, NULL, error) : status;
     if (status == BX_OK) {
         registry_on_unread(s->registry, ask_clerk, s);
         status = http_start(s, error);
@@ -115,6 +129,7 @@ void server_stop(server *s) {
     atomic_store(&s->closing, true);
     http_finish(s, now_ns() + o->drain_timeout * NS_PER_S);
     registry_hurry(s->registry);
+    runs_hurry(s->runs);
     free_parts(s);
     LOG(LOG_INFO, "stop", {"version", LOSSD_VERSION, 0});
 }

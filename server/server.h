@@ -5,10 +5,9 @@
  *
  * Threads: the main thread waits for signals; libmicrohttpd's threads receive, score what is streamed, and answer;
  * workers compute; the clerk, a
- * worker of its own, waits for the disk; the reaper enforces deadlines. Locks, in the order in which they may be held
- * together:
- *   peers (peers.c)  ->  request->lock  ->  pool lock
- *   registry writing  ->  store lock  ->  registry making  ->  registry lock
+ * worker of its own, waits for the disk; the writer records results and the reader, a worker of its own, reads them;
+ * the reaper enforces deadlines. Locks, in the order in which they may be held together: peers (peers.c)  ->
+ * request->lock  ->  pool lock history writing registry writing  ->  store lock  ->  registry making  ->  registry lock
  *   any of these  ->  memory lock; but nothing is reserved under the registry lock, which a full budget asks for
  */
 #ifndef SERVER_H
@@ -188,12 +187,87 @@ BX_MUST_USE bx_status store_delete(store *store, const char *kind, const char *n
 BX_MUST_USE bx_status store_each(store *store, void (*each)(void *context, const store_row *row), void *context,
                                  bx_error *error);
 
+/* ---- history: runs and their steps, on the disk ------------------------------------------------------------------ */
+
+/*
+ * The store of runs: the only interface between the daemon and the database that keeps them. One thread at a time
+ * writes and one reads; each call is a transaction. Errors of all: BX_BUSY "store_unavailable", "store_busy" or
+ * "store_full", BX_NOMEM; nothing has changed then.
+ */
+typedef struct history history;
+
+typedef struct history_options {
+    bool weak;          /* what is written survives the process; the machine's end only mostly */
+    int64_t keep_steps; /* of each run; 0: all */
+    int64_t keep_days;  /* of a run to which nothing comes; 0: for ever */
+} history_options;
+
+/* A result to be kept. */
+typedef struct record {
+    char run[PROTO_RUN_LENGTH + 1];
+    proto_step step;
+} record;
+
+/* What is wrong with the store. */
+typedef enum history_state {
+    HISTORY_FINE,
+    HISTORY_FULL, /* its disk is; it can be read */
+    HISTORY_READ_ONLY,
+    HISTORY_GONE,  /* it cannot be used */
+    HISTORY_BROKEN /* nor will it ever be: damaged, or a newer version's */
+} history_state;
+
+/* Nothing on the disk is touched. NULL when out of memory. */
+history *history_new(data_dir *directory, const history_options *options);
+/* NULL is accepted. */
+void history_free(history *history);
+const char *history_file(const history *history);
+/* Open what is there, if anything is, and look whether it is sound. */
+BX_MUST_USE bx_status history_open(history *history, bx_error *error);
+/* From now on nobody waits for a database that another process has locked. Any thread. */
+void history_hurry(history *history);
+/* As of the last call; and whether anything was ever kept here. Any thread. */
+history_state history_get_state(const history *history);
+bool history_exists(const history *history);
+
+/* For the thread that writes. All of these records, or none; a step that is there is replaced. */
+BX_MUST_USE bx_status history_write(history *history, const record *const *records, size_t n, bx_error *error);
+/* Some of what is to go: of deleted runs, and of what is not to be kept. *more: call again. */
+BX_MUST_USE bx_status history_tidy(history *history, bool *more, bx_error *error);
+/* Look whether the store can be used (again). */
+BX_MUST_USE bx_status history_probe(history *history, bx_error *error);
+
+/* Any thread. *found: whether there was one. */
+BX_MUST_USE bx_status history_delete(history *history, const char *run, bool *found, bx_error *error);
+
+/* For the thread that reads. Entity tags change whenever what is told does. */
+#define HISTORY_TAG 48
+/* Runs whose names come after that one, in order. */
+BX_MUST_USE bx_status history_list(history *history, const char *after, int64_t limit,
+                                   void (*each)(void *context, const proto_run *run), void *context, bx_error *error);
+/* A run and its last step. Errors also: BX_INVALID "unknown_run". */
+BX_MUST_USE bx_status history_describe(history *history, const char *name, proto_run *run, proto_step *latest,
+                                       char tag[HISTORY_TAG], bx_error *error);
+/* Its steps after one, in order: the first `limit`, or (points > 0) at most so many of all, with the minima and maxima
+ * among them. `begin` sees the run first and says whether the steps are wanted; *next: the step after which there are
+ * more, -1: none. Errors also: BX_INVALID "unknown_run". */
+typedef struct history_steps {
+    const char *run;
+    int64_t after, limit, points;
+    const atomic_bool *cancelled; /* nobody wants them any more */
+    bool (*begin)(void *context, const proto_run *run, const char *tag);
+    void (*each)(void *context, const proto_step *step);
+    void *context;
+} history_steps;
+BX_MUST_USE bx_status history_read(history *history, const history_steps *wanted, int64_t *next, bx_error *error);
+
 /* ---- registry: what requests may name ---------------------------------------------------------------------------- */
 
 typedef enum definition { DEFINITION_PRIORS, DEFINITION_CRITERION, N_DEFINITIONS } definition;
 
 typedef struct registry registry;
 typedef struct models models;
+typedef struct runs runs;
 
 /* Whether the name must be new or known; If-None-Match and If-Match. */
 typedef enum condition { CONDITION_NONE, CONDITION_NEW, CONDITION_KNOWN } condition;
@@ -281,14 +355,17 @@ typedef struct server {
     options options;
     memory *memory;
     pool *pool, *clerk; /* computing, and waiting for the disk */
+    pool *reader;       /* looking after what was recorded */
     data_dir *directory;
     registry *registry;
+    runs *runs;
     models *models;
     shm *shm;             /* NULL: clients may register none */
     atomic_bool draining; /* /readyz says 503 */
     atomic_bool closing;  /* no more work is admitted */
     atomic_long tickets;  /* admitted requests that compute */
     atomic_long at_clerk; /* and those for the clerk */
+    atomic_long at_reader;
     struct http *http;
     int port;
 } server;
@@ -357,7 +434,7 @@ typedef struct stream {
 /* What the head of a request says. */
 typedef struct admission {
     const route *route;
-    const char *name; /* the {name} part of the path, cut to 63 bytes; NULL: none */
+    const char *name; /* the {name} part of the path; NULL: none */
     proto_encoding encoding, accept;
     bool guess;      /* the first byte decides the encoding */
     size_t expected; /* bytes of the body; 0: not known (chunked), or the route takes none */
@@ -378,7 +455,7 @@ struct request {
     server *server;
     pool *pool; /* whose workers do it */
     const route *route;
-    char name[64];
+    char name[PROTO_RUN_LENGTH + 2]; /* cut: no name is that long */
     char id[136];
     proto_encoding encoding, accept;
     bool guess; /* the first byte decides the encoding */
@@ -422,6 +499,11 @@ struct request {
     region *regions[MOST_REGIONS];     /* references; of shared memory that it uses */
     size_t n_regions, region_bytes;
     bx_error error;
+
+    /* of a result that is recorded: what, the answer once it is, and the next one of the queue */
+    record record;
+    answer done;
+    request *next_record;
 
     int64_t began_ns, received_ns; /* headers, last byte */
     atomic_llong first_unit_ns;    /* 0: none yet */
@@ -631,6 +713,7 @@ struct route {
         ROUTE_AT_ONCE,   /* the receiving thread calls the handler */
         ROUTE_BY_WORKER, /* the worker for what is slow does, when its answer without a lease has status 0 */
         ROUTE_BY_CLERK,  /* the clerk does, because of the disk */
+        ROUTE_BY_READER, /* the thread that looks after what was recorded does; the query is the handler's */
         ROUTE_BATCH,     /* predictions: no handler, but units of work */
     } how;
     bool has_body;
@@ -655,6 +738,25 @@ static inline bool route_infers(const route *route) {
 }
 /* What /readyz answers. */
 answer get_readyz(const route_call *call);
+
+/* ---- runs: results that are recorded, and how they are told ------------------------------------------------------ */
+
+/* Open what is there and start the thread that writes; `directory` outlives it. Errors: BX_NOMEM, BX_BUSY "threads";
+ * what is there cannot be used: BX_BUSY "store_broken" or "store_read_only". */
+BX_MUST_USE bx_status runs_start(runs **runs, data_dir *directory, const history_options *options, bx_error *error);
+/* Write what waits, then stop. NULL is accepted. */
+void runs_stop(runs *runs);
+void runs_hurry(runs *runs);
+/* What is wrong with what was recorded; and whether it is there, if anything ever was. */
+history_state runs_state(const runs *runs);
+bool runs_ready(const runs *runs);
+/* Record request->record, then settle the request with request->done; or with what failed. Never waits. */
+void runs_put(runs *runs, request *request);
+/* Handlers. */
+answer get_runs(const route_call *call);
+answer get_run(const route_call *call);
+answer get_steps(const route_call *call);
+answer delete_run(const route_call *call);
 
 /* ---- models: criteria, as the Open Inference Protocol sees them -------------------------------------------------- */
 
