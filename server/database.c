@@ -75,8 +75,7 @@ bx_status database_failed(database *d, int rc, bx_error *error) {
         d->fault = DATABASE_READ_ONLY;
         status = unavailable(error, "its file or directory is read-only");
     } else {
-        d->fault = primary == SQLITE_NOTADB || primary == SQLITE_CORRUPT || primary == SQLITE_ERROR ? DATABASE_DAMAGED
-                                                                                                    : DATABASE_GONE;
+        d->fault = primary == SQLITE_NOTADB || primary == SQLITE_CORRUPT ? DATABASE_DAMAGED : DATABASE_GONE;
         status = unavailable(error, sqlite3_errstr(rc));
     }
     database_close(d);

@@ -397,13 +397,17 @@ static int write_record(history *h, const record *record) {
     return rc == SQLITE_OK ? update_run(d, &r) : rc;
 }
 
-/* What the last call has come to, for whoever asks. */
+static bool is_damaged(const history *h) {
+    return atomic_load(&h->fault) == DATABASE_DAMAGED;
+}
+
+/* What the last call has come to, for whoever asks. Damage that was seen stays. */
 static bx_status note(history *h, const database *d, bx_status status) {
     if (status == BX_OK) {
-        atomic_store(&h->fault, DATABASE_FINE);
         atomic_store(&h->exists, true);
-    } else if (status == BX_BUSY) {
-        atomic_store(&h->fault, (int)d->fault);
+    }
+    if ((status == BX_OK || status == BX_BUSY) && !is_damaged(h)) {
+        atomic_store(&h->fault, status == BX_OK ? DATABASE_FINE : (int)d->fault);
     }
     return status;
 }
@@ -422,6 +426,10 @@ static bx_status check_log(history *h, bx_error *error) {
 
 static bx_status begin(history *h, size_t bytes, bx_error *error) {
     database *d = &h->writer;
+    if (is_damaged(h)) {
+        return bx_fail(error, BX_BUSY, "store_unavailable",
+                       "the store cannot be used: it is damaged, and nothing more is written into it");
+    }
     database_begin(d);
     bx_status status = database_open(d, true, error);
     if (status == BX_OK) {
@@ -592,13 +600,18 @@ bx_status history_probe(history *h, bx_error *error) {
 static bool view(history *h, bx_status *status, bx_error *error) {
     database *d = &h->reader;
     *status = BX_OK;
-    pthread_mutex_lock(&h->writing); /* who opens may have to migrate */
-    const bool there = is_there(h);
+    const bool open = d->db != NULL;
+    if (!open) { /* who opens may have to migrate; who has opened does not wait for what is written */
+        pthread_mutex_lock(&h->writing);
+    }
+    const bool there = open || is_there(h);
     database_begin(d);
     if (there) {
         *status = database_open(d, false, error);
     }
-    pthread_mutex_unlock(&h->writing);
+    if (!open) {
+        pthread_mutex_unlock(&h->writing);
+    }
     if (there && *status == BX_OK) {
         int rc = database_run(d, "BEGIN");
         *status = rc == SQLITE_OK ? BX_OK : database_failed(d, rc, error);
@@ -852,6 +865,11 @@ void history_hurry(history *h) {
 static bx_status check(history *h, bx_error *error) {
     struct stat file;
     sqlite3_stmt *s;
+    for (int i = 0; i < N_STATEMENTS; i++) {
+        if (database_prepare(&h->writer, i, &s) == SQLITE_ERROR) { /* a table is missing */
+            return database_failed(&h->writer, SQLITE_CORRUPT, error);
+        }
+    }
     if (stat(h->writer.file, &file) || file.st_size > CHECK_LIMIT) {
         return BX_OK;
     }
