@@ -1,0 +1,35 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What http.c and listen.c share; nobody else knows libmicrohttpd.
+ */
+#ifndef HTTP_H
+#define HTTP_H
+
+#include <microhttpd.h>
+
+#include "server.h"
+
+#define ID_PREFIX 16 /* characters of the ids we give */
+
+typedef struct http {
+    struct MHD_Daemon *daemon;
+    int listener;
+    peers *peers;
+    atomic_long suspended;
+    atomic_bool stopping;  /* nothing may be suspended any more */
+    atomic_long exchanges; /* in progress */
+    char id_prefix[ID_PREFIX + 1];
+    atomic_ulong next_id;
+} http;
+
+/* Called by libmicrohttpd, in its threads; cls is the server. A connection begins or ends; a request's first line is
+ * read; its head, its body, its end; its answer is sent, or it is over without one. */
+void http_on_connection(void *cls, struct MHD_Connection *connection, void **context,
+                        enum MHD_ConnectionNotificationCode code);
+void *http_on_target(void *cls, const char *uri, struct MHD_Connection *connection);
+enum MHD_Result http_on_request(void *cls, struct MHD_Connection *connection, const char *url, const char *method,
+                                const char *version, const char *data, size_t *bytes, void **context);
+void http_on_completed(void *cls, struct MHD_Connection *connection, void **context,
+                       enum MHD_RequestTerminationCode code);
+
+#endif
