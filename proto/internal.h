@@ -14,7 +14,6 @@
 
 /* Room for `bytes` more; false and buffer->failed when there is none. */
 bool proto_buffer_reserve(proto_buffer *buffer, size_t bytes);
-void proto_buffer_add(proto_buffer *buffer, const void *data, size_t bytes);
 
 /* ---- numbers as text (number.c) ---------------------------------------------------------------------------------- */
 

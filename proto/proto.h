@@ -37,6 +37,7 @@ typedef struct proto_buffer {
 } proto_buffer;
 
 void proto_buffer_free(proto_buffer *buffer);
+void proto_buffer_add(proto_buffer *buffer, const void *data, size_t bytes);
 /* Keep the first bytes only, and give back the memory of the others. */
 void proto_buffer_trim(proto_buffer *buffer, size_t bytes);
 

@@ -151,6 +151,9 @@ static bx_status plan_work(request *r) {
         status = take_work(r);
     }
     r->planned = status == BX_OK;
+    if (r->planned) {
+        atomic_store_explicit(&r->n_images, r->plan.n_images, memory_order_relaxed);
+    }
     return status;
 }
 

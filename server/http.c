@@ -26,9 +26,11 @@ typedef struct exchange {
     peer *peer;
     bool begun, suspended;
     bool malformed_uri, close;
-    bool protocol;    /* of the Open Inference Protocol: errors are as it says them */
-    char model[64];   /* of an inference, to be counted */
-    char target[192]; /* for the log */
+    bool unbearable;    /* we ended the connection in mid-body */
+    bool protocol;      /* of the Open Inference Protocol: errors are as it says them */
+    char model[64];     /* of an inference, to be counted */
+    const route *route; /* NULL: none */
+    char target[192];   /* for the log */
     char method[16];
     char id[136];
     request *post;     /* what is being received or computed */
@@ -51,6 +53,7 @@ static void set_phase(exchange *x, phase phase, int64_t seconds) {
 void http_on_connection(void *cls, struct MHD_Connection *connection, void **context,
                         enum MHD_ConnectionNotificationCode code) {
     server *server = cls;
+    atomic_fetch_add(&server->http->connections, code == MHD_CONNECTION_NOTIFY_STARTED ? 1 : -1);
     if (code == MHD_CONNECTION_NOTIFY_STARTED) {
         int fd = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd;
         *context = peer_add(server->http->peers, fd, server->options.header_timeout);
@@ -325,6 +328,7 @@ static enum MHD_Result begin(exchange *x, const char *url, const char *method, c
     char text[ROUTE_NAME], allow[sizeof((answer *)0)->allow];
     const route *route = route_find(method, url, text, allow);
     const char *name = *text ? text : NULL;
+    x->route = route;
     if (!route && *allow) {
         char detail[64];
         snprintf(detail, sizeof detail, "This path answers %s.", allow);
@@ -366,7 +370,7 @@ static enum MHD_Result begin(exchange *x, const char *url, const char *method, c
     if (route->how == ROUTE_BY_CLERK && route->has_body && !head_condition(&h, &wanted.condition, &why)) {
         return refuse_why(x, &h, why);
     }
-    if (route->how == ROUTE_AT_ONCE || route->how == ROUTE_BY_WORKER) {
+    if (route->how == ROUTE_AT_ONCE || route->how == ROUTE_OPS || route->how == ROUTE_BY_WORKER) {
         answer a = route->handler(&(route_call){.server = x->server,
                                                 .route = route,
                                                 .name = name,
@@ -387,13 +391,15 @@ static enum MHD_Result receive(exchange *x, const char *data, size_t bytes) {
     x->pieces++;
     peer_extend(x->peer, x->server->options.request_timeout + (int64_t)x->bytes_in / SLOWEST);
     if (x->pieces > MAX_PIECES && x->bytes_in / (size_t)x->pieces < TINY) {
-        return MHD_NO; /* more framing than body */
+        x->unbearable = true; /* more framing than body */
+        return MHD_NO;
     }
     if (x->post && request_receive(x->post, data, bytes)) {
         return MHD_YES;
     }
     x->body_left -= (int64_t)bytes;
-    return x->body_left < 0 ? MHD_NO : MHD_YES;
+    x->unbearable = x->body_left < 0;
+    return x->unbearable ? MHD_NO : MHD_YES;
 }
 
 static enum MHD_Result complete(exchange *x) {
@@ -438,6 +444,7 @@ void *http_on_target(void *cls, const char *uri, struct MHD_Connection *connecti
     peer *peer = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_SOCKET_CONTEXT)->socket_context;
     exchange *x = peer ? calloc(1, sizeof *x) : NULL;
     if (!x) {
+        metrics_count(server->metrics, &(measured){.outcome = OUTCOME_BUSY});
         return NULL; /* the connection will be closed */
     }
     x->server = server;
@@ -448,6 +455,37 @@ void *http_on_target(void *cls, const char *uri, struct MHD_Connection *connecti
     set_phase(x, PHASE_HEAD, server->options.header_timeout);
     atomic_fetch_add(&server->http->exchanges, 1);
     return x;
+}
+
+/* Some requests end without an answer, and some with one of libmicrohttpd's own, which no handler sees. */
+static outcome how_ended(const exchange *x, enum MHD_RequestTerminationCode code) {
+    if (code == MHD_REQUEST_TERMINATED_COMPLETED_OK || x->status == 408) {
+        return x->status ? outcome_of(x->status) : OUTCOME_REFUSED;
+    }
+    if (code == MHD_REQUEST_TERMINATED_DAEMON_SHUTDOWN) {
+        return OUTCOME_BUSY;
+    }
+    if (x->unbearable) {
+        return OUTCOME_REFUSED;
+    }
+    return !x->status && peer_was_cut(x->peer) ? OUTCOME_TIMEOUT : OUTCOME_GONE;
+}
+
+static void count(const exchange *x, enum MHD_RequestTerminationCode code) {
+    const request *r = x->post;
+    const bool sent = code == MHD_REQUEST_TERMINATED_COMPLETED_OK;
+    measured m = {.route = x->route, .outcome = how_ended(x, code)};
+    m.bytes_out = sent && strcmp(x->method, "HEAD") ? x->bytes_out : 0;
+    if (r && r->route->has_body) {
+        m.admitted = true;
+        m.encoding = r->encoding;
+        m.bytes_in = x->bytes_in;
+        m.images = atomic_load_explicit(&r->n_images, memory_order_relaxed);
+        m.timed = m.outcome == OUTCOME_OK && r->route->how == ROUTE_BATCH;
+        m.timing = x->timing;
+        m.ns = m.timed ? now_ns() - r->began_ns : 0;
+    }
+    metrics_count(x->server->metrics, &m);
 }
 
 void http_on_completed(void *cls, struct MHD_Connection *connection, void **context,
@@ -475,6 +513,7 @@ void http_on_completed(void *cls, struct MHD_Connection *connection, void **cont
             {"total_ms", NULL, (double)(now_ns() - x->began_ns) / NS_PER_MS},
             {"end", code == MHD_REQUEST_TERMINATED_COMPLETED_OK ? "sent" : "broken", 0});
     }
+    count(x, code);
     if (x->post) {
         request_abandon(x->post);
     }

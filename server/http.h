@@ -18,6 +18,7 @@ typedef struct http {
     atomic_long suspended;
     atomic_bool stopping;  /* nothing may be suspended any more */
     atomic_long exchanges; /* in progress */
+    atomic_long connections;
     char id_prefix[ID_PREFIX + 1];
     atomic_ulong next_id;
 } http;

@@ -121,6 +121,10 @@ void http_close_listener(server *server) {
     }
 }
 
+long http_connections(server *server) {
+    return atomic_load(&server->http->connections);
+}
+
 void http_finish(server *server, int64_t deadline_ns) {
     http *h = server->http;
     while (atomic_load(&h->exchanges) > 0 && now_ns() < deadline_ns) {

@@ -27,6 +27,7 @@ struct peer {
     int64_t began_ns, deadline_ns;
     request *post;
     const char *id;
+    bool cut;    /* its time was over */
     int hung_up; /* looks in a row that found the sending side closed */
 };
 
@@ -90,6 +91,13 @@ void peer_phase(peer *p, phase phase, int64_t seconds, request *post, const char
     pthread_mutex_unlock(&p->all->lock);
 }
 
+bool peer_was_cut(peer *p) {
+    pthread_mutex_lock(&p->all->lock);
+    const bool cut = p->cut;
+    pthread_mutex_unlock(&p->all->lock);
+    return cut;
+}
+
 /* ---- the reaper -------------------------------------------------------------------------------------------------- */
 
 /* libmicrohttpd cannot answer in mid-body, but nothing has been written on this socket for this request, so we may. */
@@ -134,6 +142,7 @@ static request *reap(peer *p) {
         write_late(p);
     }
     shutdown(p->fd, SHUT_RDWR);
+    p->cut = true;
     return NULL;
 }
 

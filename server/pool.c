@@ -299,6 +299,15 @@ bool pool_is_idle(pool *p) {
     return atomic_load(&p->idle) > 0;
 }
 
+size_t pool_workers(const pool *p) {
+    return p->n_workers;
+}
+
+size_t pool_busy(pool *p) {
+    const long idle = atomic_load(&p->idle);
+    return p->n_workers - (size_t)(idle > 0 ? idle : 0);
+}
+
 void pool_cancel(pool *p, request *r) {
     pthread_mutex_lock(&p->lock);
     bool was_queued = r->queued;

@@ -261,9 +261,10 @@ static const route routes[] = {
     {"GET", "/v1/runs/{name}", ROUTE_BY_READER, false, false, 0, 0, get_run},
     {"DELETE", "/v1/runs/{name}", ROUTE_BY_READER, false, false, 0, 0, delete_run},
     {"GET", "/v1/runs/{name}/steps", ROUTE_BY_READER, false, false, 0, 0, get_steps},
-    {"GET", "/healthz", ROUTE_AT_ONCE, false, false, 0, 0, get_healthz},
-    {"GET", "/readyz", ROUTE_AT_ONCE, false, false, 0, 0, get_readyz},
-    {"GET", "/version", ROUTE_AT_ONCE, false, false, 0, 0, get_version},
+    {"GET", "/healthz", ROUTE_OPS, false, false, 0, 0, get_healthz},
+    {"GET", "/readyz", ROUTE_OPS, false, false, 0, 0, get_readyz},
+    {"GET", "/metrics", ROUTE_OPS, false, false, 0, 0, get_metrics},
+    {"GET", "/version", ROUTE_OPS, false, false, 0, 0, get_version},
     {"GET", "/openapi.yaml", ROUTE_AT_ONCE, false, false, 0, 0, get_openapi},
     {"GET", "/v2", ROUTE_AT_ONCE, false, false, 0, 0, get_server},
     {"GET", "/v2/", ROUTE_AT_ONCE, false, false, 0, 0, get_server},
@@ -290,8 +291,16 @@ static const route routes[] = {
     {"POST", "/v2/repository/models/{name}/unload", ROUTE_AT_ONCE, false, false, 0, 0, post_unload},
 };
 
+const route *route_at(size_t i) {
+    return i < sizeof routes / sizeof *routes ? &routes[i] : NULL;
+}
+
 const char *route_path(size_t i) {
-    return i < sizeof routes / sizeof *routes ? routes[i].path : NULL;
+    return route_at(i) ? routes[i].path : NULL;
+}
+
+size_t route_index(const route *r) {
+    return (size_t)(r - routes);
 }
 
 static bool path_matches(const char *pattern, const char *path, char name[ROUTE_NAME]) {

@@ -43,6 +43,8 @@ static void free_parts(server *s) {
     s->shm = NULL;
     models_free(s->models);
     s->models = NULL;
+    metrics_free(s->metrics);
+    s->metrics = NULL;
 }
 
 /* ---- what could not be read at the start ------------------------------------------------------------------------- */
@@ -87,8 +89,9 @@ bx_status server_start(server *s, bx_error *error) {
     s->memory = memory_new((size_t)o->memory_limit);
     s->models = models_new();
     s->directory = data_dir_new(o->data_dir);
+    s->metrics = metrics_new();
     s->shm = o->shared_memory ? shm_new() : NULL;
-    bx_status status = s->memory && s->models && s->directory && (s->shm || !o->shared_memory)
+    bx_status status = s->memory && s->models && s->directory && s->metrics && (s->shm || !o->shared_memory)
                            ? BX_OK
                            : bx_fail(error, BX_NOMEM, "out_of_memory", "no memory to start");
     status = status == BX_OK ? http_listen(s, error) : status; /* before anything on the disk is opened */

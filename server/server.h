@@ -141,8 +141,10 @@ void pool_push_rows(pool *pool, request *request);
 /* Score a slab; and take one back that no worker has begun (-1: there is none). */
 void pool_push_slab(pool *pool, request *request, int slab);
 int pool_take_slab(pool *pool, request *request);
-/* Whether some worker seems to have nothing to do. */
+/* Whether some worker seems to have nothing to do; how many compute, and how many of them have something to do. */
 bool pool_is_idle(pool *pool);
+size_t pool_workers(const pool *pool);
+size_t pool_busy(pool *pool);
 /* Forget what no worker has begun and what may still be handed in; units under way return early. */
 void pool_cancel(pool *pool, request *request);
 /* A spare context for a thread that computes a small request itself; NULL when all are lent. */
@@ -268,6 +270,7 @@ typedef enum definition { DEFINITION_PRIORS, DEFINITION_CRITERION, N_DEFINITIONS
 typedef struct registry registry;
 typedef struct models models;
 typedef struct runs runs;
+typedef struct metrics metrics;
 
 /* Whether the name must be new or known; If-None-Match and If-Match. */
 typedef enum condition { CONDITION_NONE, CONDITION_NEW, CONDITION_KNOWN } condition;
@@ -360,6 +363,7 @@ typedef struct server {
     registry *registry;
     runs *runs;
     models *models;
+    metrics *metrics;
     shm *shm;             /* NULL: clients may register none */
     atomic_bool draining; /* /readyz says 503 */
     atomic_bool closing;  /* no more work is admitted */
@@ -487,6 +491,7 @@ struct request {
     bool decoded, planned, finished; /* finished: every unit is done, `answer` is all that is needed */
     proto_request decoded_request;
     bx_plan plan;
+    atomic_int n_images; /* once they are known; for whoever counts */
     size_t answer_bytes; /* an upper bound, without gradients */
     buffer work, gradients;
     buffer stages; /* of a stream; outlives the work */
@@ -671,6 +676,8 @@ void peer_remove(peer *peer);
 void peer_extend(peer *peer, int64_t seconds);
 /* The next phase and its time. `post` (may be NULL) and `id` must stay until the next call. */
 void peer_phase(peer *peer, phase phase, int64_t seconds, request *post, const char *id);
+/* Whether its connection was ended because a phase took too long. */
+bool peer_was_cut(peer *peer);
 /* Fail every request that waits for its computation. */
 void peers_fail(peers *peers, int status, const char *code, const char *detail);
 
@@ -686,6 +693,8 @@ BX_MUST_USE bool address_resolve(const char *listen, struct addrinfo **out);
 void http_close_listener(server *server);
 /* Wait until nothing is being answered, at most until the deadline. */
 void http_finish(server *server, int64_t deadline_ns);
+/* Open connections. */
+long http_connections(server *server);
 /* Everything that still waits gets 503; then stop. */
 void http_stop(server *server);
 
@@ -711,6 +720,7 @@ struct route {
     const char *method, *path; /* {name} stands for one segment, {version} for that of a model */
     enum {
         ROUTE_AT_ONCE,   /* the receiving thread calls the handler */
+        ROUTE_OPS,       /* the same, of whoever operates the daemon */
         ROUTE_BY_WORKER, /* the worker for what is slow does, when its answer without a lease has status 0 */
         ROUTE_BY_CLERK,  /* the clerk does, because of the disk */
         ROUTE_BY_READER, /* the thread that looks after what was recorded does; the query is the handler's */
@@ -723,8 +733,10 @@ struct route {
     answer (*handler)(const route_call *call);
 };
 
-/* The i-th path, NULL past the end. */
+/* The i-th route and its path, NULL past the end; and which one a route of the table is. */
+const route *route_at(size_t i);
 const char *route_path(size_t i);
+size_t route_index(const route *route);
 /* What a path says for {name}, cut: no name is that long. Empty: nothing. */
 #define ROUTE_NAME 256
 /* The route of a method and path; without one, `allow` lists the methods the path has (none: empty). */
@@ -781,6 +793,44 @@ answer post_unload(const route_call *call);
 answer get_regions(const route_call *call);
 answer post_register(const route_call *call);
 answer post_unregister(const route_call *call);
+
+/* ---- metrics ----------------------------------------------------------------------------------------------------- */
+
+/* How a request ended: with 2xx or 3xx, another 4xx (or 501), 408 or 504, 503 or 507, 500; GONE: without its answer,
+ * because the client left. */
+typedef enum outcome {
+    OUTCOME_OK,
+    OUTCOME_REFUSED,
+    OUTCOME_TIMEOUT,
+    OUTCOME_BUSY,
+    OUTCOME_FAILED,
+    OUTCOME_GONE,
+    N_OUTCOMES
+} outcome;
+
+/* What is counted of a request that is over. */
+typedef struct measured {
+    const route *route; /* of the table; NULL: none */
+    outcome outcome;
+    size_t bytes_out; /* of the body of its answer, if that was sent */
+    bool admitted;    /* what follows is known */
+    proto_encoding encoding;
+    size_t bytes_in;
+    int32_t images;
+    bool timed; /* what follows is known too */
+    proto_timing timing;
+    int64_t ns; /* from its headers to the last byte of its answer */
+} measured;
+
+/* NULL when out of memory. Any thread may count. */
+metrics *metrics_new(void);
+void metrics_free(metrics *metrics);
+outcome outcome_of(int status);
+void metrics_count(metrics *metrics, const measured *request);
+/* The store has committed so many results, or failed to. */
+void metrics_store_commit(metrics *metrics, double seconds, long stored, long failed);
+/* What /metrics answers. */
+answer get_metrics(const route_call *call);
 
 /* The OpenAPI document, embedded in the binary. */
 extern const char asset_openapi[];
