@@ -22,6 +22,7 @@
 
 typedef struct exchange {
     server *server;
+    listener *listener;
     struct MHD_Connection *connection;
     peer *peer;
     bool begun, suspended;
@@ -52,8 +53,9 @@ static void set_phase(exchange *x, phase phase, int64_t seconds) {
 
 void http_on_connection(void *cls, struct MHD_Connection *connection, void **context,
                         enum MHD_ConnectionNotificationCode code) {
-    server *server = cls;
-    atomic_fetch_add(&server->http->connections, code == MHD_CONNECTION_NOTIFY_STARTED ? 1 : -1);
+    listener *l = cls;
+    server *server = l->server;
+    atomic_fetch_add(&l->connections, code == MHD_CONNECTION_NOTIFY_STARTED ? 1 : -1);
     if (code == MHD_CONNECTION_NOTIFY_STARTED) {
         int fd = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd;
         *context = peer_add(server->http->peers, fd, server->options.header_timeout);
@@ -313,6 +315,43 @@ static enum MHD_Result begin_request(exchange *x, const head *h, admission *a) {
     return MHD_YES;
 }
 
+/* What a listener for operations says of everything else. */
+static answer only_operations(const exchange *x) {
+    char detail[128] = "Here are";
+    for (size_t i = 0; route_at(i); i++) {
+        const size_t n = strlen(detail);
+        if (route_at(i)->how == ROUTE_OPS) {
+            snprintf(detail + n, sizeof detail - n, " %s", route_at(i)->path);
+        }
+    }
+    const size_t n = strlen(detail);
+    snprintf(detail + n, sizeof detail - n, " only; everything else is at --listen.");
+    return answer_problem(404, "not_found", detail, "", x->id);
+}
+
+/* The route, and what the path says for {name}; NULL: *refused is the answer. */
+static const route *find_route(const exchange *x, const char *method, const char *url, char name[ROUTE_NAME],
+                               answer *refused) {
+    char allow[sizeof((answer *)0)->allow], detail[128];
+    const route *here = x->listener->ops ? route_find("GET", url, name, allow) : NULL;
+    if (x->listener->ops && (!here || here->how != ROUTE_OPS)) {
+        *refused = only_operations(x);
+        return NULL;
+    }
+    const route *found = route_find(method, url, name, allow);
+    if (!found && *allow) {
+        snprintf(detail, sizeof detail, "This path answers %s.", allow);
+        *refused = answer_problem(405, "method_not_allowed", detail, "", x->id);
+        memcpy(refused->allow, allow, sizeof refused->allow);
+    } else if (!found) {
+        const char *near = bx_nearest(url, route_path);
+        snprintf(detail, sizeof detail, "There is nothing here; %s%s%s",
+                 near ? "did you mean " : "/openapi.yaml lists what there is.", near ? near : "", near ? "?" : "");
+        *refused = answer_problem(404, "not_found", detail, "", x->id);
+    }
+    return found;
+}
+
 static enum MHD_Result begin(exchange *x, const char *url, const char *method, const char *version) {
     head h = {.malformed_uri = x->malformed_uri, .http_1_0 = !strcmp(version, MHD_HTTP_VERSION_1_0)};
     refusal why;
@@ -325,23 +364,13 @@ static enum MHD_Result begin(exchange *x, const char *url, const char *method, c
         x->close = true;
         return refuse_why(x, &h, why);
     }
-    char text[ROUTE_NAME], allow[sizeof((answer *)0)->allow];
-    const route *route = route_find(method, url, text, allow);
+    char text[ROUTE_NAME];
+    answer unknown;
+    const route *route = find_route(x, method, url, text, &unknown);
     const char *name = *text ? text : NULL;
     x->route = route;
-    if (!route && *allow) {
-        char detail[64];
-        snprintf(detail, sizeof detail, "This path answers %s.", allow);
-        answer a = answer_problem(405, "method_not_allowed", detail, "", x->id);
-        memcpy(a.allow, allow, sizeof a.allow);
-        return refuse(x, &h, a);
-    }
     if (!route) {
-        const char *near = bx_nearest(url, route_path);
-        char detail[128];
-        snprintf(detail, sizeof detail, "There is nothing here; %s%s%s",
-                 near ? "did you mean " : "/openapi.yaml lists what there is.", near ? near : "", near ? "?" : "");
-        return refuse(x, &h, answer_problem(404, "not_found", detail, "", x->id));
+        return refuse(x, &h, unknown);
     }
     proto_encoding accept = PROTO_JSON;
     if (route->negotiates && !head_accept(&h, &accept, &why)) {
@@ -358,7 +387,6 @@ static enum MHD_Result begin(exchange *x, const char *url, const char *method, c
         MHD_get_connection_values(x->connection, MHD_GET_ARGUMENT_KIND, NULL, NULL) > 0) {
         return refuse_why(x, &h, (refusal){422, "unknown_member", "This path has no query options."});
     }
-    answer unknown;
     if (route_infers(route)) {
         if (!model_is_known(x->server, name, x->id, &unknown)) {
             return refuse(x, &h, unknown);
@@ -440,7 +468,8 @@ enum MHD_Result http_on_request(void *cls, struct MHD_Connection *connection, co
 
 /* The first thing libmicrohttpd calls for a request, with the raw target; what it returns is the handler's context. */
 void *http_on_target(void *cls, const char *uri, struct MHD_Connection *connection) {
-    server *server = cls;
+    listener *l = cls;
+    server *server = l->server;
     peer *peer = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_SOCKET_CONTEXT)->socket_context;
     exchange *x = peer ? calloc(1, sizeof *x) : NULL;
     if (!x) {
@@ -448,12 +477,13 @@ void *http_on_target(void *cls, const char *uri, struct MHD_Connection *connecti
         return NULL; /* the connection will be closed */
     }
     x->server = server;
+    x->listener = l;
     x->malformed_uri = !uri_is_sane(uri);
     x->began_ns = now_ns();
     copy_text(x->target, sizeof x->target, uri);
     x->peer = peer;
     set_phase(x, PHASE_HEAD, server->options.header_timeout);
-    atomic_fetch_add(&server->http->exchanges, 1);
+    atomic_fetch_add(&l->exchanges, 1);
     return x;
 }
 
@@ -490,14 +520,13 @@ static void count(const exchange *x, enum MHD_RequestTerminationCode code) {
 
 void http_on_completed(void *cls, struct MHD_Connection *connection, void **context,
                        enum MHD_RequestTerminationCode code) {
-    (void)cls;
     (void)connection;
+    listener *l = cls;
     exchange *x = *context;
     if (!x) {
         return;
     }
     *context = NULL;
-    http *h = x->server->http;
     set_phase(x, PHASE_IDLE, x->server->options.idle_timeout);
     if (x->post && request_expired(x->post)) {
         x->status = 408; /* written by the reaper */
@@ -519,5 +548,5 @@ void http_on_completed(void *cls, struct MHD_Connection *connection, void **cont
     }
     answer_free(&x->refusal);
     free(x);
-    atomic_fetch_sub(&h->exchanges, 1);
+    atomic_fetch_sub(&l->exchanges, 1);
 }

@@ -11,19 +11,26 @@
 
 #define ID_PREFIX 16 /* characters of the ids we give */
 
-typedef struct http {
+/* An address with threads of its own. */
+typedef struct listener {
+    server *server;
+    bool ops; /* for whoever operates the daemon: it has the routes of ROUTE_OPS only */
+    int fd;   /* -1: none */
     struct MHD_Daemon *daemon;
-    int listener;
-    peers *peers;
-    atomic_long suspended;
-    atomic_bool stopping;  /* nothing may be suspended any more */
     atomic_long exchanges; /* in progress */
     atomic_long connections;
+} listener;
+
+typedef struct http {
+    listener main, ops;
+    peers *peers;
+    atomic_long suspended;
+    atomic_bool stopping; /* nothing may be suspended any more */
     char id_prefix[ID_PREFIX + 1];
     atomic_ulong next_id;
 } http;
 
-/* Called by libmicrohttpd, in its threads; cls is the server. A connection begins or ends; a request's first line is
+/* Called by libmicrohttpd, in its threads; cls is the listener. A connection begins or ends; a request's first line is
  * read; its head, its body, its end; its answer is sent, or it is over without one. */
 void http_on_connection(void *cls, struct MHD_Connection *connection, void **context,
                         enum MHD_ConnectionNotificationCode code);

@@ -2,8 +2,9 @@
 /*
  * Addresses, listeners, and the start and the stop of libmicrohttpd.
  *
- * The port is taken first, so that nothing else is touched when it is not free. Stopping while a connection is
- * suspended would abort the process: whatever waits is answered before.
+ * The ports are taken first, so that nothing else is touched when one is not free. Stopping while a connection is
+ * suspended would abort the process: whatever waits is answered before. The listener for operations (--ops-listen) has
+ * a thread of its own, answers at once whatever it is asked, and stops last.
  */
 #include <errno.h>
 #include <netdb.h>
@@ -15,7 +16,10 @@
 
 #include "http.h"
 
-#define READ_POOL ((size_t)512 << 10) /* half of it is read at a time; with 256 KiB uploads are 7 % slower */
+#define READ_POOL       ((size_t)512 << 10) /* half of it is read at a time; with 256 KiB uploads are 7 % slower */
+#define OPS_POOL        ((size_t)16 << 10)
+#define OPS_CONNECTIONS 16
+#define OPS_FINISH_NS   (NS_PER_S / 10)
 
 static void on_message(void *cls, const char *format, va_list arguments) {
     (void)cls;
@@ -48,12 +52,12 @@ bool address_resolve(const char *listen, struct addrinfo **out) {
     return split_address(listen, host, &port) && !getaddrinfo(host, port, &hints, out);
 }
 
-static bx_status open_listener(server *server, bx_error *error) {
-    const char *text = server->options.listen;
+static bx_status open_listener(listener *l, const char *text, int *port, bx_error *error) {
+    const char *flag = l->ops ? "--ops-listen" : "--listen", *variable = l->ops ? "LOSSD_OPS_LISTEN" : "LOSSD_LISTEN";
     struct addrinfo *address;
     if (!address_resolve(text, &address)) {
         return bx_fail(error, BX_INVALID, "listen",
-                       "--listen: \"%s\" is not HOST:PORT of this machine, such as 127.0.0.1:8080", text);
+                       "%s: \"%s\" is not HOST:PORT of this machine, such as 127.0.0.1:8080", flag, text);
     }
     int fd = socket(address->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0), on = 1;
     bool ok = fd >= 0 && !setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) &&
@@ -64,71 +68,101 @@ static bx_status open_listener(server *server, bx_error *error) {
         if (fd >= 0) {
             close(fd);
         }
-        return bx_fail(error, BX_BUSY, "listen", "cannot listen on %s: %s (--listen or LOSSD_LISTEN chooses another)",
-                       text, strerror(cause));
+        return bx_fail(error, BX_BUSY, "listen", "cannot listen on %s: %s (%s or %s chooses another)", text,
+                       strerror(cause), flag, variable);
     }
     struct sockaddr_storage bound;
     socklen_t size = sizeof bound;
-    char port[16] = "0";
+    char digits[16] = "0";
     if (!getsockname(fd, (struct sockaddr *)&bound, &size)) {
-        getnameinfo((struct sockaddr *)&bound, size, NULL, 0, port, sizeof port, NI_NUMERICSERV);
+        getnameinfo((struct sockaddr *)&bound, size, NULL, 0, digits, sizeof digits, NI_NUMERICSERV);
     }
-    server->port = atoi(port);
-    server->http->listener = fd;
+    *port = atoi(digits);
+    l->fd = fd;
     return BX_OK;
 }
 
 /* The library's own timeout only backs up the reaper's, which answers where it can. */
-static bx_status start_daemon(server *server, bx_error *error) {
-    const options *o = &server->options;
-    server->http->daemon = MHD_start_daemon(
-        MHD_USE_EPOLL_INTERNAL_THREAD | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG, 0, NULL, NULL, http_on_request,
-        server, MHD_OPTION_EXTERNAL_LOGGER, on_message, NULL, MHD_OPTION_LISTEN_SOCKET, server->http->listener,
-        MHD_OPTION_THREAD_POOL_SIZE, (unsigned)o->http_threads, MHD_OPTION_CONNECTION_LIMIT,
-        (unsigned)o->connection_limit, MHD_OPTION_CONNECTION_TIMEOUT,
-        (unsigned)(o->idle_timeout + o->request_timeout + o->header_timeout), MHD_OPTION_CONNECTION_MEMORY_LIMIT,
-        READ_POOL, MHD_OPTION_STRICT_FOR_CLIENT, 1, MHD_OPTION_SIGPIPE_HANDLED_BY_APP, 1, MHD_OPTION_URI_LOG_CALLBACK,
-        http_on_target, server, MHD_OPTION_NOTIFY_COMPLETED, http_on_completed, server, MHD_OPTION_NOTIFY_CONNECTION,
-        http_on_connection, server, MHD_OPTION_END);
-    return server->http->daemon ? BX_OK : bx_fail(error, BX_INTERNAL, "http", "libmicrohttpd does not start");
+static bx_status start_daemon(listener *l, unsigned threads, unsigned connections, size_t pool, bx_error *error) {
+    const options *o = &l->server->options;
+    l->daemon = MHD_start_daemon(
+        MHD_USE_EPOLL_INTERNAL_THREAD | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG, 0, NULL, NULL, http_on_request, l,
+        MHD_OPTION_EXTERNAL_LOGGER, on_message, NULL, MHD_OPTION_LISTEN_SOCKET, l->fd, MHD_OPTION_THREAD_POOL_SIZE,
+        threads, MHD_OPTION_CONNECTION_LIMIT, connections, MHD_OPTION_CONNECTION_TIMEOUT,
+        (unsigned)(o->idle_timeout + o->request_timeout + o->header_timeout), MHD_OPTION_CONNECTION_MEMORY_LIMIT, pool,
+        MHD_OPTION_STRICT_FOR_CLIENT, 1, MHD_OPTION_SIGPIPE_HANDLED_BY_APP, 1, MHD_OPTION_URI_LOG_CALLBACK,
+        http_on_target, l, MHD_OPTION_NOTIFY_COMPLETED, http_on_completed, l, MHD_OPTION_NOTIFY_CONNECTION,
+        http_on_connection, l, MHD_OPTION_END);
+    return l->daemon ? BX_OK : bx_fail(error, BX_INTERNAL, "http", "libmicrohttpd does not start");
 }
 
 bx_status http_listen(server *server, bx_error *error) {
+    const options *o = &server->options;
     http *h = calloc(1, sizeof *h);
     if (!h) {
         return bx_fail(error, BX_NOMEM, "out_of_memory", "no memory for the HTTP server");
     }
     server->http = h;
-    h->listener = -1;
+    h->main = (listener){.server = server, .fd = -1};
+    h->ops = (listener){.server = server, .fd = -1, .ops = true};
     uint64_t random = 0;
     if (getrandom(&random, sizeof random, 0) != sizeof random) {
         random = (uint64_t)now_ns();
     }
     snprintf(h->id_prefix, sizeof h->id_prefix, "%016llx", (unsigned long long)random);
-    return open_listener(server, error);
+    bx_status status = open_listener(&h->main, o->listen, &server->port, error);
+    if (status == BX_OK && *o->ops_listen) {
+        status = open_listener(&h->ops, o->ops_listen, &server->ops_port, error);
+    }
+    return status;
 }
 
 bx_status http_start(server *server, bx_error *error) {
-    bx_status status = peers_start(&server->http->peers, error);
-    return status == BX_OK ? start_daemon(server, error) : status;
+    const options *o = &server->options;
+    http *h = server->http;
+    bx_status status = peers_start(&h->peers, error);
+    if (status == BX_OK) {
+        status = start_daemon(&h->main, (unsigned)o->http_threads, (unsigned)o->connection_limit, READ_POOL, error);
+    }
+    if (status == BX_OK && h->ops.fd >= 0) {
+        status = start_daemon(&h->ops, 0, OPS_CONNECTIONS, OPS_POOL, error);
+    }
+    return status;
 }
 
-void http_close_listener(server *server) {
-    http *h = server->http;
-    int fd = MHD_quiesce_daemon(h->daemon);
+static void quiesce(listener *l) {
+    const int fd = MHD_quiesce_daemon(l->daemon);
     if (fd >= 0) {
         shutdown(fd, SHUT_RDWR); /* new connections are refused at once instead of hanging in the backlog */
     }
 }
 
+void http_close_listener(server *server) {
+    quiesce(&server->http->main);
+}
+
 long http_connections(server *server) {
-    return atomic_load(&server->http->connections);
+    return atomic_load(&server->http->main.connections);
+}
+
+static void finish(listener *l, int64_t deadline_ns) {
+    while (atomic_load(&l->exchanges) > 0 && now_ns() < deadline_ns) {
+        usleep(2000);
+    }
 }
 
 void http_finish(server *server, int64_t deadline_ns) {
-    http *h = server->http;
-    while (atomic_load(&h->exchanges) > 0 && now_ns() < deadline_ns) {
-        usleep(2000);
+    finish(&server->http->main, deadline_ns);
+}
+
+/* The library leaves a socket alone from which it has been told to accept no more. */
+static void stop_listener(listener *l) {
+    if (l->daemon) {
+        quiesce(l);
+        MHD_stop_daemon(l->daemon);
+    }
+    if (l->fd >= 0) {
+        close(l->fd);
     }
 }
 
@@ -137,19 +171,18 @@ void http_stop(server *server) {
     if (!h) {
         return;
     }
-    if (h->daemon) {
+    if (h->main.daemon) {
         atomic_store(&h->stopping, true);
         while (atomic_load(&h->suspended) > 0) {
             peers_fail(h->peers, 503, "draining", "This daemon is shutting down.");
             usleep(1000);
         }
         usleep(20000); /* for these answers to leave */
-        MHD_stop_daemon(h->daemon);
     }
+    stop_listener(&h->main);
+    finish(&h->ops, now_ns() + OPS_FINISH_NS); /* it has said to the end how things are */
+    stop_listener(&h->ops);
     peers_stop(h->peers);
-    if (h->listener >= 0) {
-        close(h->listener);
-    }
     free(h);
     server->http = NULL;
 }

@@ -28,11 +28,12 @@ static bool is_loopback(const struct sockaddr *address) {
            IN6_IS_ADDR_LOOPBACK(&((const struct sockaddr_in6 *)(const void *)address)->sin6_addr);
 }
 
-/* --healthcheck: GET /healthz at --listen (a wildcard means this host). */
-static int healthcheck(const char *listen) {
+/* --healthcheck: GET /healthz at --ops-listen or --listen (a wildcard means this host). */
+static int healthcheck(const options *o) {
+    const char *listen = *o->ops_listen ? o->ops_listen : o->listen;
     struct addrinfo *address;
     if (!address_resolve(listen, &address)) {
-        fprintf(stderr, "lossd: --listen: \"%s\" is not HOST:PORT\n", listen);
+        fprintf(stderr, "lossd: %s: \"%s\" is not HOST:PORT\n", *o->ops_listen ? "--ops-listen" : "--listen", listen);
         return 1;
     }
     struct timeval patience = {3, 0};
@@ -82,7 +83,23 @@ static const char *check_options(const options *o, log_level *level) {
     if (!local && o->shared_memory) {
         return "--shared-memory: only with a loopback --listen, since who asks could read this machine's objects";
     }
-    return open ? "--listen: an address that is not loopback needs --allow-anonymous" : NULL;
+    if (open) {
+        return "--listen: an address that is not loopback needs --allow-anonymous";
+    }
+    if (!*o->ops_listen) {
+        return NULL;
+    }
+    if (!address_resolve(o->ops_listen, &address)) {
+        return "--ops-listen: not HOST:PORT of this machine, such as 127.0.0.1:8081 (ports end at 65535)";
+    }
+    open = !is_loopback(address->ai_addr) && !o->allow_anonymous;
+    freeaddrinfo(address);
+    return open ? "--ops-listen: an address that is not loopback needs --allow-anonymous" : NULL;
+}
+
+/* One line of what listens where, for whoever waits for the port. */
+static void announce(const char *what, const char *listen, int port) {
+    printf("lossd %s %s on http://%.*s:%d\n", LOSSD_VERSION, what, (int)(strrchr(listen, ':') - listen), listen, port);
 }
 
 /* After a start that failed. */
@@ -116,7 +133,7 @@ int main(int argc, char **argv) {
         return 0;
     }
     if (o->healthcheck) {
-        return healthcheck(o->listen);
+        return healthcheck(o);
     }
     const char *wrong = check_options(o, &level);
     if (wrong) {
@@ -139,10 +156,10 @@ int main(int argc, char **argv) {
         fprintf(stderr, "lossd: %s\n", error.text);
         return exit_code(&error);
     }
-    char host[256];
-    snprintf(host, sizeof host, "%s", o->listen);
-    *strrchr(host, ':') = '\0';
-    printf("lossd %s listening on http://%s:%d\n", LOSSD_VERSION, host, server.port);
+    announce("listening", o->listen, server.port);
+    if (*o->ops_listen) {
+        announce("ops", o->ops_listen, server.ops_port);
+    }
     fflush(stdout);
 
     int received = SIGHUP;

@@ -145,7 +145,7 @@ void options_help(FILE *out) {
         snprintf(left, sizeof left, "--%s %s", rows[i].name, rows[i].argument ? rows[i].argument : "");
         fprintf(out, "  %-32s %s", left, rows[i].help);
         if (rows[i].kind != SWITCH) {
-            fprintf(out, " [%s]", rows[i].value);
+            fprintf(out, " [%s]", *rows[i].value ? rows[i].value : "none");
         }
         fprintf(out, "\n");
     }

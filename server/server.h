@@ -371,7 +371,7 @@ typedef struct server {
     atomic_long at_clerk; /* and those for the clerk */
     atomic_long at_reader;
     struct http *http;
-    int port;
+    int port, ops_port;
 } server;
 
 BX_MUST_USE bx_status server_start(server *server, bx_error *error);
@@ -683,17 +683,18 @@ void peers_fail(peers *peers, int status, const char *code, const char *detail);
 
 /* ---- HTTP -------------------------------------------------------------------------------------------------------- */
 
-/* Take the port, and set server->port; clients wait until http_start, which starts libmicrohttpd and the reaper. After
- * a failure of either: http_stop. */
+/* Take the ports, and set server->port and ops_port; clients wait until http_start, which starts libmicrohttpd and the
+ * reaper. After a failure of either: http_stop. */
 BX_MUST_USE bx_status http_listen(server *server, bx_error *error);
 BX_MUST_USE bx_status http_start(server *server, bx_error *error);
 /* HOST:PORT or [HOST]:PORT; free with freeaddrinfo. */
 struct addrinfo;
 BX_MUST_USE bool address_resolve(const char *listen, struct addrinfo **out);
+/* Of --listen; that of --ops-listen answers until http_stop has stopped everything else. */
 void http_close_listener(server *server);
 /* Wait until nothing is being answered, at most until the deadline. */
 void http_finish(server *server, int64_t deadline_ns);
-/* Open connections. */
+/* Those open at --listen. */
 long http_connections(server *server);
 /* Everything that still waits gets 503; then stop. */
 void http_stop(server *server);
@@ -720,7 +721,7 @@ struct route {
     const char *method, *path; /* {name} stands for one segment, {version} for that of a model */
     enum {
         ROUTE_AT_ONCE,   /* the receiving thread calls the handler */
-        ROUTE_OPS,       /* the same, of whoever operates the daemon */
+        ROUTE_OPS,       /* the same, and --ops-listen has it too */
         ROUTE_BY_WORKER, /* the worker for what is slow does, when its answer without a lease has status 0 */
         ROUTE_BY_CLERK,  /* the clerk does, because of the disk */
         ROUTE_BY_READER, /* the thread that looks after what was recorded does; the query is the handler's */
