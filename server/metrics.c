@@ -334,7 +334,7 @@ static void put_times(page *p, const row *r, int time) {
 /* ---- the samples of each metric ---------------------------------------------------------------------------------- */
 
 static bool is_store_healthy(server *s) {
-    return registry_ready(s->registry); /* and whatever else keeps something on the disk */
+    return registry_ready(s->registry) && runs_state(s->runs) == HISTORY_FINE;
 }
 
 static int64_t depth(server *s) {
@@ -425,7 +425,7 @@ NUMBER(memory_limit_bytes, memory_limit(p->server->memory))
 NUMBER(workers, pool_workers(p->server->pool))
 NUMBER(workers_busy, pool_busy(p->server->pool))
 NUMBER(connections, http_connections(p->server))
-NUMBER(ready, !atomic_load(&p->server->draining) && is_store_healthy(p->server))
+NUMBER(ready, server_readiness(p->server) == NULL)
 NUMBER(store_healthy, is_store_healthy(p->server))
 NUMBER(process_resident_memory_bytes, p->process.resident_bytes)
 NUMBER(process_virtual_memory_bytes, p->process.virtual_bytes)

@@ -141,8 +141,7 @@ answer get_ready(const route_call *call) {
     if (call->name && !model_is_known(call->server, call->name, call->request_id, &refused)) {
         return refused;
     }
-    if (atomic_load(&call->server->draining) || !registry_ready(call->server->registry) ||
-        !runs_ready(call->server->runs)) {
+    if (server_readiness(call->server)) {
         return get_readyz(call);
     }
     proto_buffer out = {0};

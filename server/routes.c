@@ -99,10 +99,7 @@ static answer get_healthz(const route_call *call) {
 }
 
 answer get_readyz(const route_call *call) {
-    const char *why = atomic_load(&call->server->draining)      ? "This daemon is shutting down."
-                      : !registry_ready(call->server->registry) ? "What is registered could not be read."
-                      : !runs_ready(call->server->runs)         ? "What was recorded cannot be used."
-                                                                : NULL;
+    const char *why = server_readiness(call->server);
     if (why) {
         const char *code = atomic_load(&call->server->draining) ? "draining" : "store_unavailable";
         answer a = answer_problem(503, code, why, "", call->request_id);

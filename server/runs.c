@@ -24,6 +24,7 @@
 
 struct runs {
     history *history;
+    metrics *metrics;
     pthread_t writer;
     bool started;
     pthread_mutex_t lock;
@@ -78,7 +79,10 @@ static void write_all(runs *q, request *taken[], size_t n_taken) {
     if (n == 0) {
         return;
     }
+    const int64_t began = now_ns();
     bx_status status = history_write(q->history, records, n, &error);
+    const double seconds = (double)(now_ns() - began) / NS_PER_S;
+    metrics_store_commit(q->metrics, seconds, status == BX_OK ? (long)n : 0, status == BX_OK ? 0 : (long)n);
     if (status == BX_OK) {
         atomic_fetch_add(&q->changes, 1);
     }
@@ -198,7 +202,8 @@ static bx_status open_history(runs *q, bx_error *error) {
     return BX_OK;
 }
 
-bx_status runs_start(runs **out, data_dir *directory, const history_options *options, bx_error *error) {
+bx_status runs_start(runs **out, data_dir *directory, const history_options *options, metrics *metrics,
+                     bx_error *error) {
     runs *q = calloc(1, sizeof *q);
     pthread_condattr_t monotonic;
     if (!q || !(q->history = history_new(directory, options))) {
@@ -210,6 +215,7 @@ bx_status runs_start(runs **out, data_dir *directory, const history_options *opt
     pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
     pthread_cond_init(&q->changed, &monotonic);
     pthread_condattr_destroy(&monotonic);
+    q->metrics = metrics;
     atomic_init(&q->state, HISTORY_FINE);
     atomic_init(&q->changes, 0);
     if (getrandom(&q->birth, sizeof q->birth, 0) != sizeof q->birth) {

@@ -73,7 +73,14 @@ static bx_status start_runs(server *s, bx_error *error) {
     const options *o = &s->options;
     const history_options wanted = {
         .weak = !strcmp(o->durability, "process"), .keep_steps = o->keep_steps, .keep_days = o->keep_days};
-    return runs_start(&s->runs, s->directory, &wanted, error);
+    return runs_start(&s->runs, s->directory, &wanted, s->metrics, error);
+}
+
+const char *server_readiness(server *s) {
+    return atomic_load(&s->draining)      ? "This daemon is shutting down."
+           : !registry_ready(s->registry) ? "What is registered could not be read."
+           : !runs_ready(s->runs)         ? "What was recorded cannot be used."
+                                          : NULL;
 }
 
 /* ---- start and stop ---------------------------------------------------------------------------------------------- */

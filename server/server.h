@@ -375,6 +375,8 @@ typedef struct server {
 } server;
 
 BX_MUST_USE bx_status server_start(server *server, bx_error *error);
+/* Why /readyz says 503; NULL: it does not. */
+const char *server_readiness(server *server);
 /* Stop accepting, answer what was accepted within the drain time, stop. */
 void server_stop(server *server);
 
@@ -754,9 +756,10 @@ answer get_readyz(const route_call *call);
 
 /* ---- runs: results that are recorded, and how they are told ------------------------------------------------------ */
 
-/* Open what is there and start the thread that writes; `directory` outlives it. Errors: BX_NOMEM, BX_BUSY "threads";
- * what is there cannot be used: BX_BUSY "store_broken" or "store_read_only". */
-BX_MUST_USE bx_status runs_start(runs **runs, data_dir *directory, const history_options *options, bx_error *error);
+/* Open what is there and start the thread that writes; `directory` and `metrics` outlive it. Errors: BX_NOMEM, BX_BUSY
+ * "threads"; what is there cannot be used: BX_BUSY "store_broken" or "store_read_only". */
+BX_MUST_USE bx_status runs_start(runs **runs, data_dir *directory, const history_options *options, metrics *metrics,
+                                 bx_error *error);
 /* Write what waits, then stop. NULL is accepted. */
 void runs_stop(runs *runs);
 void runs_hurry(runs *runs);
