@@ -8,8 +8,9 @@
 FROM docker.io/library/debian:trixie-slim AS build
 RUN apt-get update \
  && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
-        curl gcc libc6-dev make pkg-config libjansson-dev libmicrohttpd-dev libsqlite3-dev zlib1g-dev \
-        check python3 python3-jsonschema python3-numpy python3-requests python3-torch python3-yaml \
+        curl gcc libc6-dev make pkg-config libjansson-dev libjs-dygraphs libmicrohttpd-dev libsqlite3-dev zlib1g-dev \
+        check chromium chromium-driver python3 python3-jsonschema python3-numpy python3-requests python3-selenium \
+        python3-torch python3-yaml \
  && apt-get clean && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY . .
@@ -23,6 +24,7 @@ RUN apt-get update \
  && install -d -o 65532 -g 65532 -m 750 /data
 COPY --from=build /stage/usr/local/bin/lossd /usr/local/bin/lossd
 COPY LICENSE /usr/share/doc/lossd/LICENSE
+COPY --from=build /usr/share/doc/libjs-dygraphs/copyright /usr/share/doc/lossd/dygraphs.copyright
 
 LABEL org.opencontainers.image.title="lossd" \
       org.opencontainers.image.description="Object detection losses over HTTP" \

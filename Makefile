@@ -61,7 +61,7 @@ build/lossd: build/release/lossd
 # ---- what the machine needs -------------------------------------------------------------------------------------
 
 deps-build deps-demo deps-test deps-bench deps-bench-peers deps-clients deps-lint:
-	@deploy/deps $(@:deps-%=%)
+	@DYGRAPHS=$(DYGRAPHS) deploy/deps $(@:deps-%=%)
 
 # ---- compile ----------------------------------------------------------------------------------------------------
 
@@ -85,7 +85,13 @@ $(B)/lib/%.o: lib/%.c | deps-build
 	@mkdir -p $(@D)
 	$(call say,CC)
 	$(Q)$(CC) $(ALL_CFLAGS) $(LIB_CFLAGS) -c $< -o $@
-$(B)/server/assets.o: proto/openapi.yaml
+# What the binary holds: our own pages, and the charts of Debian's libjs-dygraphs.
+DYGRAPHS ?= /usr/share/javascript/dygraphs
+DYGRAPH_FILES := $(DYGRAPHS)/dygraph.min.js $(DYGRAPHS)/dygraph.min.css
+$(B)/server/assets.o: proto/openapi.yaml $(wildcard server/web/*) $(DYGRAPH_FILES)
+$(B)/server/assets.o: ALL_CFLAGS += -DDYGRAPHS='"$(DYGRAPHS)"'
+$(DYGRAPH_FILES): | deps-build
+	@test -r $@ || { echo "lossd: $@ is not there: install libjs-dygraphs, or say DYGRAPHS=DIRECTORY" >&2; exit 1; }
 $(B)/%.o: %.c | deps-build
 	@mkdir -p $(@D)
 	$(call say,CC)

@@ -20,6 +20,7 @@ typedef enum proto_encoding { PROTO_JSON, PROTO_SAFETENSORS, PROTO_INFER } proto
 #define PROTO_TYPE_SAFETENSORS "application/vnd.safetensors"
 #define PROTO_TYPE_PROBLEM     "application/problem+json"
 #define PROTO_TYPE_BYTES       "application/octet-stream"
+#define PROTO_TYPE_HTML        "text/html; charset=utf-8"
 
 /* The only version of a model, which is a criterion. */
 #define PROTO_MODEL_VERSION "1"

@@ -89,6 +89,15 @@ static struct MHD_Response *make_response(answer *a, bool protocol) {
     return response;
 }
 
+/* A page may load only what this daemon serves, and nobody may frame it. */
+static void add_page_headers(struct MHD_Response *response) {
+    MHD_add_response_header(response, "Content-Security-Policy",
+                            "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+                            "img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'");
+    MHD_add_response_header(response, "Referrer-Policy", "no-referrer");
+    MHD_add_response_header(response, "X-Frame-Options", "DENY");
+}
+
 /* Queue an answer; takes it. */
 static enum MHD_Result send_answer(exchange *x, answer a) {
     struct MHD_Response *response = make_response(&a, x->protocol);
@@ -119,6 +128,9 @@ static enum MHD_Result send_answer(exchange *x, answer a) {
         MHD_add_response_header(response, MHD_HTTP_HEADER_ETAG, a.etag);
     }
     MHD_add_response_header(response, "X-Content-Type-Options", "nosniff");
+    if (a.type && !strcmp(a.type, PROTO_TYPE_HTML)) {
+        add_page_headers(response);
+    }
     if (*a.allow) {
         MHD_add_response_header(response, MHD_HTTP_HEADER_ALLOW, a.allow);
     }

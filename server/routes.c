@@ -129,19 +129,6 @@ static answer get_version(const route_call *call) {
     return answer_json(out);
 }
 
-static answer get_openapi(const route_call *call) {
-    (void)call;
-    answer a = {.status = 200, .type = "application/yaml"};
-    const size_t bytes = asset_openapi_bytes;
-    a.body.data = malloc(bytes);
-    a.body.failed = !a.body.data;
-    if (a.body.data) {
-        memcpy(a.body.data, asset_openapi, bytes);
-        a.body.bytes = a.body.capacity = bytes;
-    }
-    return a;
-}
-
 /* ---- definitions ------------------------------------------------------------------------------------------------- */
 
 static answer list_definitions(const route_call *call) {
@@ -262,7 +249,9 @@ static const route routes[] = {
     {"GET", "/readyz", ROUTE_OPS, false, false, 0, 0, get_readyz},
     {"GET", "/metrics", ROUTE_OPS, false, false, 0, 0, get_metrics},
     {"GET", "/version", ROUTE_OPS, false, false, 0, 0, get_version},
-    {"GET", "/openapi.yaml", ROUTE_AT_ONCE, false, false, 0, 0, get_openapi},
+    {"GET", "/openapi.yaml", ROUTE_AT_ONCE, false, false, 0, 0, get_asset},
+    {"GET", "/", ROUTE_AT_ONCE, false, false, 0, 0, get_asset},
+    {"GET", "/web/{name}", ROUTE_AT_ONCE, false, false, 0, 0, get_asset},
     {"GET", "/v2", ROUTE_AT_ONCE, false, false, 0, 0, get_server},
     {"GET", "/v2/", ROUTE_AT_ONCE, false, false, 0, 0, get_server},
     {"GET", "/v2/health/live", ROUTE_AT_ONCE, false, false, 0, 0, get_live},

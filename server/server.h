@@ -836,8 +836,9 @@ void metrics_store_commit(metrics *metrics, double seconds, long stored, long fa
 /* What /metrics answers. */
 answer get_metrics(const route_call *call);
 
-/* The OpenAPI document, embedded in the binary. */
-extern const char asset_openapi[];
-extern const size_t asset_openapi_bytes;
+/* ---- assets: files embedded in the binary ------------------------------------------------------------------------ */
+
+/* Handler: the file at the route's path, or of the dashboard the one that {name} names. */
+answer get_asset(const route_call *call);
 
 #endif
