@@ -5,6 +5,7 @@
  * A daemon holds a lock on the directory itself, from the moment there is a database: closing a file of SQLite's would
  * drop a lock on that.
  */
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -119,6 +120,22 @@ bx_status data_dir_claim(data_dir *d, bx_error *error) {
     }
     pthread_mutex_unlock(&d->lock);
     return status;
+}
+
+bool data_dir_is_useless(const data_dir *d) {
+    size_t n = 0;
+    if (!access(d->path, W_OK | X_OK) || errno == ENOENT) {
+        return false;
+    }
+    DIR *entries = opendir(d->path);
+    if (!entries) {
+        return false; /* it may hold something */
+    }
+    while (readdir(entries)) {
+        n++;
+    }
+    closedir(entries);
+    return n <= 2; /* itself and its parent */
 }
 
 /* The directory itself, in a parent that is there, for good. */

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <sys/random.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "server.h"
 
@@ -177,8 +178,15 @@ bool runs_ready(const runs *q) {
 /* ---- start and stop ---------------------------------------------------------------------------------------------- */
 
 /* What is there must be sound and must be ours to write. */
-static bx_status open_history(runs *q, bx_error *error) {
+static bx_status open_history(runs *q, const data_dir *directory, bx_error *error) {
     bx_error why = {0};
+    if (data_dir_is_useless(directory)) {
+        return bx_fail(
+            error, BX_BUSY, "store_read_only",
+            "the data directory is empty and not this user's (%u) to write; change its owner, or name another "
+            "--data-dir",
+            (unsigned)geteuid());
+    }
     if (history_open(q->history, &why) == BX_OK) {
         return BX_OK;
     }
@@ -221,7 +229,7 @@ bx_status runs_start(runs **out, data_dir *directory, const history_options *opt
     if (getrandom(&q->birth, sizeof q->birth, 0) != sizeof q->birth) {
         q->birth = (unsigned long long)now_ns();
     }
-    bx_status status = open_history(q, error);
+    bx_status status = open_history(q, directory, error);
     if (status == BX_OK) {
         q->started = !pthread_create(&q->writer, NULL, write_on, q);
         status = q->started ? BX_OK : bx_fail(error, BX_BUSY, "threads", "cannot start the thread that records runs");

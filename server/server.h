@@ -160,6 +160,8 @@ typedef struct store store;
 data_dir *data_dir_new(const char *path);
 /* NULL is accepted. */
 void data_dir_free(data_dir *directory);
+/* Whether nothing is and nothing can be kept in it: it is there, empty, and not this user's to write. */
+bool data_dir_is_useless(const data_dir *directory);
 /* Make it this process's own, if it is there. Errors: BX_BUSY "store_unavailable": it is another's. */
 BX_MUST_USE bx_status data_dir_claim(data_dir *directory, bx_error *error);
 
