@@ -48,7 +48,7 @@ KERNELS := $(B)/kernels/harness
 GOLDEN  := $(B)/golden/golden
 C_FILES := $(wildcard lib/*.[ch] lib/loss/*.h proto/*.[ch] server/*.[ch] tests/*/*.[ch])
 
-.PHONY: all run demo test check unit golden kernels e2e e2e-clients tsan bench bench-peers cover layers lint format format-check \
+.PHONY: all run demo test check unit golden kernels e2e e2e-clients deploy-check tsan bench bench-peers cover layers lint format format-check \
         install docker clean help deps-build deps-demo deps-test deps-bench deps-bench-peers deps-clients deps-lint
 .SECONDARY:
 .DELETE_ON_ERROR:
@@ -168,6 +168,13 @@ e2e-clients: deps-clients $(B)/lossd build/clients/.ready ## Triton's client fro
 build/clients/.ready: | deps-clients
 	/usr/bin/python3 -m venv build/clients
 	build/clients/bin/pip install -q 'tritonclient[http]' ml_dtypes
+	@touch $@
+# The schemas come with packages from PyPI too.
+deploy-check: deps-clients build/deploy/.ready ## what deploy/ holds against the schemas of Kubernetes, Compose and Grafana
+	@build/deploy/bin/python tests/deploy/schemas.py
+build/deploy/.ready: | deps-clients
+	/usr/bin/python3 -m venv build/deploy
+	build/deploy/bin/pip install -q compose-spec grafana-foundation-sdk kubernetes-validate
 	@touch $@
 tsan: ## the same tests under the thread sanitizer
 	@$(MAKE) --no-print-directory CONFIG=tsan check
