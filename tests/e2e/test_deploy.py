@@ -124,7 +124,7 @@ class Kubernetes(unittest.TestCase):
         ops = free_port()
         env = dict(image()[0], **self.env)
         del env["LOSSD_DATA_DIR"]
-        env.update(LOSSD_LISTEN="127.0.0.1:0", LOSSD_OPS_LISTEN="127.0.0.1:%d" % ops, LOSSD_DRAIN_DELAY="60", LOSSD_DRAIN_TIMEOUT="1")
+        env.update(LOSSD_LISTEN="127.0.0.1:0", LOSSD_OPS_LISTEN="127.0.0.1:%d" % ops)
         probes = [self.container[name]["httpGet"]["path"] for name in ("startupProbe", "livenessProbe", "readinessProbe")]
         scraped = self.set["template"]["metadata"]["annotations"]["prometheus.io/path"]
         with lossd.Daemon(env=env) as daemon:
@@ -137,8 +137,6 @@ class Kubernetes(unittest.TestCase):
             self.assertEqual([fetch(ops, path)[0] for path in probes], [200, 200, 503])
             self.assertIn(b"\nlossd_ready 0\n", fetch(ops, scraped)[1])
             self.assertEqual(daemon.post("/v1/loss", lossd.tiny().safetensors()).status, 200)
-            daemon.signal()  # the second one ends it
-            daemon.wait()
 
     def test_times_fit(self):
         delay, drain = int(self.option("LOSSD_DRAIN_DELAY")), int(self.option("LOSSD_DRAIN_TIMEOUT"))
@@ -289,7 +287,8 @@ class Dashboard(unittest.TestCase):
     def test_panels(self):
         panels = self.dashboard["panels"]
         self.assertEqual(len({p["id"] for p in panels}), len(panels))
-        self.assertEqual(len({p["title"] for p in panels}), len(panels))
+        titles = [p["title"] for p in panels if p["type"] != "row"]
+        self.assertEqual(len(set(titles)), len(titles))
         cells = set()
         for panel in panels:
             with self.subTest(panel["title"]):
