@@ -48,8 +48,8 @@ KERNELS := $(B)/kernels/harness
 GOLDEN  := $(B)/golden/golden
 C_FILES := $(wildcard lib/*.[ch] lib/loss/*.h proto/*.[ch] server/*.[ch] tests/*/*.[ch])
 
-.PHONY: all run demo test check unit golden kernels e2e e2e-clients deploy-check tsan bench bench-peers cover layers lint format format-check \
-        install docker clean help deps-build deps-demo deps-test deps-bench deps-bench-peers deps-clients deps-lint
+.PHONY: all run demo test check unit golden kernels e2e e2e-clients deploy-check tsan bench bench-peers cover layers lint format \
+        format-check install docker clean help deps-build deps-demo deps-test deps-bench deps-bench-peers deps-clients deps-lint
 .SECONDARY:
 .DELETE_ON_ERROR:
 

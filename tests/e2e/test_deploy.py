@@ -20,7 +20,7 @@ import lossd  # noqa: E402
 
 DEPLOY = os.path.join(lossd.ROOT, "deploy")
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
-PER_CONNECTION, BASE = 512 << 10, 128 << 20  # as the README's limits have it; and all that is not counted
+PER_CONNECTION, BASE = 512 << 10, 128 << 20  # what a connection may keep for reading; what nothing counts
 METRIC = re.compile(r"\blossd_[a-z0-9_]+")
 
 
@@ -50,8 +50,8 @@ def defaults():
     for line in out.splitlines():
         flag = re.match(r"\s*--([a-z-]+)", line)
         if flag:
-            value = re.search(r"\[(?:default:? )?([^\]]*)\]|\(default:? ([^)]*)\)", line)
-            found["LOSSD_" + flag[1].upper().replace("-", "_")] = value and (value[1] or value[2])
+            value = re.search(r"\[(.*)\]$", line)
+            found["LOSSD_" + flag[1].upper().replace("-", "_")] = value and value[1]
     return found
 
 
