@@ -372,7 +372,7 @@ class Metrics(lossd.Case):
             for answer in (cls.daemon.post("/v1/loss?run=a&step=%d" % step, lossd.random_batch(1, n=2).safetensors()),
                            cls.daemon.post("/v1/match", lossd.tiny().json(predictions=False))):
                 assert answer.status == 200, answer
-        assert lossd.until(lambda: seen('rate(lossd_requests_total{route="/v1/match",outcome="ok"}[1m]) > 0'))
+        assert lossd.until(lambda: seen('min(rate(lossd_answer_seconds_count{route=~"/v1/.+"}[1m])) > 0'))
 
     def exported(self):
         """Every name of a series."""
