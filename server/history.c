@@ -719,6 +719,7 @@ static void end_range(thinning *t) {
             t->has[i] = false;
         }
     }
+    /* cppcheck-suppress uninitvar ; n of them are set */
     qsort(rows, n, sizeof *rows, by_step);
     for (size_t i = 0; i < n; i++) {
         tell(t, rows[i]);
