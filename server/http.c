@@ -507,10 +507,14 @@ static outcome how_ended(const exchange *x, enum MHD_RequestTerminationCode code
     if (code == MHD_REQUEST_TERMINATED_DAEMON_SHUTDOWN) {
         return OUTCOME_BUSY;
     }
-    if (x->unbearable) {
-        return OUTCOME_REFUSED;
+    const peer_end end = peer_ended(x->peer);
+    if (x->status || end == PEER_LEFT) {
+        return OUTCOME_GONE;
     }
-    return !x->status && peer_was_cut(x->peer) ? OUTCOME_TIMEOUT : OUTCOME_GONE;
+    if (end == PEER_LATE || code == MHD_REQUEST_TERMINATED_TIMEOUT_REACHED) {
+        return OUTCOME_TIMEOUT;
+    }
+    return x->unbearable || code == MHD_REQUEST_TERMINATED_WITH_ERROR ? OUTCOME_REFUSED : OUTCOME_GONE;
 }
 
 static void count(const exchange *x, enum MHD_RequestTerminationCode code) {

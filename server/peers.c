@@ -27,7 +27,7 @@ struct peer {
     int64_t began_ns, deadline_ns;
     request *post;
     const char *id;
-    bool cut;    /* its time was over */
+    peer_end end;
     int hung_up; /* looks in a row that found the sending side closed */
 };
 
@@ -91,11 +91,11 @@ void peer_phase(peer *p, phase phase, int64_t seconds, request *post, const char
     pthread_mutex_unlock(&p->all->lock);
 }
 
-bool peer_was_cut(peer *p) {
+peer_end peer_ended(peer *p) {
     pthread_mutex_lock(&p->all->lock);
-    const bool cut = p->cut;
+    const peer_end end = p->end;
     pthread_mutex_unlock(&p->all->lock);
-    return cut;
+    return end;
 }
 
 /* ---- the reaper -------------------------------------------------------------------------------------------------- */
@@ -142,7 +142,7 @@ static request *reap(peer *p) {
         write_late(p);
     }
     shutdown(p->fd, SHUT_RDWR);
-    p->cut = true;
+    p->end = PEER_LATE;
     return NULL;
 }
 
@@ -152,6 +152,7 @@ static size_t look_at_all(peers *all, request *late[AT_ONCE]) {
     for (peer *p = all->first; p && n < AT_ONCE; p = p->next) {
         if (has_hung_up(p)) {
             shutdown(p->fd, SHUT_RDWR);
+            p->end = p->end == PEER_HERE ? PEER_LEFT : p->end; /* what we shut down looks the same */
         }
         request *r = p->deadline_ns <= now ? reap(p) : NULL;
         if (r) {

@@ -15,7 +15,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 import lossd  # noqa: E402
 
 TINY = lossd.tiny().safetensors()
-OPTIONS = """listen workers http-threads device cpu-level data-dir max-body max-json memory-limit queue-limit connection-limit
+OPTIONS = """listen ops-listen workers http-threads device cpu-level data-dir max-body max-json memory-limit queue-limit connection-limit
 request-timeout header-timeout idle-timeout drain-delay drain-timeout allow-anonymous shared-memory log-format log-level healthcheck
 version help""".split()
 
@@ -54,6 +54,7 @@ class Flags(lossd.Case):
         for name, values in (("workers", ("-1", "x", "", "1.5", "99999999999", "2x", "2K")),
                              ("listen", ("", "127.0.0.1", "127.0.0.1:", "127.0.0.1:x", "127.0.0.1:65536",
                                          "127.0.0.1:-1", "nowhere.invalid:80", ":")),
+                             ("ops-listen", ("127.0.0.1", "127.0.0.1:", "127.0.0.1:65536", "nowhere.invalid:80", ":")),
                              ("device", ("gpu", "")), ("cpu-level", ("sse9", "")),
                              ("max-body", ("0", "-1", "x", "1Q", "1e9", "99999999999999999999", "16777216T")),
                              ("max-json", ("x",)), ("memory-limit", ("x", "-5M")), ("queue-limit", ("0", "x")),

@@ -224,7 +224,7 @@ class OpenApi(lossd.Case):
             self.assertEqual(answer.status, 204, answer)
 
     def test_no_other_route(self):
-        for target in ("/v1", "/v1/runs", "/metrics", "/index.html", "/web", "/web/", "/web/app"):
+        for target in ("/v1", "/index.html", "/web", "/web/", "/web/app"):
             self.problem(self.daemon.get(target), 404, "not_found")
         for target in ("/v2/models", "/v2/logging", "/v2/cudasharedmemory/status"):
             self.error(self.daemon.get(target), 404)

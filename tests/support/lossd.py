@@ -27,6 +27,7 @@ import unittest
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 BINARY = os.path.abspath(os.environ.get("LOSSD") or os.path.join(ROOT, "build", "lossd"))
 PATIENCE = 30.0  # seconds before a wait is a failure; generous, for sanitizer builds on a busy machine
+OPS = re.compile(r"^lossd \S+ ops on http://([0-9A-Za-z.-]+|\[[0-9a-f:]+\]):(\d+)$")
 READY = re.compile(r"^lossd (\S+) listening on http://([0-9A-Za-z.-]+|\[[0-9a-f:]+\]):(\d+)$")
 SANITIZER = re.compile(r"(AddressSanitizer|LeakSanitizer|ThreadSanitizer|UndefinedBehaviorSanitizer|runtime error:)")
 
@@ -98,7 +99,7 @@ class Daemon:
         self.process = subprocess.Popen([binary, *flags], env=environment(env), stdin=subprocess.DEVNULL,
                                         stdout=subprocess.PIPE, stderr=self.errors, **options)
         self.pid = self.process.pid
-        line = self._first_line()
+        line = self._line()
         match = READY.match(line)
         if not match:
             self.process.kill()
@@ -107,8 +108,11 @@ class Daemon:
             raise RuntimeError("the daemon did not start (exit %s): stdout %r, stderr %r"
                                % (self.process.returncode, line, self.log()[-800:]))
         self.version, self.host, self.port = match.group(1), match.group(2), int(match.group(3))
+        if given(flags, env, "ops-listen"):
+            line = self._line()
+            self.ops_port = int(OPS.match(line).group(2))
 
-    def _first_line(self):
+    def _line(self):
         text, end = b"", time.monotonic() + PATIENCE
         while not text.endswith(b"\n") and time.monotonic() < end:
             if not select.select([self.process.stdout], [], [], 0.5)[0]:
@@ -163,6 +167,11 @@ class Daemon:
 
     def get(self, target, **headers):
         return self.request("GET", target, None, headers)
+
+    def ops(self, target, method="GET", timeout=PATIENCE):
+        """One request at --ops-listen."""
+        with Connection(self.ops_port, timeout) as connection:
+            return connection.request(method, target)
 
     def post(self, target, body, content_type=None, headers=None):
         headers = dict(headers or {})

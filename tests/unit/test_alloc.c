@@ -378,6 +378,7 @@ int main(void) {
         inference("a compressed inference", 2, PROTO_GZIP),
         small_inference(),
         json_scenario("the statistics", "GET /v2/models/stats", ""),
+        json_scenario("the metrics", "GET /metrics", ""),
         json_scenario("load", "POST /v2/repository/models/ssd-multibox/load", "{}"),
         json_scenario("a set of a pattern", "POST /v1/match?priors=grid-40x50",
                       "{\"annotations\":[{\"boxes\":[[1,1,9,9]],\"labels\":[0]}]}"),
