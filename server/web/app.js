@@ -45,7 +45,6 @@ function remember() {
   }
   words.set("log", settings.log ? "1" : "0");
   words.set("smooth", settings.smooth);
-  words.set("theme", settings.theme);
   history.replaceState(null, "", `#${words.toString().replaceAll("%2C", ",")}`);
   try {
     const { log, smooth, theme } = settings;
@@ -65,7 +64,6 @@ function readAddress() {
     settings.smooth = Number(words.get("smooth"));
   }
   settings.smooth = Math.min(0.99, Math.max(0, Number(settings.smooth) || 0));
-  settings.theme = words.get("theme") ?? settings.theme;
   settings.theme = ["light", "dark"].includes(settings.theme) ? settings.theme : "auto";
   settings.one = words.get("one") ?? settings.one;
   if (words.has("runs")) {
@@ -211,13 +209,12 @@ async function poll() {
       }
       renderDaemon();
     } catch (trouble) {
-      if (!(trouble instanceof Trouble)) {
-        asking = false;
-        throw trouble;
-      }
       failures++;
       feed.metrics.forget();
-      const text = `${trouble.message}; trying again every few seconds.`;
+      if (!(trouble instanceof Trouble)) {
+        reportError(trouble); // a fault of this page; the next look may go well
+      }
+      const text = `${trouble instanceof Trouble ? trouble.message : "This page failed"}; trying again every few seconds.`;
       if ($("trouble").textContent !== text) { // an alert is read out each time it is written
         $("trouble").textContent = text;
       }
@@ -262,6 +259,13 @@ function ago(time) {
     }
   }
   return seconds < 10 ? "now" : `${Math.floor(seconds)} s ago`;
+}
+
+/** Today the time, else the date too. */
+function moment(text) {
+  const time = new Date(text);
+  const today = time.toDateString() === new Date().toDateString();
+  return today ? time.toLocaleTimeString([], { hour12: false }) : time.toLocaleString([], { hour12: false });
 }
 
 function element(name, text, className) {
@@ -389,7 +393,7 @@ function renderNumbers() {
     head.scope = "row";
     head.append(swatch(slot, scheme()), name);
     const last = all.at(-1);
-    const cells = !last ? [] : [last.step, new Date(last.time).toLocaleString([], { hour12: false }), last.total, last.loc,
+    const cells = !last ? [] : [last.step, moment(last.time), last.total, last.loc,
       last.conf, perImage("positives")(last), perImage("unmatched_objects")(last), last.best_iou_mean, last.compute_ms];
     line.append(head, ...cells.map((cell) => element("td", typeof cell === "string" ? cell : short(cell))));
     return line;

@@ -67,9 +67,9 @@ function axisNumber(value) {
   return size !== 0 && size < 1e-4 ? value.toExponential(0) : String(Number(value.toPrecision(4)));
 }
 
-/** Steps are whole. */
-function axisStep(value) {
-  return Number.isInteger(value) ? axisNumber(value) : "";
+/** Ticks of what is counted. */
+function wholeTicks(...where) {
+  return Dygraph.numericTicks(...where).filter(({ v }) => Number.isInteger(v));
 }
 
 function clock(value) {
@@ -122,7 +122,9 @@ export class Group {
         high = Math.max(high, rows.at(-1)[0]);
       }
     }
-    return [Math.min(low, high - this.least), high];
+    low = low < high ? Math.min(low, high - this.least) : low - this.least;
+    const pad = 0.006 * (high - low); // for the dots at the ends
+    return [low - pad, high + pad];
   }
 
   /** Every chart that has something gets its window again. */
@@ -246,7 +248,7 @@ export class Chart {
       ...frame(scheme),
       axes: {
         x: {
-          axisLabelFormatter: this.options.unit === "time" ? clock : axisStep,
+          ...(this.options.unit === "time" ? { axisLabelFormatter: clock } : { axisLabelFormatter: axisNumber, ticker: wholeTicks }),
           axisLabelWidth: this.options.unit === "time" ? 64 : 50,
           pixelsPerLabel: this.options.unit === "time" ? 84 : 60,
         },
@@ -412,7 +414,7 @@ export class Histogram {
       ...frame(scheme),
       axes: {
         x: { ticker: () => [0, 0.2, 0.4, 0.6, 0.8, 1].map((v) => ({ v, label: v.toFixed(1) })), drawGrid: false },
-        y: { axisLabelFormatter: axisStep, axisLabelWidth: 46, pixelsPerLabel: 34 },
+        y: { axisLabelFormatter: axisNumber, ticker: wholeTicks, axisLabelWidth: 46, pixelsPerLabel: 34 },
       },
       interactionModel: {},
       highlightCallback: (_, x) => {
