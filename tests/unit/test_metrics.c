@@ -14,10 +14,14 @@
 
 static server s;
 static char *text; /* the page */
+static char directory[32];
 
 static void setup(void) {
-    char message[256], directory[] = "--data-dir=/nonexistent/lossd-data";
-    char *arguments[] = {(char[]){"lossd"}, (char[]){"--listen=127.0.0.1:0"}, (char[]){"--workers=1"}, directory, NULL};
+    char message[256], data[64];
+    strcpy(directory, "/tmp/lossd-metrics-XXXXXX");
+    ck_assert_ptr_nonnull(mkdtemp(directory));
+    snprintf(data, sizeof data, "--data-dir=%s", directory);
+    char *arguments[] = {(char[]){"lossd"}, (char[]){"--listen=127.0.0.1:0"}, (char[]){"--workers=1"}, data, NULL};
     bx_error error = {0};
     log_setup(LOG_ERROR, false);
     proto_init();
@@ -29,6 +33,9 @@ static void teardown(void) {
     free(text);
     text = NULL;
     server_stop(&s);
+    char command[64];
+    snprintf(command, sizeof command, "rm -rf '%s'", directory);
+    ck_assert_int_eq(system(command), 0);
 }
 
 static void read_page(void) {
