@@ -56,7 +56,7 @@ static const char *const migrations[] = {
     "hard_negatives, forced, unmatched_objects, best_iou_mean, compute_ms, best_iou"
 #define RUN_COLUMNS "id, name, first_us, last_us, steps, first_step, last_step, last_loss, sealed, unsealed, revision"
 #define CHARTED     "total, loc, conf, positives, unmatched_objects, best_iou_mean"
-#define EXTREMES    "step IN (?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15)"
+#define EXTREMES    "(step IN (?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15))"
 
 enum {
     FIND_RUN,
