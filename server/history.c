@@ -167,6 +167,11 @@ typedef struct run {
     int64_t revision;
 } run;
 
+/* What is not known is NULL. */
+static double take_real(sqlite3_stmt *s, int column) {
+    return sqlite3_column_type(s, column) == SQLITE_NULL ? (double)NAN : sqlite3_column_double(s, column);
+}
+
 static void take_run(sqlite3_stmt *s, run *r) {
     const unsigned char *name = sqlite3_column_text(s, 1);
     *r = (run){.id = sqlite3_column_int64(s, 0),
@@ -175,7 +180,7 @@ static void take_run(sqlite3_stmt *s, run *r) {
                         .steps = sqlite3_column_int64(s, 4),
                         .first_step = sqlite3_column_int64(s, 5),
                         .last_step = sqlite3_column_int64(s, 6),
-                        .last_loss = sqlite3_column_double(s, 7)},
+                        .last_loss = take_real(s, 7)},
                .sealed = sqlite3_column_int64(s, 8),
                .unsealed = sqlite3_column_int64(s, 9),
                .revision = sqlite3_column_int64(s, 10)};
@@ -196,7 +201,7 @@ static int find_run(database *d, const char *name, run *r) {
 static void take_step(sqlite3_stmt *s, proto_step *step) {
     *step = (proto_step){.step = sqlite3_column_int64(s, 0), .time_us = sqlite3_column_int64(s, 1)};
     for (int i = 0; i < PROTO_N_STEP; i++) {
-        step->values[i] = sqlite3_column_type(s, 2 + i) == SQLITE_NULL ? (double)NAN : sqlite3_column_double(s, 2 + i);
+        step->values[i] = take_real(s, 2 + i);
     }
     const void *bins = sqlite3_column_blob(s, 2 + PROTO_N_STEP);
     step->has_objects = bins && sqlite3_column_bytes(s, 2 + PROTO_N_STEP) == sizeof step->best_iou;
@@ -266,16 +271,22 @@ static int seal(database *d, int64_t id, int64_t first, int64_t last) {
     return run_bound(rc, s);
 }
 
-/* A row of a sealed chunk has changed. */
-static int seal_again(database *d, int64_t id, int64_t step) {
+/* The chunk in which this step lies; where there is none *last is not more than that. */
+static int find_chunk(database *d, int64_t id, int64_t step, int64_t *first, int64_t *last) {
     sqlite3_stmt *s;
-    int64_t first = 0, last = -1;
+    *first = *last = -1;
     int rc = BIND(d, FIND_CHUNK, &s, id, step);
     if (rc == SQLITE_OK && sqlite3_step(s) == SQLITE_ROW) {
-        first = sqlite3_column_int64(s, 0);
-        last = sqlite3_column_int64(s, 1);
+        *first = sqlite3_column_int64(s, 0);
+        *last = sqlite3_column_int64(s, 1);
     }
-    rc = rc == SQLITE_OK ? sqlite3_reset(s) : rc;
+    return rc == SQLITE_OK ? sqlite3_reset(s) : rc;
+}
+
+/* A row of a sealed chunk has changed. */
+static int seal_again(database *d, int64_t id, int64_t step) {
+    int64_t first, last;
+    int rc = find_chunk(d, id, step, &first, &last);
     return rc == SQLITE_OK && step <= last ? seal(d, id, first, last) : rc;
 }
 
@@ -745,6 +756,28 @@ static void thin(thinning *t, const proto_step *step) {
     t->last = *step;
 }
 
+/* The rows after one, until `last` is reached. */
+static int thin_rows(database *d, int which, int64_t id, int64_t after, int64_t last, thinning *t) {
+    sqlite3_stmt *s;
+    bool more = true;
+    int rc = BIND(d, which, &s, id, after, -1);
+    while (rc == SQLITE_OK && more && sqlite3_step(s) == SQLITE_ROW) {
+        proto_step step;
+        take_step(s, &step);
+        thin(t, &step);
+        more = step.step < last;
+    }
+    return rc == SQLITE_OK ? sqlite3_reset(s) : rc;
+}
+
+/* The first row, which need not be notable; if only a part of its chunk is wanted, all of that; and notable ones. */
+static int thin_notable(database *d, int64_t id, int64_t after, thinning *t) {
+    int64_t first, last;
+    int rc = find_chunk(d, id, after, &first, &last);
+    rc = rc == SQLITE_OK ? thin_rows(d, READ_STEPS, id, after, last, t) : rc;
+    return rc == SQLITE_OK && t->told >= 0 ? thin_rows(d, READ_NOTABLE, id, t->last.step, INT64_MAX, t) : rc;
+}
+
 static int read_thinned(history *h, const run *r, const history_steps *wanted) {
     const int64_t pairs = (wanted->points - 2) / 2; /* a minimum and a maximum; besides the first and the last row */
     thinning *t = calloc(1, sizeof *t);
@@ -758,15 +791,8 @@ static int read_thinned(history *h, const run *r, const history_steps *wanted) {
     t->span = r->told.last_step - t->first + 1;
     t->range = t->told = -1;
     /* where a range holds some whole chunks, their minima and maxima are enough */
-    const int which = r->told.steps / t->n >= 2 * CHUNK ? READ_NOTABLE : READ_STEPS;
-    sqlite3_stmt *s;
-    int rc = BIND(&h->reader, which, &s, r->id, wanted->after, -1);
-    while (rc == SQLITE_OK && sqlite3_step(s) == SQLITE_ROW) {
-        proto_step step;
-        take_step(s, &step);
-        thin(t, &step);
-    }
-    rc = rc == SQLITE_OK ? sqlite3_reset(s) : rc;
+    int rc = r->told.steps / t->n >= 2 * CHUNK ? thin_notable(&h->reader, r->id, wanted->after, t)
+                                               : thin_rows(&h->reader, READ_STEPS, r->id, wanted->after, INT64_MAX, t);
     if (rc == SQLITE_OK && t->told >= 0) {
         end_range(t);
         tell(t, &t->last);
