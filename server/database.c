@@ -335,7 +335,7 @@ void database_close(database *d) {
 
 bool database_exists(const database *d) {
     struct stat file;
-    return !stat(d->file, &file) || errno != ENOENT;
+    return !stat(d->file, &file) || (errno != ENOENT && errno != ENOTDIR);
 }
 
 bool database_init(database *d, const database_kind *kind, data_dir *directory, const char *synchronous) {

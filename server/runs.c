@@ -178,7 +178,7 @@ bool runs_ready(const runs *q) {
 /* ---- start and stop ---------------------------------------------------------------------------------------------- */
 
 /* What is there must be sound and must be ours to write. */
-static bx_status open_history(runs *q, const data_dir *directory, bx_error *error) {
+static bx_status open_history(runs *q, data_dir *directory, bx_error *error) {
     bx_error why = {0};
     if (data_dir_is_useless(directory)) {
         return bx_fail(
@@ -198,12 +198,15 @@ static bx_status open_history(runs *q, const data_dir *directory, bx_error *erro
             "be read of it into a new one; without it, or with another --data-dir, runs begin anew",
             history_file(q->history), why.text);
     }
-    if (state == HISTORY_READ_ONLY) {
+    if (state == HISTORY_GONE && data_dir_claim(directory, error) != BX_OK) {
+        return error->status; /* another daemon's */
+    }
+    if (state == HISTORY_GONE || state == HISTORY_READ_ONLY) {
         return bx_fail(error, BX_BUSY, "store_read_only",
                        "%s: %s; make it this user's to write, or name another --data-dir", history_file(q->history),
                        why.text);
     }
-    if (!strcmp(why.code, "store_unavailable") || why.status == BX_NOMEM) {
+    if (why.status == BX_NOMEM) {
         return bx_fail(error, why.status, why.code, "%s: %s", history_file(q->history), why.text);
     }
     log_state(q, &why); /* a disk that is full, a lock that is held: this passes */

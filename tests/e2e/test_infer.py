@@ -153,7 +153,7 @@ class Numbers(Case):
         answer = self.infer(*lossd.inference(shifted), INFER + "?label_base=1&image_size=[100,200]&box_format=xywh")
         self.same(self.outputs(answer), want)
         for name, value, text in (("criterion", "ssd-keras", "criterion.*path"), ("labelbase", 1, "label_base"),
-                                  ("run", "a", "recording"), ("label_base", 2, "label_base"),
+                                  ("run", "a", "no step"), ("label_base", 2, "label_base"),
                                   ("image_size", [1, 2], "a string"), ("label_base", 1.5, "parameters.label_base"),
                                   ("priors", None, "null"), ("triton_x", 1, "no option"), ("include", "x", "include")):
             self.error(self.infer(*lossd.inference(tensors, parameters={name: value})), 422, text)

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import unittest
@@ -17,7 +18,7 @@ import lossd  # noqa: E402
 TINY = lossd.tiny().safetensors()
 OPTIONS = """listen ops-listen workers http-threads device cpu-level data-dir max-body max-json memory-limit queue-limit connection-limit
 request-timeout header-timeout idle-timeout drain-delay drain-timeout allow-anonymous shared-memory log-format log-level healthcheck
-version help""".split()
+version help durability keep-steps keep-days""".split()
 
 
 class Flags(lossd.Case):
@@ -60,7 +61,8 @@ class Flags(lossd.Case):
                              ("max-json", ("x",)), ("memory-limit", ("x", "-5M")), ("queue-limit", ("0", "x")),
                              ("connection-limit", ("0", "x")), ("request-timeout", ("-1", "x", "nan", "inf")),
                              ("header-timeout", ("x", "-1")), ("drain-delay", ("-1", "x")),
-                             ("drain-timeout", ("-1", "x")), ("log-format", ("xml", "")),
+                             ("drain-timeout", ("-1", "x")), ("log-format", ("xml", "")), ("durability", ("tape", "")),
+                             ("keep-steps", ("-1", "x", "")), ("keep-days", ("-1", "x", "36501")),
                              ("log-level", ("loud", ""))):
             for value in values:
                 with self.subTest(name, value=value):
@@ -100,12 +102,22 @@ class Flags(lossd.Case):
             self.problem(daemon.post("/v1/loss", bytes(2000), lossd.SAFETENSORS), 400)
 
     def test_port_in_use(self):
-        with lossd.Daemon() as daemon:
-            status, out, err = lossd.command("--listen", "127.0.0.1:%d" % daemon.port)
-            self.assertEqual((status, out), (1, ""))
-            self.assertIn(str(daemon.port), err)
-            self.assertRegex(err, "(?i)in use")
-            self.assertLessEqual(err.count("\n"), 2, err)
+        """That is found out before anything on the disk is opened or made."""
+        with lossd.Daemon() as daemon, tempfile.TemporaryDirectory() as home:
+            where = "127.0.0.1:%d" % daemon.port
+            junk, unmade = os.path.join(home, "junk"), os.path.join(home, "unmade")
+            os.mkdir(junk)
+            for name in ("lossd.sqlite3", "lossd-runs.sqlite3"):
+                with open(os.path.join(junk, name), "wb") as out:
+                    out.write(b"not a database " * 1000)
+            for data in (daemon.data, junk, unmade):
+                status, out, err = lossd.command("--listen", where, "--data-dir", data)
+                self.assertEqual((status, out), (98, ""))
+                self.assertIn(str(daemon.port), err)
+                self.assertRegex(err, "(?i)in use")
+                self.assertLessEqual(err.count("\n"), 2, err)
+            self.assertFalse(os.path.exists(unmade))
+            self.assertEqual(sorted(os.listdir(junk)), ["lossd-runs.sqlite3", "lossd.sqlite3"])
             self.healthy(daemon)
 
     def test_device_cuda_is_not_replaced(self):

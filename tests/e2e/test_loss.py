@@ -303,12 +303,6 @@ class Options(LossCase):
         meta = {"box_format": "xyxy", "label_base": "0", "invalid_boxes": "refuse", "device": "auto", "format": "np"}
         self.assertEqual(lossd.stable(self.post(lossd.tiny().safetensors(meta)).body), want)
 
-    def test_not_built_yet_is_said(self):
-        answer = self.post(lossd.tiny().safetensors(), "?run=a&step=1")
-        self.assertIn("run", self.problem(answer, 422, "unsupported_option")["detail"])
-        body = lossd.tiny().json(run="a", step=1)
-        self.problem(self.post(body, "", lossd.JSON), 422, "unsupported_option")
-
     def test_boxes_in_every_form_and_unit(self):
         """The same object, in numbers that are exact in every form, gives the same answer to the last digit."""
         batch, include = lossd.tiny(), "include=images,objects,targets"
