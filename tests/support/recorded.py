@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is recorded under runs, and how it is read: for the tests of runs and of crashes.
+
+`body(value)` is a small batch whose losses differ by value; `row(answer)` is what is to be recorded of an answer.
+"""
+import lossd
+
+TINY = lossd.tiny().safetensors(order=("priors", *lossd.Batch.STREAM))   # loc is last
+FIELDS = """total loc conf conf_positive conf_negative images objects positives negatives hard_negatives forced
+unmatched_objects best_iou_mean""".split()   # besides step, time and compute_ms
+CHARTED = "total loc conf positives unmatched_objects best_iou_mean".split()
+FILE = "lossd-runs.sqlite3"
+
+
+def body(value):
+    """Its one positive prior's first offset: the loss of every value from 2 on is its own."""
+    return TINY[:-32] + lossd.pack("F32", [value]) + TINY[-28:]
+
+
+def row(answer):
+    """The numbers of an answer, as they are to be recorded."""
+    loss, assignment = answer["loss"], answer["assignment"]
+    out = {name: loss[name] for name in ("total", "loc", "conf", "conf_positive", "conf_negative")}
+    out.update({name: assignment[name] for name in FIELDS[5:-1]})
+    best = assignment["best_iou"]
+    out["best_iou_mean"] = best and best["mean"]
+    return out
+
+
+def numbers(step):
+    """The same of a recorded step."""
+    return {name: step[name] for name in FIELDS}
+
+
+def target(run, step, more=""):
+    return "/v1/loss?run=%s&step=%d%s" % (run, step, more)
+
+
+def all_steps(daemon, run, limit=1000):
+    """Every step, page by page."""
+    rows, after = [], -1
+    with daemon.connect() as connection:
+        while after is not None:
+            answer = connection.request("GET", "/v1/runs/%s/steps?after=%d&limit=%d" % (run, after, limit))
+            if answer.status != 200:
+                raise AssertionError(answer)
+            page = answer.json()
+            rows += page["steps"]
+            after = page["next"]
+            if after is not None and (len(page["steps"]) != limit or after != rows[-1]["step"]):
+                raise AssertionError("a page of %d rows, next %r" % (len(page["steps"]), after))
+    return rows
+
+
+def all_runs(daemon, limit=1000):
+    rows, after = [], ""
+    while after is not None:
+        page = daemon.get("/v1/runs?after=%s&limit=%d" % (after, limit)).json()
+        rows += page["runs"]
+        after = page["next"]
+    return rows
