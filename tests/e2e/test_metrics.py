@@ -452,7 +452,7 @@ class OpsListener(lossd.Case):
             self.assertEqual(daemon.ops("/healthz").status, 200)
             taken = "127.0.0.1:%d" % daemon.port
             status, out, err = lossd.command("--listen", "127.0.0.1:0", "--ops-listen", taken)
-            self.assertEqual((status, out), (1, ""))
+            self.assertEqual((status, out), (98, ""))
             self.assertRegex(err, "(?i)%s.*in use.*--ops-listen" % taken)
         status, _, err = lossd.command("--healthcheck", "--ops-listen", taken)
         self.assertEqual(status, 1)
