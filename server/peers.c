@@ -7,6 +7,8 @@
  * between two requests. A socket is shut down only under the lock that also guards its removal, so never after it was
  * closed. Requests are failed outside the lock, with a reference.
  */
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -91,11 +93,18 @@ void peer_phase(peer *p, phase phase, int64_t seconds, request *post, const char
     pthread_mutex_unlock(&p->all->lock);
 }
 
+/* A connection that its client reset is closed already, which libmicrohttpd does not tell from other errors. */
+static bool is_reset(int fd) {
+    struct tcp_info info;
+    socklen_t size = sizeof info;
+    return !getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) && info.tcpi_state == TCP_CLOSE;
+}
+
 peer_end peer_ended(peer *p) {
     pthread_mutex_lock(&p->all->lock);
     const peer_end end = p->end;
     pthread_mutex_unlock(&p->all->lock);
-    return end;
+    return end == PEER_HERE && is_reset(p->fd) ? PEER_LEFT : end;
 }
 
 /* ---- the reaper -------------------------------------------------------------------------------------------------- */

@@ -680,7 +680,7 @@ void peer_remove(peer *peer);
 void peer_extend(peer *peer, int64_t seconds);
 /* The next phase and its time. `post` (may be NULL) and `id` must stay until the next call. */
 void peer_phase(peer *peer, phase phase, int64_t seconds, request *post, const char *id);
-/* Why the reaper ended its connection, if it did: a phase took too long, or the client was found to have left. */
+/* Why its connection is over, if it is: the reaper ended it because a phase took too long, or the client left. */
 typedef enum peer_end { PEER_HERE, PEER_LATE, PEER_LEFT } peer_end;
 peer_end peer_ended(peer *peer);
 /* Fail every request that waits for its computation. */
