@@ -5,6 +5,7 @@
 #ifndef RECORDING_H
 #define RECORDING_H
 
+#include <ftw.h>
 #include <math.h>
 #include <sqlite3.h>
 #include <stdlib.h>
@@ -28,10 +29,15 @@ static inline void setup(void) {
     snprintf(file, sizeof file, "%s/lossd-runs.sqlite3", directory);
 }
 
+static inline int remove_one(const char *path, const struct stat *state, int kind, struct FTW *where) {
+    (void)state;
+    (void)kind;
+    (void)where;
+    return remove(path);
+}
+
 static inline void teardown(void) {
-    char command[128];
-    snprintf(command, sizeof command, "rm -rf '%s'", directory);
-    ck_assert_int_eq(system(command), 0);
+    ck_assert_int_eq(nftw(directory, remove_one, 8, FTW_DEPTH | FTW_PHYS), 0);
 }
 
 /* As a daemon does at its start; what comes of that is history_open's. */
@@ -204,15 +210,19 @@ static inline const char *list(const char *after, int64_t limit) {
 /* ---- looking at the file ----------------------------------------------------------------------------------------- */
 
 /* By a connection of our own, which fails when the file is damaged. */
-static inline void query(const char *sql, char out[256]) {
-    sqlite3 *db;
+static inline void query_with(sqlite3 *db, const char *sql, char out[256]) {
     sqlite3_stmt *statement;
-    ck_assert_int_eq(sqlite3_open(file, &db), SQLITE_OK);
     HOLDS(sqlite3_prepare_v2(db, sql, -1, &statement, NULL) == SQLITE_OK, "%s", sqlite3_errmsg(db));
     HOLDS(sqlite3_step(statement) == SQLITE_ROW, "%s", sqlite3_errmsg(db));
     snprintf(out, 256, "%s", (const char *)sqlite3_column_text(statement, 0));
     HOLDS(sqlite3_finalize(statement) == SQLITE_OK, "%s", sqlite3_errmsg(db));
-    ck_assert_int_eq(sqlite3_close(db), SQLITE_OK);
+}
+
+static inline void query(const char *sql, char out[256]) {
+    sqlite3 *db;
+    HOLDS(sqlite3_open(file, &db) == SQLITE_OK, "%s", file);
+    query_with(db, sql, out);
+    HOLDS(sqlite3_close(db) == SQLITE_OK, "%s", file);
 }
 
 static inline void must_answer(const char *sql, const char *want) {
@@ -229,22 +239,28 @@ static inline void must_be_consistent(void) {
     "(SELECT " MOST_OF("total") "," MOST_OF("loc") "," MOST_OF("conf") "," MOST_OF("positives") "," MOST_OF(           \
         "unmatched_objects") "," MOST_OF("best_iou_mean") " FROM step s WHERE s.run = c.run AND s.step BETWEEN "       \
                                                           "c.first AND c.last" more ")"
-    must_answer("SELECT count(*) FROM chunk c WHERE " EXTREMES_OF("") " IS NOT " EXTREMES_OF(" AND notable = 1"), "0");
-    must_answer("SELECT count(*) FROM step s WHERE notable IS NOT 1 AND NOT EXISTS"
-                " (SELECT 1 FROM chunk c WHERE c.run = s.run AND s.step BETWEEN c.first AND c.last)",
-                "0");
-    must_answer("SELECT count(*) FROM chunk c, chunk d WHERE c.run = d.run AND c.first < d.first AND c.last >= d.first",
-                "0");
-    must_answer("SELECT count(*) FROM run r WHERE name IS NOT NULL AND (steps, first_step, last_step) IS NOT"
-                " (SELECT count(*), min(step), max(step) FROM step WHERE run = r.id)",
-                "0");
-    must_answer("SELECT count(*) FROM run r WHERE name IS NOT NULL AND last_loss IS NOT"
-                " (SELECT total FROM step WHERE run = r.id AND step = r.last_step)",
-                "0");
-    must_answer("SELECT (SELECT count(*) FROM step WHERE run NOT IN (SELECT id FROM run)) +"
-                " (SELECT count(*) FROM chunk WHERE run NOT IN (SELECT id FROM run))",
-                "0");
-    must_answer("PRAGMA integrity_check", "ok");
+    static const char *const wrong[] = {
+        "SELECT count(*) FROM chunk c WHERE " EXTREMES_OF("") " IS NOT " EXTREMES_OF(" AND notable = 1"),
+        "SELECT count(*) FROM step s WHERE notable IS NOT 1 AND NOT EXISTS"
+        " (SELECT 1 FROM chunk c WHERE c.run = s.run AND s.step BETWEEN c.first AND c.last)",
+        "SELECT count(*) FROM chunk c, chunk d WHERE c.run = d.run AND c.first < d.first AND c.last >= d.first",
+        "SELECT count(*) FROM run r WHERE name IS NOT NULL AND (steps, first_step, last_step) IS NOT"
+        " (SELECT count(*), min(step), max(step) FROM step WHERE run = r.id)",
+        "SELECT count(*) FROM run r WHERE name IS NOT NULL AND last_loss IS NOT"
+        " (SELECT total FROM step WHERE run = r.id AND step = r.last_step)",
+        "SELECT count(*) FROM step WHERE run NOT IN (SELECT id FROM run)",
+        "SELECT count(*) FROM chunk WHERE run NOT IN (SELECT id FROM run)",
+    };
+    sqlite3 *db;
+    char got[256];
+    HOLDS(sqlite3_open(file, &db) == SQLITE_OK, "%s", file);
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        query_with(db, wrong[i], got);
+        HOLDS(!strcmp(got, "0"), "%s: %s", wrong[i], got);
+    }
+    query_with(db, "PRAGMA integrity_check", got);
+    HOLDS(!strcmp(got, "ok"), "%s", got);
+    HOLDS(sqlite3_close(db) == SQLITE_OK, "%s", file);
 #undef MOST_OF
 #undef EXTREMES_OF
 }
