@@ -48,8 +48,8 @@ KERNELS := $(B)/kernels/harness
 GOLDEN  := $(B)/golden/golden
 C_FILES := $(wildcard lib/*.[ch] lib/loss/*.h proto/*.[ch] server/*.[ch] tests/*/*.[ch])
 
-.PHONY: all run demo test check unit golden kernels e2e e2e-clients deploy-check tsan bench bench-peers cover layers lint format \
-        format-check install docker clean help deps-build deps-demo deps-test deps-bench deps-bench-peers deps-clients deps-lint
+.PHONY: all run demo test check unit golden kernels e2e e2e-clients deploy-check screenshot tsan bench bench-peers cover layers \
+        lint format format-check install docker clean help deps-build deps-demo deps-test deps-bench deps-bench-peers deps-clients deps-lint
 .SECONDARY:
 .DELETE_ON_ERROR:
 
@@ -176,6 +176,8 @@ build/deploy/.ready: | deps-clients
 	/usr/bin/python3 -m venv build/deploy
 	build/deploy/bin/pip install -q compose-spec grafana-foundation-sdk kubernetes-validate
 	@touch $@
+screenshot: deps-test build/lossd ## train for a minute before the dashboard, and take README's picture of it
+	@SCREENSHOT=deploy/dashboard.png LOSSD=build/lossd /usr/bin/python3 tests/e2e/run.py test_a_real_training
 tsan: ## the same tests under the thread sanitizer
 	@$(MAKE) --no-print-directory CONFIG=tsan check
 cover: ## line and branch coverage of lib, proto and server

@@ -12,8 +12,8 @@ const $ = (id) => document.getElementById(id);
 const feed = { list: new RunList(), metrics: new Metrics(), latest: null };
 const chosen = new Map(); // name -> {slot, history}
 const settings = { one: null, log: false, smooth: 0, theme: "auto", ...remembered() };
-const steps = new Group(1);
-const times = new Group(120000);
+const steps = new Group(2, false);
+const times = new Group(120000, true);
 const zero = { zero: true };
 const milliseconds = (value) => (value === null ? short(value) : `${short(value)} ms`);
 const charts = {

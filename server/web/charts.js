@@ -69,7 +69,7 @@ function axisNumber(value) {
 
 /** Ticks of what is counted. */
 function wholeTicks(...where) {
-  return Dygraph.numericTicks(...where).filter(({ v }) => Number.isInteger(v));
+  return Dygraph.numericTicks(...where).filter(({ v }) => Math.abs(v - Math.round(v)) < 1e-6);
 }
 
 function clock(value) {
@@ -109,9 +109,9 @@ export class Group {
   window = null; // null: everything
   pointed = null; // x
 
-  /** `least`: how much of x is shown at least. */
-  constructor(least) {
-    this.least = least;
+  /** `least`: how much of x is shown at least; `live`: what is there lies at its end, not in its middle. */
+  constructor(least, live) {
+    Object.assign(this, { least, live });
   }
 
   extent() {
@@ -122,9 +122,10 @@ export class Group {
         high = Math.max(high, rows.at(-1)[0]);
       }
     }
-    low = low < high ? Math.min(low, high - this.least) : low - this.least;
-    const pad = 0.006 * (high - low); // for the dots at the ends
-    return [low - pad, high + pad];
+    const missing = Math.max(0, this.least - (high - low));
+    low -= this.live ? missing : missing / 2;
+    high += this.live ? 0 : missing / 2;
+    return [low, high + 0.006 * (high - low)]; // the last dot is whole
   }
 
   /** Every chart that has something gets its window again. */

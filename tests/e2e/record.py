@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Record a short real training at a daemon: the annotations of the shipped blood-cell batch, learned in batches of four
+"""Record a short real training at a daemon: the annotations of the shipped blood-cell batch, learned in batches of six
 images on the daemon's own gradients, through the torch.autograd.Function of README.md; one run for each set-up below.
 
 Run by test_dashboard.py with Debian's /usr/bin/python3 (python3-torch, python3-requests):
@@ -16,7 +16,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import train  # noqa: E402
 import lossd  # noqa: E402
 
-BATCH = 4
+BATCH = 6
 RUNS = {  # name: criterion, learning rate
     "multibox-lr-0.1": ("ssd-multibox", .1),
     "multibox-lr-0.3": ("ssd-multibox", .3),
