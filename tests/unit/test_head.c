@@ -219,6 +219,8 @@ START_TEST(test_routes) {
         {"HEAD", "/v1/priors/a", "/v1/priors/{name}", "a"},
         {"GET", "/v1/priors/", NULL, ""},
         {"GET", "/v1/priors/a/b", NULL, ""},
+        {"GET", "/", "/", ""},
+        {"GET", "/web/app.js", "/web/{name}", "app.js"},
         {"GET", "/v2", "/v2", ""},
         {"GET", "/v2/", "/v2/", ""},
         {"GET", "/v2/models/stats", "/v2/models/stats", ""},
