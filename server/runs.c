@@ -3,8 +3,9 @@
  * Results that are recorded, and how they are told.
  *
  * A request whose result is to be recorded waits in a queue for the writer, which takes all that waits, writes it in
- * one transaction and only then lets the answers go: the more wait, the fewer times the disk is synced. As many can
- * wait as are admitted. In between the writer tidies up, and looks every CHECK_S whether the store can (still) be used.
+ * one transaction and only then lets the answers go: the more wait, the fewer times the disk is synced. Whoever waits
+ * here is not counted among those who compute; as many can as there are connections. In between the writer tidies up,
+ * and looks every CHECK_S whether the store can (still) be used.
  * The handlers run in the reader's thread.
  */
 #include <errno.h>
@@ -194,8 +195,9 @@ static bx_status open_history(runs *q, data_dir *directory, bx_error *error) {
     if (state == HISTORY_BROKEN) {
         return bx_fail(
             error, BX_BUSY, "store_broken",
-            "%s: %s. It was left as it is. Put a copy in its place, or \"sqlite3 FILE .recover\" makes what can "
-            "be read of it into a new one; without it, or with another --data-dir, runs begin anew",
+            "%s: %s. It was left as it is. Put a copy in its place (and no -wal and -shm besides it), or "
+            "\"sqlite3 FILE .recover\" makes what can be read of it into a new one; without it, or with another "
+            "--data-dir, runs begin anew",
             history_file(q->history), why.text);
     }
     if (state == HISTORY_GONE && data_dir_claim(directory, error) != BX_OK) {
