@@ -56,6 +56,13 @@ void database_begin(database *d) {
     errno = 0;
 }
 
+/* The log stays as it is when the file is closed. */
+void database_leave(database *d) {
+    if (d->db) {
+        sqlite3_db_config(d->db, SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1, NULL);
+    }
+}
+
 /* SQLite calls only ENOSPC a full disk; quotas and limits on the size of files are still in errno, which the beginning
  * of the call has cleared. */
 bx_status database_failed(database *d, int rc, bx_error *error) {
@@ -78,6 +85,9 @@ bx_status database_failed(database *d, int rc, bx_error *error) {
     } else {
         d->fault = primary == SQLITE_NOTADB || primary == SQLITE_CORRUPT ? DATABASE_DAMAGED : DATABASE_GONE;
         status = unavailable(error, sqlite3_errstr(rc));
+    }
+    if (d->fault == DATABASE_DAMAGED) {
+        database_leave(d);
     }
     database_close(d);
     return status;
@@ -264,6 +274,7 @@ static bx_status newer(database *d, int64_t version, bx_error *error) {
     snprintf(text, sizeof text, "a newer version wrote it (schema %d; this one knows %d)", (int)version,
              d->kind->version);
     d->fault = DATABASE_NEWER;
+    database_leave(d);
     return unavailable(error, text);
 }
 

@@ -60,6 +60,8 @@ bool database_exists(const database *database);
  * BX_NOMEM. */
 BX_MUST_USE bx_status database_open(database *database, bool writing, bx_error *error);
 void database_close(database *database);
+/* Whenever it is closed, nothing is written into it. */
+void database_leave(database *database);
 /* Whether there is room for a row of so many bytes. What does not fit is not begun. */
 BX_MUST_USE bx_status database_check_room(database *database, size_t bytes, bx_error *error);
 /* Before a call, and what its code came to: the database is closed unless it is only locked. */

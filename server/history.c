@@ -872,6 +872,10 @@ history *history_new(data_dir *directory, const history_options *options) {
 
 void history_free(history *h) {
     if (h) {
+        if (is_damaged(h)) {
+            database_leave(&h->reader);
+            database_leave(&h->writer);
+        }
         database_fini(&h->reader);
         database_fini(&h->writer);
         pthread_mutex_destroy(&h->writing);

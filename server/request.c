@@ -164,7 +164,7 @@ void request_ref(request *r) {
     atomic_fetch_add(&r->refs, 1);
 }
 
-static void return_ticket(request *r) {
+void request_return_ticket(request *r) {
     if (!atomic_exchange(&r->ticket_returned, true)) {
         give_ticket(r->server, r->route);
     }
@@ -184,7 +184,7 @@ void request_unref(request *r) {
     if (atomic_fetch_sub(&r->refs, 1) != 1) {
         return;
     }
-    return_ticket(r);
+    request_return_ticket(r);
     return_memory(r);
     lease_give(&r->lease, &r->stages);
     request_drop_regions(r);
@@ -277,7 +277,7 @@ bool request_answer(request *r, answer *out) {
         r->answer = (answer){0};
         r->state = REQUEST_ANSWERED;
         /* before the client can read the answer and send its next request */
-        return_ticket(r);
+        request_return_ticket(r);
         if (r->finished) {
             if (r->plan.streamed) {
                 pool_cancel(r->pool, r); /* units that are left over wait in memory that goes now */

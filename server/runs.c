@@ -156,6 +156,7 @@ void runs_put(runs *q, request *r) {
     r->record.step.time_us = (int64_t)now.tv_sec * 1000000 + now.tv_nsec / 1000;
     r->next_record = NULL;
     request_ref(r);
+    request_return_ticket(r); /* whoever computes does not wait for the disk */
     pthread_mutex_lock(&q->lock);
     if (q->last) {
         q->last->next_record = r;

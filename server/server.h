@@ -549,6 +549,8 @@ BX_MUST_USE bool request_expire(request *request);
 bool request_expired(request *request);
 /* The connection is gone or answered: drops its reference. */
 void request_abandon(request *request);
+/* It does not compute any more; done when it is answered, at the latest. */
+void request_return_ticket(request *request);
 /* The shared memory it uses is not needed any more; done by the last reference. */
 void request_drop_regions(request *request);
 /* Called by workers: what the whole body is for. Only one that `makes` makes the sets of patterns. */
