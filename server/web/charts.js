@@ -131,7 +131,7 @@ export class Group {
   /** Every chart that has something gets its window again. */
   apply() {
     for (const chart of this.charts) {
-      chart.graph?.updateOptions({ dateWindow: this.window ?? this.extent() });
+      chart.show(this.window ?? this.extent());
     }
     this.point(this.pointed);
   }
@@ -177,6 +177,7 @@ export class Chart {
   graph = null;
   #series = [];
   #key = "";
+  #file = null; // rows that are still to be drawn
 
   /** `figure` holds .plot, .legend and .none; options: `unit` of x ("step", "time"), `zero`: y begins there. */
   constructor(figure, group, options = {}) {
@@ -229,10 +230,11 @@ export class Chart {
     const few = this.rows.length <= 40;
     const key = JSON.stringify([this.#series.map((s) => [s.name, s.slot, s.faint]), scheme, this.log, few]);
     if (this.graph && key === this.#key) {
-      this.graph.updateOptions({ file }, true);
+      this.#file = file;
       return;
     }
     this.graph?.destroy();
+    this.#file = null;
     this.#key = key;
     this.graph = new Dygraph(this.canvas, file, {
       labels: ["x", ...this.#series.map((s) => (s.faint ? "faint " : "line ") + s.name)],
@@ -260,6 +262,12 @@ export class Chart {
       highlightCallback: (_, x) => this.group.point(x),
       unhighlightCallback: () => this.group.point(null),
     });
+  }
+
+  /** Draw what is new, in this window; done by the group. */
+  show(dateWindow) {
+    this.graph?.updateOptions(this.#file ? { file: this.#file, dateWindow } : { dateWindow });
+    this.#file = null;
   }
 
   /** The row at x or nearest to it. */

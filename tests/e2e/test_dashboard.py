@@ -50,6 +50,17 @@ PIXELS = """
     }
     return n;"""
 
+REACH = """
+    const [canvas] = document.querySelectorAll(arguments[0] + " canvas"), [r, g, b] = arguments[1];
+    const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+    let x = 0;
+    for (let i = 0; i < data.length; i += 4) {
+        if (data[i] === r && data[i + 1] === g && data[i + 2] === b) {
+            x = Math.max(x, (i / 4) % canvas.width);
+        }
+    }
+    return x / canvas.width;"""
+
 
 class Poster:
     """Posts real predictions on real images under a run, step after step, until it is stopped."""
@@ -180,6 +191,10 @@ class Dashboard(lossd.Case):
     def pixels(self, chart, colour=LIGHT):
         return self.script(PIXELS, chart, list(colour))
 
+    def reach(self, chart, colour=LIGHT):
+        """The right end of a line, as a share of the chart's width."""
+        return self.script(REACH, chart, list(colour))
+
     def last_place(self, chart):
         """The largest label of the x axis."""
         return max(int(label) for label in self.text(chart + " .dygraph-axis-label-x") if label.isdigit())
@@ -268,8 +283,8 @@ class Dashboard(lossd.Case):
         self.near(float(text), number, 1e-3)
 
     def test_it_grows_while_results_come(self):
-        with Poster(self.daemon, "live") as poster:
-            self.wait(lambda: poster.step > 3)
+        with Poster(self.daemon, "live", pause=.04) as poster:
+            self.wait(lambda: poster.step > 45)  # so many are drawn without dots, and only prolonged from then on
             self.open()
             self.wait(lambda: self.pixels("#total") > 20)
             first = int(self.numbers()["live"][0])
@@ -286,6 +301,8 @@ class Dashboard(lossd.Case):
             self.find("#pause").click()
             self.wait(lambda: int(self.numbers()["live"][0]) > stopped)
         self.wait(lambda: self.shows("live", poster.step - 1))
+        for chart in ("#total", "#positives", "#unmatched", "#parts"):
+            self.wait(lambda: self.reach(chart) > .95)  # noqa: B023
         latest = self.daemon.get("/v1/runs/live").json()["latest"]
         row = self.numbers()["live"]
         for cell, number in zip(row[2:], (latest["total"], latest["loc"], latest["conf"], latest["positives"] / 2,
