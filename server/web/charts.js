@@ -138,7 +138,8 @@ export class Group {
 
   zoom(window) {
     const [low, high] = this.extent();
-    this.window = window && window[0] <= low && window[1] >= high ? null : window;
+    const rounding = 1e-6 * (high - low);
+    this.window = window && window[0] <= low + rounding && window[1] >= high - rounding ? null : window;
     this.apply();
   }
 
@@ -152,7 +153,7 @@ export class Group {
   reset() {
     this.window = null;
     for (const chart of this.charts) {
-      chart.graph?.updateOptions({ valueRange: null }, true);
+      chart.values = null;
     }
     this.apply();
   }
@@ -175,6 +176,7 @@ function withoutTouch() {
 export class Chart {
   rows = [];
   graph = null;
+  values = null; // of y that are shown; null: all
   #series = [];
   #key = "";
   #file = null; // rows that are still to be drawn
@@ -235,6 +237,7 @@ export class Chart {
     }
     this.graph?.destroy();
     this.#file = null;
+    this.values = null;
     this.#key = key;
     this.graph = new Dygraph(this.canvas, file, {
       labels: ["x", ...this.#series.map((s) => (s.faint ? "faint " : "line ") + s.name)],
@@ -258,7 +261,10 @@ export class Chart {
         y: { axisLabelFormatter: axisNumber, axisLabelWidth: 46, pixelsPerLabel: 34 },
       },
       interactionModel: withoutTouch(),
-      zoomCallback: (low, high) => this.group.zoom(this.graph.isZoomed("x") ? [low, high] : null),
+      zoomCallback: (low, high, [values]) => {
+        this.values = this.graph.isZoomed("y") ? values : null;
+        this.group.zoom(this.graph.isZoomed("x") ? [low, high] : null);
+      },
       highlightCallback: (_, x) => this.group.point(x),
       unhighlightCallback: () => this.group.point(null),
     });
@@ -266,7 +272,8 @@ export class Chart {
 
   /** Draw what is new, in this window; done by the group. */
   show(dateWindow) {
-    this.graph?.updateOptions(this.#file ? { file: this.#file, dateWindow } : { dateWindow });
+    const zoom = { dateWindow, valueRange: this.values };
+    this.graph?.updateOptions(this.#file ? { file: this.#file, ...zoom } : zoom);
     this.#file = null;
   }
 
