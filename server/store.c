@@ -17,7 +17,7 @@ static const char *const migrations[] = {
     "PRIMARY KEY (kind, name))",
 };
 
-static const database_kind kind = {.file = "lossd.sqlite3",
+static const database_kind definitions = {.file = "lossd.sqlite3",
                                    .migrations = migrations,
                                    .version = sizeof migrations / sizeof *migrations,
                                    .spare = 65536};
@@ -139,7 +139,7 @@ bx_status store_each(store *s, void (*each)(void *context, const store_row *row)
 
 store *store_open(data_dir *directory) {
     store *s = calloc(1, sizeof *s);
-    if (!s || !database_init(&s->database, &kind, directory, "EXTRA")) {
+    if (!s || !database_init(&s->database, &definitions, directory, "EXTRA")) {
         free(s);
         return NULL;
     }
