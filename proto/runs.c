@@ -45,13 +45,14 @@ void proto_step_make(proto_step *step, const proto_request *request, const bx_re
 
 /* RFC 3339, to the millisecond. */
 static void write_time(char out[32], int64_t us) {
-    const time_t seconds = (time_t)(us / 1000000);
+    const int64_t within = (us % 1000000 + 1000000) % 1000000;
+    const time_t seconds = (time_t)(us / 1000000 - (us % 1000000 < 0));
     struct tm utc;
     if (!gmtime_r(&seconds, &utc) || strftime(out, 32, "%Y-%m-%dT%H:%M:%S", &utc) == 0) {
         strcpy(out, "1970-01-01T00:00:00Z");
         return;
     }
-    snprintf(out + strlen(out), 8, ".%03dZ", (int)(us / 1000 % 1000));
+    snprintf(out + strlen(out), 8, ".%03dZ", (int)(within / 1000));
 }
 
 static void add_time(proto_writer *w, const char *key, int64_t us) {

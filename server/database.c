@@ -56,7 +56,6 @@ void database_begin(database *d) {
     errno = 0;
 }
 
-/* The log stays as it is when the file is closed. */
 void database_leave(database *d) {
     if (d->db) {
         sqlite3_db_config(d->db, SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1, NULL);
@@ -85,9 +84,9 @@ bx_status database_failed(database *d, int rc, bx_error *error) {
     } else {
         d->fault = primary == SQLITE_NOTADB || primary == SQLITE_CORRUPT ? DATABASE_DAMAGED : DATABASE_GONE;
         status = unavailable(error, sqlite3_errstr(rc));
-    }
-    if (d->fault == DATABASE_DAMAGED) {
-        database_leave(d);
+        if (d->fault == DATABASE_DAMAGED) {
+            database_leave(d);
+        }
     }
     database_close(d);
     return status;
@@ -303,14 +302,18 @@ static bx_status open_file(database *d, bool create, bx_error *error) {
     return rc == SQLITE_OK ? status : database_failed(d, rc, error);
 }
 
+bx_status database_moved(database *d, bx_error *error) {
+    d->fault = DATABASE_GONE;
+    return unavailable(error, "its file was moved or deleted; restart the daemon");
+}
+
 bx_status database_open(database *d, bool writing, bx_error *error) {
     int moved = 0;
     if (writing && d->db && d->readable) {
         database_close(d); /* perhaps it can be written now */
     }
     if (d->db && sqlite3_file_control(d->db, "main", SQLITE_FCNTL_HAS_MOVED, &moved) == SQLITE_OK && moved) {
-        d->fault = DATABASE_GONE;
-        return unavailable(error, "its file was moved or deleted; restart the daemon");
+        return database_moved(d, error);
     }
     bx_status status = writing && !d->db ? make_directory(d, error) : BX_OK;
     if (status == BX_OK && !d->db) {
@@ -369,18 +372,34 @@ void database_hurry(database *d) {
     atomic_store(&d->hurried, true);
 }
 
-/* Into pages of the file that are free and what the disk has left. */
-bx_status database_check_room(database *d, size_t bytes, bx_error *error) {
-    struct statvfs disk;
-    int64_t pages = 0, page = 0;
-    if (statvfs(d->directory->path, &disk) || disk.f_blocks == 0) {
-        return BX_OK;
+/* Bytes of the disk that so many more take: what free pages of the file do not hold, and what the file has still to
+ * grow by when its log is copied into it. The log itself is emptied in time; meanwhile it may take what is spare. */
+static size_t count_needed(database *d, size_t bytes) {
+    struct stat file;
+    int64_t page = 0, pages = 0, free_pages = 0;
+    int rc = database_number(d, "PRAGMA page_size", &page);
+    rc = rc == SQLITE_OK ? database_number(d, "PRAGMA page_count", &pages) : rc;
+    rc = rc == SQLITE_OK ? database_number(d, "PRAGMA freelist_count", &free_pages) : rc;
+    if (rc != SQLITE_OK || stat(d->file, &file)) {
+        return bytes;
     }
-    int rc = database_number(d, "PRAGMA freelist_count", &pages);
-    rc = rc == SQLITE_OK ? database_number(d, "PRAGMA page_size", &page) : rc;
-    const size_t free_pages = rc == SQLITE_OK ? (size_t)pages * (size_t)page : 0;
-    const size_t more = bytes > free_pages ? bytes - free_pages : 0;
-    if (disk.f_bavail * disk.f_frsize < more + d->kind->spare) {
+    const size_t unused = (size_t)(free_pages * page), whole = (size_t)(pages * page), now = (size_t)file.st_size;
+    return (bytes > unused ? bytes - unused : 0) + (whole > now ? whole - now : 0);
+}
+
+static bool has_room(database *d, size_t bytes) {
+    struct statvfs disk;
+    return statvfs(d->directory->path, &disk) || disk.f_blocks == 0 ||
+           disk.f_bavail * disk.f_frsize >= count_needed(d, bytes) + d->kind->spare;
+}
+
+bx_status database_check_room(database *d, size_t bytes, bx_error *error) {
+    bool fits = has_room(d, bytes);
+    if (!fits && d->kind->log) { /* the log itself may take much */
+        sqlite3_wal_checkpoint_v2(d->db, NULL, SQLITE_CHECKPOINT_TRUNCATE, NULL, NULL);
+        fits = has_room(d, bytes);
+    }
+    if (!fits) {
         d->fault = DATABASE_FULL;
         return full(error);
     }

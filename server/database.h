@@ -60,10 +60,12 @@ bool database_exists(const database *database);
  * BX_NOMEM. */
 BX_MUST_USE bx_status database_open(database *database, bool writing, bx_error *error);
 void database_close(database *database);
-/* Whenever it is closed, nothing is written into it. */
+/* Whenever it is closed, nothing is written into it: a log that is not ours to copy stays a log. */
 void database_leave(database *database);
 /* Whether there is room for a row of so many bytes. What does not fit is not begun. */
 BX_MUST_USE bx_status database_check_room(database *database, size_t bytes, bx_error *error);
+/* Not where it was: nothing is to be written into it. It stays open, for it may be put back. */
+bx_status database_moved(database *database, bx_error *error);
 /* Before a call, and what its code came to: the database is closed unless it is only locked. */
 void database_begin(database *database);
 bx_status database_failed(database *database, int rc, bx_error *error);

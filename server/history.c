@@ -408,46 +408,51 @@ static int write_record(history *h, const record *record) {
     return rc == SQLITE_OK ? update_run(d, &r) : rc;
 }
 
-static bool is_damaged(const history *h) {
-    return atomic_load(&h->fault) == DATABASE_DAMAGED;
-}
-
-/* What the last call has come to, for whoever asks. Damage that was seen stays. */
+/* What the last call has come to, for whoever asks. */
 static bx_status note(history *h, const database *d, bx_status status) {
     if (status == BX_OK) {
+        atomic_store(&h->fault, DATABASE_FINE);
         atomic_store(&h->exists, true);
-    }
-    if ((status == BX_OK || status == BX_BUSY) && !is_damaged(h)) {
-        atomic_store(&h->fault, status == BX_OK ? DATABASE_FINE : (int)d->fault);
+    } else if (status == BX_BUSY) {
+        atomic_store(&h->fault, (int)d->fault);
     }
     return status;
 }
 
-/* Readers of other processes can keep the log from being emptied; then nothing more is written into it. */
+/* Readers of other processes can keep the log from being emptied; then nothing more is written into it. Nor when it is
+ * not where the next one to open the database will look for it. */
 static bx_status check_log(history *h, bx_error *error) {
+    database *d = &h->writer;
     char path[4096];
     struct stat file;
-    snprintf(path, sizeof path, "%s-wal", h->writer.file);
-    if (stat(path, &file) || file.st_size <= LOG_LIMIT) {
+    snprintf(path, sizeof path, "%s-wal", d->file);
+    if (stat(path, &file)) {
+        return errno == ENOENT ? database_moved(d, error) : BX_OK;
+    }
+    if (file.st_size <= LOG_LIMIT) {
         return BX_OK;
     }
-    int rc = sqlite3_wal_checkpoint_v2(h->writer.db, NULL, SQLITE_CHECKPOINT_TRUNCATE, NULL, NULL);
-    return rc == SQLITE_OK ? BX_OK : database_failed(&h->writer, rc, error);
+    int rc = sqlite3_wal_checkpoint_v2(d->db, NULL, SQLITE_CHECKPOINT_TRUNCATE, NULL, NULL);
+    return rc == SQLITE_OK ? BX_OK : database_failed(d, rc, error);
+}
+
+/* What was found damaged stays so until a probe finds it sound. */
+static bx_status open_writer(history *h, bx_error *error) {
+    database *d = &h->writer;
+    database_begin(d);
+    bx_status status = database_open(d, true, error);
+    if (status == BX_OK && atomic_load(&h->fault) == DATABASE_DAMAGED) {
+        status = database_failed(d, SQLITE_CORRUPT, error);
+    }
+    return status == BX_OK ? check_log(h, error) : status;
 }
 
 static bx_status begin(history *h, size_t bytes, bx_error *error) {
     database *d = &h->writer;
-    if (is_damaged(h)) {
-        return bx_fail(error, BX_BUSY, "store_unavailable",
-                       "the store cannot be used: it is damaged, and nothing more is written into it");
-    }
-    database_begin(d);
-    bx_status status = database_open(d, true, error);
+    bx_status status = open_writer(h, error);
     if (status == BX_OK) {
-        status = check_log(h, error);
-    }
-    if (status == BX_OK && bytes > 0) {
-        status = database_check_room(d, bytes, error);
+        const bx_status room = database_check_room(d, bytes, bytes > 0 ? error : NULL);
+        status = bytes > 0 ? room : BX_OK; /* what deletes may still find enough */
     }
     if (status == BX_OK) {
         int rc = database_run(d, "BEGIN IMMEDIATE");
@@ -590,12 +595,54 @@ bx_status history_tidy(history *h, bool *more, bx_error *error) {
     return status;
 }
 
+static int check_pages(database *d) {
+    sqlite3_stmt *s;
+    int rc = sqlite3_prepare_v2(d->db, "PRAGMA quick_check(1)", -1, &s, NULL);
+    if (rc == SQLITE_OK) {
+        const unsigned char *text = sqlite3_step(s) == SQLITE_ROW ? sqlite3_column_text(s, 0) : NULL;
+        const bool sound = text && !strcmp((const char *)text, "ok");
+        rc = sqlite3_finalize(s);
+        rc = rc == SQLITE_OK && !sound ? SQLITE_CORRUPT : rc;
+    }
+    return rc;
+}
+
+/* Whether its tables are ours, and the file is sound if it can be read through at once; of others what was known. */
+static bx_status check(history *h, bx_error *error) {
+    database *d = &h->writer;
+    struct stat file;
+    sqlite3_stmt *s;
+    int rc = SQLITE_OK;
+    for (int i = 0; rc == SQLITE_OK && i < N_STATEMENTS; i++) {
+        rc = database_prepare(d, i, &s);
+        rc = rc == SQLITE_ERROR ? SQLITE_CORRUPT : rc; /* a table or a column is missing */
+    }
+    if (rc == SQLITE_OK && (stat(d->file, &file) || file.st_size <= CHECK_LIMIT)) {
+        rc = check_pages(d);
+    } else if (rc == SQLITE_OK && atomic_load(&h->fault) == DATABASE_DAMAGED) {
+        rc = SQLITE_CORRUPT;
+    }
+    return rc == SQLITE_OK ? BX_OK : database_failed(d, rc, error);
+}
+
+/* Open it, and see whether it is sound. */
+static bx_status open_and_check(history *h, bx_error *error) {
+    database_begin(&h->writer);
+    bx_status status = database_open(&h->writer, true, error);
+    return status == BX_OK ? check(h, error) : status;
+}
+
 bx_status history_probe(history *h, bx_error *error) {
     bx_status status = BX_OK;
     pthread_mutex_lock(&h->writing);
-    if (is_there(h) || atomic_load(&h->fault) != DATABASE_FINE) {
-        database_begin(&h->writer);
-        status = database_open(&h->writer, true, error);
+    const int fault = atomic_load(&h->fault);
+    if (is_there(h) || fault != DATABASE_FINE) {
+        if (fault == DATABASE_DAMAGED) {
+            database_close(&h->writer); /* and what it still has in memory */
+            status = open_and_check(h, error);
+            note(h, &h->writer, status);
+        }
+        status = status == BX_OK ? open_writer(h, error) : status;
         if (status == BX_OK) {
             status = database_check_room(&h->writer, RECORD_BYTES, error);
         }
@@ -606,6 +653,14 @@ bx_status history_probe(history *h, bx_error *error) {
 }
 
 /* ---- reading ----------------------------------------------------------------------------------------------------- */
+
+/* Whoever writes looks whether the reader's database is open. */
+static bx_status reader_failed(history *h, int rc, bx_error *error) {
+    pthread_mutex_lock(&h->writing);
+    bx_status status = note(h, &h->reader, database_failed(&h->reader, rc, error));
+    pthread_mutex_unlock(&h->writing);
+    return status;
+}
 
 /* A transaction to read in; false, with BX_OK, when there is nothing yet. */
 static bool view(history *h, bx_status *status, bx_error *error) {
@@ -619,16 +674,14 @@ static bool view(history *h, bx_status *status, bx_error *error) {
     database_begin(d);
     if (there) {
         *status = database_open(d, false, error);
+        *status = *status == BX_OK ? BX_OK : note(h, d, *status);
     }
     if (!open) {
         pthread_mutex_unlock(&h->writing);
     }
     if (there && *status == BX_OK) {
         int rc = database_run(d, "BEGIN");
-        *status = rc == SQLITE_OK ? BX_OK : database_failed(d, rc, error);
-    }
-    if (*status != BX_OK) {
-        note(h, d, *status);
+        *status = rc == SQLITE_OK ? BX_OK : reader_failed(h, rc, error);
     }
     return there && *status == BX_OK;
 }
@@ -643,7 +696,7 @@ static bx_status end_view(history *h, int rc, bx_status status, bx_error *error)
     if ((rc & 0xff) == SQLITE_INTERRUPT) {
         return bx_fail(error, BX_BUSY, "timeout", "nobody waits for it any more");
     }
-    return rc == SQLITE_OK ? status : note(h, d, database_failed(d, rc, error));
+    return rc == SQLITE_OK ? status : reader_failed(h, rc, error);
 }
 
 static bx_status unknown_run(const char *name, bx_error *error) {
@@ -872,7 +925,7 @@ history *history_new(data_dir *directory, const history_options *options) {
 
 void history_free(history *h) {
     if (h) {
-        if (is_damaged(h)) {
+        if (atomic_load(&h->fault) == DATABASE_DAMAGED) {
             database_leave(&h->reader);
             database_leave(&h->writer);
         }
@@ -892,36 +945,12 @@ void history_hurry(history *h) {
     database_hurry(&h->reader);
 }
 
-/* A file that can be read through at once is. */
-static bx_status check(history *h, bx_error *error) {
-    struct stat file;
-    sqlite3_stmt *s;
-    for (int i = 0; i < N_STATEMENTS; i++) {
-        if (database_prepare(&h->writer, i, &s) == SQLITE_ERROR) { /* a table is missing */
-            return database_failed(&h->writer, SQLITE_CORRUPT, error);
-        }
-    }
-    if (stat(h->writer.file, &file) || file.st_size > CHECK_LIMIT) {
-        return BX_OK;
-    }
-    int rc = sqlite3_prepare_v2(h->writer.db, "PRAGMA quick_check(1)", -1, &s, NULL);
-    if (rc == SQLITE_OK) {
-        const unsigned char *text = sqlite3_step(s) == SQLITE_ROW ? sqlite3_column_text(s, 0) : NULL;
-        const bool sound = text && !strcmp((const char *)text, "ok");
-        rc = sqlite3_finalize(s);
-        rc = rc == SQLITE_OK && !sound ? SQLITE_CORRUPT : rc;
-    }
-    return rc == SQLITE_OK ? BX_OK : database_failed(&h->writer, rc, error);
-}
-
 bx_status history_open(history *h, bx_error *error) {
     bx_status status = BX_OK;
     pthread_mutex_lock(&h->writing);
     if (database_exists(&h->writer)) {
         atomic_store(&h->exists, true);
-        database_begin(&h->writer);
-        status = database_open(&h->writer, true, error);
-        status = status == BX_OK ? check(h, error) : status;
+        status = open_and_check(h, error);
         note(h, &h->writer, status);
     }
     pthread_mutex_unlock(&h->writing);

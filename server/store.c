@@ -18,9 +18,9 @@ static const char *const migrations[] = {
 };
 
 static const database_kind definitions = {.file = "lossd.sqlite3",
-                                   .migrations = migrations,
-                                   .version = sizeof migrations / sizeof *migrations,
-                                   .spare = 65536};
+                                          .migrations = migrations,
+                                          .version = sizeof migrations / sizeof *migrations,
+                                          .spare = 65536};
 
 static void begin_call(store *s) {
     pthread_mutex_lock(&s->lock);
