@@ -48,7 +48,7 @@ KERNELS := $(B)/kernels/harness
 GOLDEN  := $(B)/golden/golden
 C_FILES := $(wildcard lib/*.[ch] lib/loss/*.h proto/*.[ch] server/*.[ch] tests/*/*.[ch])
 
-.PHONY: all run demo test check unit golden kernels e2e e2e-clients deploy-check screenshot tsan bench bench-peers cover layers \
+.PHONY: all run demo test check unit golden kernels e2e e2e-kill e2e-clients deploy-check screenshot tsan bench bench-peers cover layers \
         lint format format-check install docker clean help deps-build deps-demo deps-test deps-bench deps-bench-peers deps-clients deps-lint
 .SECONDARY:
 .DELETE_ON_ERROR:
@@ -162,6 +162,8 @@ golden: deps-test $(GOLDEN) ## independent float64 and PyTorch numbers, and thes
 	@tests/run $(GOLDEN) tests/golden/sources
 e2e: deps-test $(B)/lossd ## the real daemon over the wire
 	@LOSSD=$(B)/lossd tests/run tests/e2e/run.py
+e2e-kill: deps-test $(B)/lossd ## kill it under load TRIALS times (100): what was acknowledged is there
+	@LOSSD=$(B)/lossd /usr/bin/python3 tests/support/kill.py
 # The protocol's own client; not part of `test`, which needs nothing but Debian's packages.
 e2e-clients: deps-clients $(B)/lossd build/clients/.ready ## Triton's client from PyPI against the real daemon
 	@LOSSD=$(B)/lossd build/clients/bin/python tests/clients/triton.py
