@@ -108,9 +108,9 @@ class OpenApi(lossd.Case):
                 self.valid(value, schema)
                 used.add(json.dumps(value))
         for name, example in self.document["components"]["examples"].items():
-            self.assertTrue(name == "loss_answer" or json.dumps(example["value"]) in used, name)
+            self.assertTrue(name.endswith("_answer") or json.dumps(example["value"]) in used, name)
         for response in self.document["components"]["responses"].values():
-            for example in response["content"].get(lossd.PROBLEM, {}).get("examples", {}).values():
+            for example in response.get("content", {}).get(lossd.PROBLEM, {}).get("examples", {}).values():
                 self.valid(example["value"], schemas["Problem"])
 
     def test_codes_are_those_the_tests_know(self):
@@ -136,10 +136,10 @@ class OpenApi(lossd.Case):
             with self.subTest(method=method, path=path):
                 if method not in ("get", "post"):
                     self.assertIn((method, path.split("/")[2]), [(m, p) for m in ("put", "delete")
-                                                                 for p in ("priors", "criteria")])
-                    continue  # test_definitions
-                if method == "get" and "/region/" in path:
-                    continue  # when it is registered
+                                                                 for p in ("priors", "criteria")] + [("delete", "runs")])
+                    continue  # test_definitions, test_runs
+                if (method == "get" and "/region/" in path) or path.startswith("/v1/runs/"):
+                    continue  # when it is registered, or recorded
                 if method == "post" and path.startswith("/v2"):
                     self.post_inference(path, target, operation)
                     continue
@@ -214,6 +214,48 @@ class OpenApi(lossd.Case):
                     self.problem(answer, (400, 409, 422), code)
                     self.check(method, path, answer)
 
+    def test_runs(self):
+        """Nothing yet, recorded, read in every form, unchanged and deleted, each as documented."""
+        run, steps = "/v1/runs/{name}", "/v1/runs/{name}/steps"
+        batch = lossd.random_batch(1, n=3, p=9, c=3)
+        match = self.good(self.daemon.post("/v1/match?include=targets&classes=2", batch.json(predictions=False)))
+        matched = batch.document(targets=match["targets"])
+        del matched["annotations"], matched["priors"]
+        names = {p["name"]: p for path, _, _, parameters in self.operations() for p in parameters if path == steps}
+        for step, body in enumerate((batch.safetensors(), json.dumps(matched).encode(),
+                                     lossd.random_batch(1, n=2, p=9, c=3, objects=0).safetensors())):
+            query = "?run=of-test_openapi&step=%d" % step
+            self.check("post", "/v1/loss", self.daemon.post("/v1/loss" + query, body))
+            for path, more in ((run, ""), ("/v1/runs", ""), (steps, ""), (steps, "?format=csv"), (steps, "?points=4"),
+                               (steps, "?after=0&limit=1"), ("/v1/runs", "?after=a&limit=1")):
+                with self.subTest(step=step, path=path + more):
+                    target = path.replace("{name}", "of-test_openapi") + more
+                    answer = self.daemon.get(target)
+                    self.assertEqual(answer.status, 200)
+                    self.check("get", path, answer)
+                    self.assertTrue(answer.header("ETag"))
+                    same = self.daemon.get(target, **{"If-None-Match": answer.header("ETag")})
+                    self.assertEqual(same.status, 304)
+                    self.check("get", path, same)
+                    self.check("get", path, self.daemon.get(target.split("?")[0] + "?limt=1"))
+        for name in ("limit", "points"):   # the limits of the document are those of the daemon
+            schema = names[name]["schema"]
+            for value, status in ((schema["minimum"], 200), (schema["minimum"] - 1, 422), (schema["maximum"], 200),
+                                  (schema["maximum"] + 1, 422)):
+                answer = self.daemon.get("/v1/runs/of-test_openapi/steps?%s=%d" % (name, value))
+                self.assertEqual(answer.status, status)
+                self.check("get", steps, answer)
+        mine = "of-test_openapi"
+        for method, path, target, status in (("delete", run, mine, 204), ("delete", run, mine, 404),
+                                             ("get", run, mine, 404), ("get", steps, "x/steps", 404),
+                                             ("delete", run, "x?y=z", 422)):
+            answer = self.daemon.request(method.upper(), "/v1/runs/" + target)
+            self.assertEqual(answer.status, status)
+            self.check(method, path, answer)
+        schemas = self.document["components"]["schemas"]
+        for example, schema in (("runs_answer", "RunsList"), ("steps_answer", "Steps")):
+            self.valid(self.document["components"]["examples"][example]["value"], schemas[schema])
+
     def test_described_criteria_are_their_own_definition(self):
         for row in self.daemon.get("/v1/criteria").json()["criteria"]:
             text = self.daemon.get("/v1/criteria/" + row["name"]).json()
@@ -279,6 +321,7 @@ class OpenApi(lossd.Case):
                 self.check("post", path, self.daemon.post(path, body))
         self.check("get", "/v1/priors/{name}", self.daemon.get("/v1/priors/nothing"))
         self.check("get", "/v1/criteria/{name}", self.daemon.get("/v1/criteria/nothing"))
+        self.check("get", "/v1/runs/{name}", self.daemon.get("/v1/runs/nothing"))
         self.check("get", "/v1/priors", self.daemon.request("DELETE", "/v1/priors"))
         self.assertGreater(len(self.seen), 30, self.seen)
 
