@@ -234,7 +234,7 @@ class Starts(Case):
 
     def test_again_and_again(self):
         """Restarted under load on the same port: what was acknowledged stays."""
-        times = int(os.environ.get("RESTARTS", "12"))
+        times = int(os.environ.get("RESTARTS", "20"))
         acknowledged, stop = [set() for _ in range(4)], threading.Event()
         daemon = lossd.Daemon("--data-dir", self.data)
         port = daemon.port
