@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs, and the disk they are on: what is found at the start, what fails later, and that nothing acknowledged is lost."""
+"""Runs, and the disk they are on: what is found at the start, what fails later; nothing acknowledged is lost."""
 import hashlib
 import os
 import re

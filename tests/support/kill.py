@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Kill the daemon at a random moment while clients record, start it again, and compare: TRIALS=100 kill.py
 
-The clients keep the ledger: of every step of every run what they sent, in order, and what of it was acknowledged. A step
-belongs to one client, so of what it sent last either the acknowledged one is there, or one that it sent after that and
-never heard of. What is compared is what the restarted daemon tells; the files, too, must pass SQLite's own check.
+The clients keep the ledger: of every step of every run what they sent, in order, and what of it was acknowledged. A
+step belongs to one client, so of what it sent last either the acknowledged one is there, or one that it sent after that
+and never heard of. What is compared is what the restarted daemon tells; the files, too, must pass SQLite's own check.
 """
 import os
 import random
