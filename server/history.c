@@ -408,13 +408,16 @@ static int write_record(history *h, const record *record) {
     return rc == SQLITE_OK ? update_run(d, &r) : rc;
 }
 
-/* What the last call has come to, for whoever asks. */
+/* What the last call has come to, for whoever asks. Damage that another thread has seen meanwhile is not covered. */
 static bx_status note(history *h, const database *d, bx_status status) {
+    int known = atomic_load(&h->fault);
     if (status == BX_OK) {
-        atomic_store(&h->fault, DATABASE_FINE);
         atomic_store(&h->exists, true);
-    } else if (status == BX_BUSY) {
-        atomic_store(&h->fault, (int)d->fault);
+    }
+    if (status == BX_OK || status == BX_BUSY) {
+        const int fault = status == BX_OK ? DATABASE_FINE : (int)d->fault;
+        while (known != DATABASE_DAMAGED && !atomic_compare_exchange_weak(&h->fault, &known, fault)) {
+        }
     }
     return status;
 }
@@ -640,7 +643,7 @@ bx_status history_probe(history *h, bx_error *error) {
         if (fault == DATABASE_DAMAGED) {
             database_close(&h->writer); /* and what it still has in memory */
             status = open_and_check(h, error);
-            note(h, &h->writer, status);
+            atomic_store(&h->fault, status == BX_OK ? DATABASE_FINE : DATABASE_DAMAGED);
         }
         status = status == BX_OK ? open_writer(h, error) : status;
         if (status == BX_OK) {
