@@ -238,6 +238,7 @@ class Metrics(lossd.Case):
 
     def test_gauges(self):
         with lossd.Daemon("--workers", "3", "--queue-limit", "17", "--memory-limit", "64M") as daemon:
+            self.assertTrue(lossd.until(lambda: self.page(daemon)("workers_busy") == 0))   # they have begun to wait
             page = self.page(daemon)
             for name, value in (("workers", 3), ("workers_busy", 0), ("queue_limit", 17), ("queue_depth", 0),
                                 ("memory_limit_bytes", 64 << 20), ("connections", 1), ("ready", 1),
