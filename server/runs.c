@@ -22,7 +22,7 @@
 #define MOST_POINTS  2000
 #define DEFAULT_ROWS 500
 #define MOST_ROWS    1000
-#define ROW_BYTES    512 /* of JSON, at most: a step with 14 numbers; or a run */
+#define ROW_BYTES    640 /* of JSON, at most: a step with 14 numbers; or a run */
 
 struct runs {
     history *history;
