@@ -146,7 +146,6 @@ class Catalog(lossd.Case):
         self.problem(self.daemon.get("/v1/priors/"), 404)
         self.problem(self.daemon.get("/v1/priors/ssd300/x"), 404)
         self.problem(self.daemon.get("/v1"), 404)
-        self.problem(self.daemon.get("/"), 404)
 
     def test_operations(self):
         self.assertEqual(self.daemon.get("/healthz").status, 200)

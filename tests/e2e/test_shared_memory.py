@@ -238,7 +238,7 @@ class SharedMemory(SharedCase):
         name = "/lossd-e2e-pipe-%d" % os.getpid()
         os.mkfifo("/dev/shm" + name, 0o444)
         try:
-            with lossd.Daemon("--shared-memory", "--workers", "1", user=65532) as daemon:
+            with lossd.Daemon("--shared-memory", "--workers", "1", "--data-dir", "/nonexistent/data", user=65532) as daemon:
                 for _ in range(3):
                     answer = daemon.post(REGIONS + "/region/in/register",
                                          json.dumps({"key": name, "byte_size": 10}).encode())
