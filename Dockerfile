@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 # docker build -t lossd .    (without an engine or a registry: deploy/build-image.sh)
-# docker run -p 8080:8080 -e LOSSD_ALLOW_ANONYMOUS=1 lossd
+# docker run -p 127.0.0.1:8080:8080 -v lossd:/data -e LOSSD_ALLOW_ANONYMOUS=1 lossd
 #
 # The first stage compiles and runs every test; the second holds the binary and its four libraries. What clients register
-# is kept in /data; everything else may be read-only.
+# and record is kept in /data; everything else may be read-only.
 
 FROM docker.io/library/debian:trixie-slim AS build
 RUN apt-get update \
