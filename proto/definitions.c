@@ -52,11 +52,14 @@ bx_status proto_name_check(const char *name, bx_error *error) {
 
 bx_status proto_run_check(const char *name, bx_error *error) {
     const size_t plain = strspn(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-");
-    if (plain >= 1 && plain <= PROTO_RUN_LENGTH && name[plain] == '\0')
+    const bool dots = !strcmp(name, ".") || !strcmp(name, ".."); /* clients take these out of a path */
+    if (plain >= 1 && plain <= PROTO_RUN_LENGTH && name[plain] == '\0' && !dots)
         return BX_OK;
-    return bx_fail(error, BX_INVALID, "invalid_option",
-                   "a run is 1 to %d of the letters A-Z and a-z, digits, '.', '_' and '-', not \"%.70s\"",
-                   PROTO_RUN_LENGTH, name);
+    return bx_fail(
+        error, BX_INVALID, "invalid_option",
+        "a run is 1 to %d of the letters A-Z and a-z, digits, '.', '_' and '-', and neither \".\" nor \"..\"; "
+        "not \"%.70s\"",
+        PROTO_RUN_LENGTH, name);
 }
 
 /* ---- prior sets -------------------------------------------------------------------------------------------------- */

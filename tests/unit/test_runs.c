@@ -100,7 +100,7 @@ START_TEST(in_the_body) {
                 NULL, 0, A64, (int64_t)1 << 53);
         refused(form, "\"run\":\"a\"", NULL, 0, "missing_member", "step");
         refused(form, text ? "\"step\":\"7\"" : "\"step\":7", NULL, 0, "missing_member", "run");
-        static const char *const names[] = {"", "a b", "a/b", "\\u00e9", A64 "a"};
+        static const char *const names[] = {"", ".", "..", "a b", "a/b", "\\u00e9", A64 "a"};
         for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
             char options[200];
             snprintf(options, sizeof options, "\"run\":\"%s\",\"step\":%s", names[i], text ? "\"1\"" : "1");
