@@ -334,7 +334,7 @@ function renderList() {
     [...items.keys()].filter((name) => !names.has(name)).forEach((name) => items.delete(name));
   }
   $("count").textContent = matching.length === rows.length ? String(rows.length) : `${matching.length} of ${rows.length}`;
-  $("hint").textContent = full ? `${MOST_RUNS} runs are compared at most; remove one to add another.`
+  $("hint").textContent = full ? `${MOST_RUNS} runs are compared at most; uncheck one to add another.`
     : matching.length > shown.length ? `${matching.length - shown.length} more; the filter finds them.` : "";
 }
 

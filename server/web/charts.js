@@ -45,16 +45,16 @@ export function swatch(slot, scheme) {
   return svg;
 }
 
-/** Four significant digits, or as many as an integer has. */
+/** Four significant digits, or as many as an integer has; what smoothing has left of a number is none. */
 export function short(value) {
   if (value === null || value === undefined || Number.isNaN(value)) {
     return "–";
   }
-  const size = Math.abs(value);
-  if (Number.isInteger(value) && size < 1e7) {
-    return String(value);
+  const size = Math.abs(value) < 1e-12 ? 0 : Math.abs(value);
+  if (size === 0 || (Number.isInteger(value) && size < 1e7)) {
+    return String(size && value);
   }
-  return size !== 0 && (size < 1e-3 || size >= 1e6) ? value.toExponential(2) : String(Number(value.toPrecision(4)));
+  return size < 1e-3 || size >= 1e6 ? value.toExponential(2) : String(Number(value.toPrecision(4)));
 }
 
 function axisNumber(value) {
