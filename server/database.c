@@ -122,7 +122,8 @@ bx_status data_dir_claim(data_dir *d, bx_error *error) {
     if (fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK) {
         close(fd);
         char text[200];
-        snprintf(text, sizeof text, "another daemon uses the data directory \"%.120s\"", d->path);
+        snprintf(text, sizeof text, "another daemon uses the data directory \"%.120s\"; name another with --data-dir",
+                 d->path);
         status = unavailable(error, text);
     } else if (fd >= 0) { /* otherwise opening the file will say why not */
         d->claim = fd;
@@ -131,20 +132,30 @@ bx_status data_dir_claim(data_dir *d, bx_error *error) {
     return status;
 }
 
-bool data_dir_is_useless(const data_dir *d) {
+bx_status data_dir_check(const data_dir *d, bx_error *error) {
     size_t n = 0;
-    if (!access(d->path, W_OK | X_OK) || errno == ENOENT) {
-        return false;
+    struct stat there;
+    if (stat(d->path, &there)) {
+        return BX_OK; /* it may come */
     }
-    DIR *entries = opendir(d->path);
+    if (S_ISREG(there.st_mode)) {
+        return bx_fail(error, BX_BUSY, "store_read_only",
+                       "the data directory \"%.160s\" is a file; name another --data-dir", d->path);
+    }
+    DIR *entries = access(d->path, W_OK | X_OK) ? opendir(d->path) : NULL;
     if (!entries) {
-        return false; /* it may hold something */
+        return BX_OK; /* it may hold something */
     }
     while (readdir(entries)) {
         n++;
     }
     closedir(entries);
-    return n <= 2; /* itself and its parent */
+    return n > 2 ? BX_OK /* more than itself and its parent */
+                 : bx_fail(
+                       error, BX_BUSY, "store_read_only",
+                       "the data directory \"%.120s\" is empty and not this user's (%u) to write; change its owner, or "
+                       "name another --data-dir",
+                       d->path, (unsigned)geteuid());
 }
 
 /* The directory itself, in a parent that is there, for good. */
@@ -373,7 +384,9 @@ void database_hurry(database *d) {
 }
 
 /* Bytes of the disk that so many more take: what free pages of the file do not hold, and what the file has still to
- * grow by when its log is copied into it. The log itself is emptied in time; meanwhile it may take what is spare. */
+ * grow by when its log is copied into it, and what is spare. The log itself is emptied in time; meanwhile it may take
+ * what is spare. Of that, half will do while the file has as much inside it: or what is deleted from a file that has
+ * filled its disk would make no room. */
 static size_t count_needed(database *d, size_t bytes) {
     struct stat file;
     int64_t page = 0, pages = 0, free_pages = 0;
@@ -381,16 +394,17 @@ static size_t count_needed(database *d, size_t bytes) {
     rc = rc == SQLITE_OK ? database_number(d, "PRAGMA page_count", &pages) : rc;
     rc = rc == SQLITE_OK ? database_number(d, "PRAGMA freelist_count", &free_pages) : rc;
     if (rc != SQLITE_OK || stat(d->file, &file)) {
-        return bytes;
+        return bytes + d->kind->spare;
     }
     const size_t unused = (size_t)(free_pages * page), whole = (size_t)(pages * page), now = (size_t)file.st_size;
-    return (bytes > unused ? bytes - unused : 0) + (whole > now ? whole - now : 0);
+    const size_t spare = d->kind->log && unused >= d->kind->spare ? d->kind->spare / 2 : d->kind->spare;
+    return (bytes > unused ? bytes - unused : 0) + (whole > now ? whole - now : 0) + spare;
 }
 
 static bool has_room(database *d, size_t bytes) {
     struct statvfs disk;
     return statvfs(d->directory->path, &disk) || disk.f_blocks == 0 ||
-           disk.f_bavail * disk.f_frsize >= count_needed(d, bytes) + d->kind->spare;
+           disk.f_bavail * disk.f_frsize >= count_needed(d, bytes);
 }
 
 bx_status database_check_room(database *d, size_t bytes, bx_error *error) {

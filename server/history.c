@@ -18,7 +18,7 @@
 #define CHUNK         256 /* rows */
 #define N_CHARTED     6
 #define N_EXTREMES    (2 * N_CHARTED)
-#define SLICE         2000                /* rows that are deleted at a time */
+#define SLICE         500                 /* rows deleted at a time; their pages, in the log, fit in half of SPARE */
 #define SPARE         ((size_t)256 << 10) /* bytes of the disk for deletions */
 #define RECORD_BYTES  1024                /* of a record in the log, roughly */
 #define LOG_LIMIT     ((off_t)64 << 20)   /* which readers of other processes keep from being emptied */
@@ -970,8 +970,9 @@ history_state history_get_state(const history *h) {
     case DATABASE_READ_ONLY:
         return HISTORY_READ_ONLY;
     case DATABASE_DAMAGED:
-    case DATABASE_NEWER:
         return HISTORY_BROKEN;
+    case DATABASE_NEWER:
+        return HISTORY_NEWER;
     default:
         return HISTORY_GONE;
     }

@@ -106,14 +106,19 @@ static bool tend(runs *q) {
     bx_error error = {0};
     bool more = false;
     bx_status status = history_probe(q->history, &error);
-    if (status == BX_OK) {
+    const bool full = status != BX_OK && history_get_state(q->history) == HISTORY_FULL;
+    if (status == BX_OK || full) { /* what is deleted makes room */
         status = history_tidy(q->history, &more, &error);
+    }
+    const bool again = status == BX_OK && more;
+    if (full && status == BX_OK) { /* enough of it? */
+        status = history_probe(q->history, &error);
     }
     if (more) {
         atomic_fetch_add(&q->changes, 1);
     }
     log_state(q, &error);
-    return status == BX_OK && more;
+    return again;
 }
 
 /* Wait until something comes, or the store is to be looked after. */
@@ -182,24 +187,24 @@ bool runs_ready(const runs *q) {
 /* What is there must be sound and must be ours to write. */
 static bx_status open_history(runs *q, data_dir *directory, bx_error *error) {
     bx_error why = {0};
-    if (data_dir_is_useless(directory)) {
-        return bx_fail(
-            error, BX_BUSY, "store_read_only",
-            "the data directory is empty and not this user's (%u) to write; change its owner, or name another "
-            "--data-dir",
-            (unsigned)geteuid());
+    bx_status status = data_dir_check(directory, error);
+    if (status != BX_OK) {
+        return status;
     }
     if (history_open(q->history, &why) == BX_OK) {
         return BX_OK;
     }
     const history_state state = history_get_state(q->history);
+    if (state == HISTORY_NEWER) {
+        return bx_fail(error, BX_BUSY, "store_broken",
+                       "%s: %s. It was left as it is. Run that version, or name another --data-dir",
+                       history_file(q->history), why.text);
+    }
     if (state == HISTORY_BROKEN) {
-        return bx_fail(
-            error, BX_BUSY, "store_broken",
-            "%s: %s. It was left as it is. Put a copy in its place (and no -wal and -shm besides it), or "
-            "\"sqlite3 FILE .recover\" makes what can be read of it into a new one; without it, or with another "
-            "--data-dir, runs begin anew",
-            history_file(q->history), why.text);
+        return bx_fail(error, BX_BUSY, "store_broken",
+                       "%s: %s. It was left as it is. Put a copy in its place (and no -wal and -shm besides it), or "
+                       "\"sqlite3 FILE .recover | sqlite3 NEW\" saves what can be read; another --data-dir begins anew",
+                       history_file(q->history), why.text);
     }
     if (state == HISTORY_GONE && data_dir_claim(directory, error) != BX_OK) {
         return error->status; /* another daemon's */

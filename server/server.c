@@ -124,7 +124,7 @@ bx_status server_start(server *s, bx_error *error) {
             {"text", "--max-body needs two and a half times as much of --memory-limit; larger bodies get 413", 0});
     }
     LOG(LOG_INFO, "start", {"version", LOSSD_VERSION, 0}, {"listen", o->listen, 0}, {"port", NULL, s->port},
-        {"workers", NULL, (double)workers}, {"cpu_level", pool_level(s->pool), 0});
+        {"workers", NULL, (double)workers}, {"cpu_level", pool_level(s->pool), 0}, {"data_dir", o->data_dir, 0});
     return BX_OK;
 }
 

@@ -160,8 +160,9 @@ typedef struct store store;
 data_dir *data_dir_new(const char *path);
 /* NULL is accepted. */
 void data_dir_free(data_dir *directory);
-/* Whether nothing is and nothing can be kept in it: it is there, empty, and not this user's to write. */
-bool data_dir_is_useless(const data_dir *directory);
+/* Whether something is or may be kept in it. Errors: BX_BUSY "store_read_only": it is no directory, or it is there,
+ * empty, and not this user's to write. */
+BX_MUST_USE bx_status data_dir_check(const data_dir *directory, bx_error *error);
 /* Make it this process's own, if it is there. Errors: BX_BUSY "store_unavailable": it is another's. */
 BX_MUST_USE bx_status data_dir_claim(data_dir *directory, bx_error *error);
 
@@ -217,8 +218,9 @@ typedef enum history_state {
     HISTORY_FINE,
     HISTORY_FULL, /* its disk is; it can be read */
     HISTORY_READ_ONLY,
-    HISTORY_GONE,  /* it cannot be used */
-    HISTORY_BROKEN /* nor will it ever be: damaged, or a newer version's */
+    HISTORY_GONE,   /* it cannot be used */
+    HISTORY_BROKEN, /* nor will it ever be: damaged */
+    HISTORY_NEWER   /* or a newer version's */
 } history_state;
 
 /* Nothing on the disk is touched. NULL when out of memory. */

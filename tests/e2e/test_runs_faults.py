@@ -142,7 +142,7 @@ class Starts(Case):
                 if not clean:
                     shutil.rmtree(self.data)
                     os.rename(self.data + ".copy", self.data)
-                self.refused(65, "newer version.*99")
+                self.refused(65, "newer version.*99.*left as it is.*--data-dir")
                 with sqlite3.connect(self.file) as db:
                     db.execute("PRAGMA user_version = 1")
                 db.close()
@@ -471,6 +471,9 @@ class Faults(Case):
             try:
                 daemon = lossd.Daemon("--data-dir", os.path.join(home, "data"))
                 self.full(daemon, fill, lambda: os.unlink(filler))
+                db = sqlite3.connect(os.path.join(home, "data", FILE))
+                db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()   # later it would make room
+                db.close()
                 fill()
                 self.refused(daemon, 507, "store_full")
                 for _ in range(2):   # what the log takes is given back once
@@ -491,6 +494,25 @@ class Faults(Case):
                     self.refused(daemon, 507, "store_full")
                     os.unlink(filler)
                     self.record("kept", 2, daemon=daemon)
+            finally:
+                subprocess.run(["umount", "-l", home], check=True)
+
+    def test_runs_fill_their_disk(self):
+        """Nothing else is on it: deleting a run makes room, again and again."""
+        with tempfile.TemporaryDirectory() as home:
+            if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "lossd-test", home],
+                              stderr=subprocess.DEVNULL).returncode:
+                self.skipTest("no tmpfs can be mounted here")
+            try:
+                with lossd.Daemon("--data-dir", os.path.join(home, "data")) as daemon:
+                    for name in "abc":
+                        step = 0
+                        while daemon.post(target(name, step), TINY).status == 200:
+                            step += 1
+                        self.assertGreater(step, 100)
+                        self.refused(daemon, 507, "store_full")
+                        self.assertEqual(daemon.delete("/v1/runs/" + name).status, 204)
+                        self.assertTrue(lossd.until(lambda: daemon.post(target("kept", 1), TINY).status == 200, 10))
             finally:
                 subprocess.run(["umount", "-l", home], check=True)
 
@@ -577,6 +599,13 @@ class Faults(Case):
                 self.unknown("refused", daemon)
                 self.problem(daemon.delete("/v1/runs/refused"), 404, "unknown_run")
                 self.assertEqual(len(self.warnings(daemon)), 1)
+
+    def test_a_file_for_a_place(self):
+        with open(self.data, "w"):
+            pass
+        status, out, err = lossd.command("--listen", "127.0.0.1:0", "--data-dir", self.data)
+        self.assertEqual((status, out), (73, ""), err)
+        self.assertRegex(err, "^lossd: [^\n]*%s\" is a file; name another --data-dir\n$" % re.escape(self.data))
 
     def test_a_place_that_comes_later(self):
         parent = os.path.join(self.home.name, "later")
