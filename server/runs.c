@@ -203,7 +203,8 @@ static bx_status open_history(runs *q, data_dir *directory, bx_error *error) {
     if (state == HISTORY_BROKEN) {
         return bx_fail(error, BX_BUSY, "store_broken",
                        "%s: %s. It was left as it is. Put a copy in its place (and no -wal and -shm besides it), or "
-                       "\"sqlite3 FILE .recover | sqlite3 NEW\" saves what can be read; another --data-dir begins anew",
+                       "what a sqlite3 with a working .recover (Debian 12's has none) reads of it; another --data-dir "
+                       "begins anew",
                        history_file(q->history), why.text);
     }
     if (state == HISTORY_GONE && data_dir_claim(directory, error) != BX_OK) {
