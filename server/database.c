@@ -240,6 +240,13 @@ static int try_open(database *d, int flags, int64_t *version) {
     return rc;
 }
 
+int database_empty_log(database *d) {
+    sqlite3_busy_handler(d->db, NULL, NULL);
+    const int rc = sqlite3_wal_checkpoint_v2(d->db, NULL, SQLITE_CHECKPOINT_TRUNCATE, NULL, NULL);
+    sqlite3_busy_handler(d->db, wait_for_lock, d);
+    return rc;
+}
+
 /* From `version` to that of the kind, all or nothing. */
 static int migrate(database *d, int64_t version) {
     char mark[64];

@@ -74,5 +74,7 @@ int database_prepare(database *database, int i, sqlite3_stmt **statement);
 /* Statements without results; and a number that a pragma or a query answers (0: no row). */
 int database_run(database *database, const char *sql);
 int database_number(database *database, const char *sql, int64_t *number);
+/* Copy all of the log and cut it; SQLITE_BUSY, at once, where somebody reads. */
+int database_empty_log(database *database);
 
 #endif

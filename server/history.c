@@ -21,7 +21,8 @@
 #define SLICE         500                 /* rows deleted at a time; their pages, in the log, fit in half of SPARE */
 #define SPARE         ((size_t)256 << 10) /* bytes of the disk for deletions */
 #define RECORD_BYTES  1024                /* of a record in the log, roughly */
-#define LOG_LIMIT     ((off_t)64 << 20)   /* which readers of other processes keep from being emptied */
+#define LOG_LIMIT     ((off_t)64 << 20)   /* then it is emptied, as soon as nobody reads */
+#define LOG_MOST      ((off_t)256 << 20)  /* a reader has kept it from being emptied for too long */
 #define CHECK_LIMIT   ((off_t)64 << 20)   /* a larger file is not read through at the start */
 #define CANCEL_PERIOD 10000               /* instructions of SQLite's machine */
 #define US_PER_DAY    (86400LL * 1000000)
@@ -422,21 +423,26 @@ static bx_status note(history *h, const database *d, bx_status status) {
     return status;
 }
 
-/* Readers of other processes can keep the log from being emptied; then nothing more is written into it. Nor when it is
- * not where the next one to open the database will look for it. */
+static int stat_log(const history *h, struct stat *file) {
+    char path[4096];
+    snprintf(path, sizeof path, "%s-wal", h->writer.file);
+    return stat(path, file);
+}
+
+/* Readers can keep the log from being emptied: ours for as long as they read, those of other processes for ever; then
+ * nothing more is written into it. Nor when it is not where the next one to open the database will look for it. */
 static bx_status check_log(history *h, bx_error *error) {
     database *d = &h->writer;
-    char path[4096];
     struct stat file;
-    snprintf(path, sizeof path, "%s-wal", d->file);
-    if (stat(path, &file)) {
+    if (stat_log(h, &file)) {
         return errno == ENOENT ? database_moved(d, error) : BX_OK;
     }
     if (file.st_size <= LOG_LIMIT) {
         return BX_OK;
     }
-    int rc = sqlite3_wal_checkpoint_v2(d->db, NULL, SQLITE_CHECKPOINT_TRUNCATE, NULL, NULL);
-    return rc == SQLITE_OK ? BX_OK : database_failed(d, rc, error);
+    int rc = database_empty_log(d);
+    const bool later = (rc & 0xff) == SQLITE_BUSY && file.st_size <= LOG_MOST;
+    return rc == SQLITE_OK || later ? BX_OK : database_failed(d, rc, error);
 }
 
 /* What was found damaged stays so until a probe finds it sound. */
@@ -689,10 +695,25 @@ static bool view(history *h, bx_status *status, bx_error *error) {
     return there && *status == BX_OK;
 }
 
+/* Where one long read follows the other, there is no other time for it. */
+static void empty_long_log(history *h) {
+    struct stat file;
+    if (!stat_log(h, &file) && file.st_size > LOG_LIMIT) {
+        pthread_mutex_lock(&h->writing);
+        if (h->writer.db && atomic_load(&h->fault) == DATABASE_FINE) {
+            (void)database_empty_log(&h->writer); /* whoever writes next sees why not */
+        }
+        pthread_mutex_unlock(&h->writing);
+    }
+}
+
 static bx_status end_view(history *h, int rc, bx_status status, bx_error *error) {
     database *d = &h->reader;
     if (rc == SQLITE_OK) {
         rc = database_run(d, "COMMIT");
+        if (rc == SQLITE_OK) {
+            empty_long_log(h);
+        }
     } else if (!sqlite3_get_autocommit(d->db)) {
         database_run(d, "ROLLBACK");
     }
