@@ -308,17 +308,23 @@ size_t pool_busy(pool *p) {
     return p->n_workers - (size_t)(idle > 0 ? idle : 0);
 }
 
-void pool_cancel(pool *p, request *r) {
+void pool_forget(pool *p, request *r) {
     pthread_mutex_lock(&p->lock);
     bool was_queued = r->queued;
     if (was_queued) {
         unlink_request(&p->rings[r->slow], r);
     }
-    atomic_store(&r->cancelled, true);
     pthread_mutex_unlock(&p->lock);
     if (was_queued) {
         request_unref(r);
     }
+}
+
+void pool_cancel(pool *p, request *r) {
+    pthread_mutex_lock(&p->lock);
+    atomic_store(&r->cancelled, true); /* from now on it is not queued again */
+    pthread_mutex_unlock(&p->lock);
+    pool_forget(p, r);
 }
 
 bx_context *pool_borrow(pool *p) {

@@ -164,7 +164,7 @@ void request_ref(request *r) {
     atomic_fetch_add(&r->refs, 1);
 }
 
-void request_return_ticket(request *r) {
+static void return_ticket(request *r) {
     if (!atomic_exchange(&r->ticket_returned, true)) {
         give_ticket(r->server, r->route);
     }
@@ -184,7 +184,7 @@ void request_unref(request *r) {
     if (atomic_fetch_sub(&r->refs, 1) != 1) {
         return;
     }
-    request_return_ticket(r);
+    return_ticket(r);
     return_memory(r);
     lease_give(&r->lease, &r->stages);
     request_drop_regions(r);
@@ -198,6 +198,26 @@ void request_unref(request *r) {
     pthread_cond_destroy(&r->advanced);
     pthread_mutex_destroy(&r->lock);
     free(r);
+}
+
+/* Every unit is done, or is left over and looks at nothing but the stages. Under the lock. */
+static void keep_answer(request *r, size_t bytes) {
+    if (r->plan.streamed) {
+        pool_forget(r->pool, r); /* what waits there waits in memory that goes now */
+    }
+    return_memory(r);
+    lease_keep(&r->lease, bytes + r->stages.bytes);
+}
+
+void request_computed(request *r, size_t bytes) {
+    pthread_mutex_lock(&r->lock);
+    r->recorded = true;
+    r->done_bytes = bytes;
+    if (r->state != REQUEST_RECEIVING && r->state != REQUEST_EXPIRED) {
+        keep_answer(r, bytes);
+    } /* otherwise the receiving thread may still be looking; it does this when it waits */
+    pthread_mutex_unlock(&r->lock);
+    return_ticket(r);
 }
 
 /* ---- settling ---------------------------------------------------------------------------------------------------- */
@@ -265,6 +285,9 @@ bool request_wait(request *r, bool (*suspend)(void *connection, void *argument),
         wait = suspend(r->connection, argument);
         r->state = wait ? REQUEST_WAITING : r->state;
     }
+    if (wait && r->recorded) {
+        keep_answer(r, r->done_bytes);
+    }
     pthread_mutex_unlock(&r->lock);
     return wait;
 }
@@ -277,13 +300,9 @@ bool request_answer(request *r, answer *out) {
         r->answer = (answer){0};
         r->state = REQUEST_ANSWERED;
         /* before the client can read the answer and send its next request */
-        request_return_ticket(r);
+        return_ticket(r);
         if (r->finished) {
-            if (r->plan.streamed) {
-                pool_cancel(r->pool, r); /* units that are left over wait in memory that goes now */
-            }
-            return_memory(r);
-            lease_keep(&r->lease, out->body.bytes + r->stages.bytes);
+            keep_answer(r, out->body.bytes);
         }
     }
     pthread_mutex_unlock(&r->lock);

@@ -95,7 +95,7 @@ static void write_all(runs *q, request *taken[], size_t n_taken) {
             request_settle(r, r->done);
             r->done = (answer){0};
         } else {
-            request_settle(r, request_error(r, &error));
+            request_settle(r, answer_error(&error, NULL, r->encoding, r->id));
         }
         give_up(r);
     }
@@ -161,7 +161,7 @@ void runs_put(runs *q, request *r) {
     r->record.step.time_us = (int64_t)now.tv_sec * 1000000 + now.tv_nsec / 1000;
     r->next_record = NULL;
     request_ref(r);
-    request_return_ticket(r); /* whoever computes does not wait for the disk */
+    request_computed(r, r->done.body.bytes); /* whoever computes does not wait for the disk */
     pthread_mutex_lock(&q->lock);
     if (q->last) {
         q->last->next_record = r;

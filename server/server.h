@@ -145,7 +145,8 @@ int pool_take_slab(pool *pool, request *request);
 bool pool_is_idle(pool *pool);
 size_t pool_workers(const pool *pool);
 size_t pool_busy(pool *pool);
-/* Forget what no worker has begun and what may still be handed in; units under way return early. */
+/* Forget what no worker has begun; or what may still be handed in too, and units under way return early. */
+void pool_forget(pool *pool, request *request);
 void pool_cancel(pool *pool, request *request);
 /* A spare context for a thread that computes a small request itself; NULL when all are lent. */
 bx_context *pool_borrow(pool *pool);
@@ -515,6 +516,8 @@ struct request {
     record record;
     answer done;
     request *next_record;
+    bool recorded;     /* or about to be: its answer is all that is needed */
+    size_t done_bytes; /* of it */
 
     int64_t began_ns, received_ns; /* headers, last byte */
     atomic_llong first_unit_ns;    /* 0: none yet */
@@ -551,8 +554,9 @@ BX_MUST_USE bool request_expire(request *request);
 bool request_expired(request *request);
 /* The connection is gone or answered: drops its reference. */
 void request_abandon(request *request);
-/* It does not compute any more; done when it is answered, at the latest. */
-void request_return_ticket(request *request);
+/* It does not compute any more, and its answer will have so many bytes: the rest of its memory is given back as soon as
+ * nobody receives it, and its ticket at once. Both is done when it is answered, at the latest. */
+void request_computed(request *request, size_t bytes);
 /* The shared memory it uses is not needed any more; done by the last reference. */
 void request_drop_regions(request *request);
 /* Called by workers: what the whole body is for. Only one that `makes` makes the sets of patterns. */

@@ -343,6 +343,31 @@ class Faults(Case):
             self.record("a", 2, daemon=daemon)
             self.assertEqual(self.names(daemon), ["a"])
 
+    def test_memory_while_locked(self):
+        """Whoever waits for the disk holds the answer only, streamed or not: there is room to compute."""
+        batch = lossd.bccd()
+        bodies = [lossd.bccd_bytes(), batch.safetensors(order=("boxes", "conf", "counts", "labels", "loc"))]
+        with lossd.Daemon("--data-dir", self.data, "--memory-limit", "32M") as daemon:
+            self.record("a", 1, daemon=daemon)
+
+            def held():
+                return int(re.search(r"^lossd_inflight_bytes (\d+)", daemon.get("/metrics").body.decode(), re.M)[1])
+
+            for data in bodies:
+                other, waiting = self.locked(), []
+
+                def recorder(i):
+                    waiting.append(i)
+                    self.problem(daemon.post(target("locked", i), data), 503, "store_busy", "lock")
+
+                def computer():
+                    self.assertTrue(lossd.until(lambda: len(waiting) == 3, 1, 0.001))
+                    self.assertTrue(lossd.until(lambda: 0 < held() < 1 << 20, 20 if SLOW else 1.5), held())
+
+                lossd.together([computer] + [lambda i=i: recorder(i) for i in range(3)])
+                other.execute("ROLLBACK")
+            self.assertEqual(held(), 0)
+
     def test_a_short_lock(self):
         """Is waited for."""
         with lossd.Daemon("--data-dir", self.data) as daemon:
