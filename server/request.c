@@ -530,6 +530,10 @@ bool request_complete(request *r) {
         bool here = r->route->how == ROUTE_BATCH && !r->later && json_bytes(r) <= JSON_DECODE_BYTES &&
                     r->received <= DECODE_BYTES;
         ok = !here || batch_prepare_here(r, r->received) == BX_OK;
+        if (ok && r->route->how == ROUTE_BY_WRITER) {
+            runs_put(r->server->runs, r);
+            return false;
+        }
         if (ok && !r->planned) {
             pool_push_body(r->pool, r, r->route->how == ROUTE_BY_WORKER);
             return false;

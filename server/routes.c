@@ -243,7 +243,7 @@ static const route routes[] = {
     {"DELETE", "/v1/criteria/{name}", ROUTE_BY_CLERK, false, false, 0, CRITERIA, delete_definition},
     {"GET", "/v1/runs", ROUTE_BY_READER, false, false, 0, 0, get_runs},
     {"GET", "/v1/runs/{name}", ROUTE_BY_READER, false, false, 0, 0, get_run},
-    {"DELETE", "/v1/runs/{name}", ROUTE_BY_READER, false, false, 0, 0, delete_run},
+    {"DELETE", "/v1/runs/{name}", ROUTE_BY_WRITER, false, false, 0, 0, delete_run},
     {"GET", "/v1/runs/{name}/steps", ROUTE_BY_READER, false, false, 0, 0, get_steps},
     {"GET", "/healthz", ROUTE_OPS, false, false, 0, 0, get_healthz},
     {"GET", "/readyz", ROUTE_OPS, false, false, 0, 0, get_readyz},

@@ -6,7 +6,7 @@
  * one transaction and only then lets the answers go: the more wait, the fewer times the disk is synced. Whoever waits
  * here is not counted among those who compute; as many can as there are connections. In between the writer tidies up,
  * and looks every CHECK_S whether the store can (still) be used.
- * The handlers run in the reader's thread.
+ * The handlers run in the reader's thread, which never waits for the disk to take something; deleting is the writer's.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -50,7 +50,7 @@ static void log_state(runs *q, const bx_error *error) {
     }
 }
 
-/* The oldest of the queue that somebody waits for. */
+/* The oldest of the queue. */
 static size_t take(runs *q, request *taken[MOST_AT_ONCE]) {
     size_t n = 0;
     while (q->first && n < MOST_AT_ONCE) {
@@ -61,7 +61,7 @@ static size_t take(runs *q, request *taken[MOST_AT_ONCE]) {
     return n;
 }
 
-static void give_up(request *r) {
+static void let_go(request *r) {
     answer_free(&r->done);
     request_unref(r);
 }
@@ -72,7 +72,10 @@ static void write_all(runs *q, request *taken[], size_t n_taken) {
     bx_error error = {0};
     for (size_t i = 0; i < n_taken; i++) {
         if (atomic_load(&taken[i]->cancelled)) {
-            give_up(taken[i]);
+            let_go(taken[i]);
+        } else if (taken[i]->route->how == ROUTE_BY_WRITER) {
+            request_run_body(taken[i], false);
+            let_go(taken[i]);
         } else {
             records[n] = &taken[i]->record;
             taken[n++] = taken[i];
@@ -97,7 +100,7 @@ static void write_all(runs *q, request *taken[], size_t n_taken) {
         } else {
             request_settle(r, answer_error(&error, NULL, r->encoding, r->id));
         }
-        give_up(r);
+        let_go(r);
     }
 }
 

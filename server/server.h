@@ -738,6 +738,7 @@ struct route {
         ROUTE_BY_WORKER, /* the worker for what is slow does, when its answer without a lease has status 0 */
         ROUTE_BY_CLERK,  /* the clerk does, because of the disk */
         ROUTE_BY_READER, /* the thread that looks after what was recorded does; the query is the handler's */
+        ROUTE_BY_WRITER, /* the thread that records does */
         ROUTE_BATCH,     /* predictions: no handler, but units of work */
     } how;
     bool has_body;
@@ -777,7 +778,8 @@ void runs_hurry(runs *runs);
 /* What is wrong with what was recorded; and whether it is there, if anything ever was. */
 history_state runs_state(const runs *runs);
 bool runs_ready(const runs *runs);
-/* Record request->record, then settle the request with request->done; or with what failed. Never waits. */
+/* Record request->record, then settle the request with request->done; or with what failed. Of ROUTE_BY_WRITER: let the
+ * thread that records call the handler. Never waits. */
 void runs_put(runs *runs, request *request);
 /* Handlers. */
 answer get_runs(const route_call *call);

@@ -368,6 +368,27 @@ class Faults(Case):
                 other.execute("ROLLBACK")
             self.assertEqual(held(), 0)
 
+    def test_delete_while_locked(self):
+        """Who reads does not wait for who deletes."""
+        with lossd.Daemon("--data-dir", self.data) as daemon:
+            self.record("a", 1, daemon=daemon)
+            other = self.locked()
+
+            def delete():
+                self.problem(daemon.delete("/v1/runs/a"), 503, "store_busy", "lock")
+
+            def read():
+                time.sleep(0.3)
+                begin = time.monotonic()
+                self.good(daemon.get("/v1/runs/a"))
+                self.assertLess(time.monotonic() - begin, 1.0)
+
+            lossd.together([delete, read])
+            other.execute("ROLLBACK")
+            self.assertEqual(daemon.delete("/v1/runs/a").status, 204)
+            self.problem(daemon.delete("/v1/runs/a"), 404, "unknown_run")
+            self.unknown("a", daemon)
+
     def test_a_short_lock(self):
         """Is waited for."""
         with lossd.Daemon("--data-dir", self.data) as daemon:
