@@ -100,10 +100,18 @@ function toggle(name, on) {
   } else {
     chosen.delete(name);
   }
+  keepOne();
   say(`${name} ${on ? "added" : "removed"}; ${chosen.size} of at most ${MOST_RUNS} runs compared.`);
   remember();
   render();
   pollNow();
+}
+
+/** One of those that are chosen is looked at alone. */
+function keepOne() {
+  if (!chosen.has(settings.one)) {
+    settings.one = chosen.keys().next().value ?? null;
+  }
 }
 
 /** The runs, the one that began last first. */
@@ -134,9 +142,7 @@ function reconcile() {
     looked = true;
     choose(listed()[0].name);
   }
-  if (!chosen.has(settings.one)) {
-    settings.one = chosen.keys().next().value ?? null;
-  }
+  keepOne();
 }
 
 let touched = false; // the selection, by hand

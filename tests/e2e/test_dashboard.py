@@ -390,6 +390,24 @@ class Dashboard(lossd.Case):
         self.assertEqual((self.find("#log").is_selected(), self.find("#smooth").get_attribute("value"),
                           self.find("#one").get_attribute("value")), (True, "0.99", "run-0"))
 
+    def test_one_run_is_one_of_the_chosen(self):
+        """Also while nothing is recorded, when the list never changes."""
+        Poster(self.daemon, "older").post(1)
+        Poster(self.daemon, "newer").post(2)
+        self.open()
+        self.wait(lambda: "step 2" in self.text("#iou .at")[0])
+        older, newer = [self.find("#list li:nth-child(%d) input" % i) for i in (2, 1)]
+        older.click()
+        self.wait(lambda: list(self.numbers()) == ["newer", "older"])
+        newer.click()
+        self.wait(lambda: "step 1" in self.text("#iou .at")[0])
+        self.assertEqual(self.find("#one").get_attribute("value"), "older")
+        self.assertEqual(len(self.text("#parts .legend li")), 4)
+        older.click()
+        self.wait(lambda: self.text("#iou .at") == [""])
+        newer.click()
+        self.wait(lambda: "step 2" in self.text("#iou .at")[0])
+
     def test_zoom_log_and_smoothing(self):
         self.expected += r"|points out of Y bounds"   # dygraphs says so where values are zoomed
         poster = Poster(self.daemon, "zoomed")
