@@ -19,6 +19,7 @@
 #define TINY           64
 #define MAX_QUERY      64
 #define ID_DIGITS      10
+#define OPS_SECONDS    2 /* for the headers of a request for operations: who asks is near, and others wait */
 
 typedef struct exchange {
     server *server;
@@ -51,6 +52,11 @@ static void set_phase(exchange *x, phase phase, int64_t seconds) {
     peer_phase(x->peer, phase, seconds, phase == PHASE_IDLE ? NULL : x->post, x->id);
 }
 
+static int64_t header_seconds(const listener *l) {
+    const int64_t seconds = l->server->options.header_timeout;
+    return l->ops && seconds > OPS_SECONDS ? OPS_SECONDS : seconds;
+}
+
 void http_on_connection(void *cls, struct MHD_Connection *connection, void **context,
                         enum MHD_ConnectionNotificationCode code) {
     listener *l = cls;
@@ -58,7 +64,7 @@ void http_on_connection(void *cls, struct MHD_Connection *connection, void **con
     atomic_fetch_add(&l->connections, code == MHD_CONNECTION_NOTIFY_STARTED ? 1 : -1);
     if (code == MHD_CONNECTION_NOTIFY_STARTED) {
         int fd = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd;
-        *context = peer_add(server->http->peers, fd, server->options.header_timeout);
+        *context = peer_add(server->http->peers, fd, header_seconds(l));
     } else {
         peer_remove(*context);
     }
@@ -138,7 +144,7 @@ static enum MHD_Result send_answer(exchange *x, answer a) {
         snprintf(number, sizeof number, "%d", a.retry_after);
         MHD_add_response_header(response, MHD_HTTP_HEADER_RETRY_AFTER, number);
     }
-    if (x->close || atomic_load(&x->server->closing)) {
+    if (x->close || x->listener->ops || atomic_load(&x->server->closing)) {
         MHD_add_response_header(response, MHD_HTTP_HEADER_CONNECTION, "close");
     }
     x->status = a.status;
@@ -494,7 +500,7 @@ void *http_on_target(void *cls, const char *uri, struct MHD_Connection *connecti
     x->began_ns = now_ns();
     copy_text(x->target, sizeof x->target, uri);
     x->peer = peer;
-    set_phase(x, PHASE_HEAD, server->options.header_timeout);
+    set_phase(x, PHASE_HEAD, header_seconds(l));
     atomic_fetch_add(&l->exchanges, 1);
     return x;
 }

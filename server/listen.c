@@ -4,7 +4,8 @@
  *
  * The ports are taken first, so that nothing else is touched when one is not free. Stopping while a connection is
  * suspended would abort the process: whatever waits is answered before. The listener for operations (--ops-listen) has
- * a thread of its own, answers at once whatever it is asked, and stops last.
+ * a thread of its own, answers at once whatever it is asked, one request a connection so that none is kept, and stops
+ * last.
  */
 #include <errno.h>
 #include <netdb.h>
@@ -18,7 +19,7 @@
 
 #define READ_POOL       ((size_t)512 << 10) /* half of it is read at a time; with 256 KiB uploads are 7 % slower */
 #define OPS_POOL        ((size_t)16 << 10)
-#define OPS_CONNECTIONS 16
+#define OPS_CONNECTIONS 64
 #define OPS_FINISH_NS   (NS_PER_S / 10)
 
 static void on_message(void *cls, const char *format, va_list arguments) {

@@ -437,6 +437,16 @@ class OpsListener(lossd.Case):
             self.assertEqual(daemon.wait(), 0)
             self.assertRaises(ConnectionRefusedError, daemon.ops, "/healthz")
 
+    def test_ops_connections_are_not_kept(self):
+        """Clients that keep theirs, or never finish their headers, do not keep a probe waiting."""
+        with lossd.Daemon("--ops-listen", "127.0.0.1:0") as daemon:
+            kept = [lossd.Connection(daemon.ops_port) for _ in range(140)]
+            for i, connection in enumerate(kept):
+                connection.start("GET", "/healthz") if i % 2 else connection.send(b"GET /healthz HTTP/1.1\r\nHost:")
+            self.assertEqual(daemon.ops("/healthz", timeout=5).status, 200)
+            for connection in kept:
+                connection.close()
+
     def test_silent_connections_of_its_own_time_out(self):
         with lossd.Daemon("--ops-listen", "127.0.0.1:0", "--header-timeout", "1") as daemon:
             silent = [lossd.Connection(daemon.ops_port) for _ in range(20)]
