@@ -31,7 +31,7 @@
 
 struct history {
     history_options options;
-    pthread_mutex_t writing; /* the first database; also while the second one is opened */
+    pthread_mutex_t writing; /* the first database; the second one is the reading thread's */
     database writer, reader;
     atomic_int fault; /* database_fault */
     atomic_bool exists;
@@ -501,7 +501,7 @@ bx_status history_write(history *h, const record *const *records, size_t n, bx_e
 }
 
 static bool is_there(const history *h) {
-    return h->writer.db || h->reader.db || database_exists(&h->writer);
+    return h->writer.db || database_exists(&h->writer);
 }
 
 bx_status history_delete(history *h, const char *name, bool *found, bx_error *error) {
@@ -663,29 +663,25 @@ bx_status history_probe(history *h, bx_error *error) {
 
 /* ---- reading ----------------------------------------------------------------------------------------------------- */
 
-/* Whoever writes looks whether the reader's database is open. */
 static bx_status reader_failed(history *h, int rc, bx_error *error) {
-    pthread_mutex_lock(&h->writing);
-    bx_status status = note(h, &h->reader, database_failed(&h->reader, rc, error));
-    pthread_mutex_unlock(&h->writing);
-    return status;
+    return note(h, &h->reader, database_failed(&h->reader, rc, error));
 }
 
 /* A transaction to read in; false, with BX_OK, when there is nothing yet. */
 static bool view(history *h, bx_status *status, bx_error *error) {
     database *d = &h->reader;
     *status = BX_OK;
-    const bool open = d->db != NULL;
-    if (!open) { /* who opens may have to migrate; who has opened does not wait for what is written */
+    const bool made = d->db || atomic_load(&h->exists);
+    if (!made) { /* perhaps it is being made; who reads later does not wait for what is written */
         pthread_mutex_lock(&h->writing);
     }
-    const bool there = open || is_there(h);
+    const bool there = made || is_there(h);
     database_begin(d);
     if (there) {
         *status = database_open(d, false, error);
         *status = *status == BX_OK ? BX_OK : note(h, d, *status);
     }
-    if (!open) {
+    if (!made) {
         pthread_mutex_unlock(&h->writing);
     }
     if (there && *status == BX_OK) {

@@ -368,6 +368,24 @@ class Faults(Case):
                 other.execute("ROLLBACK")
             self.assertEqual(held(), 0)
 
+    def test_first_read_while_locked(self):
+        """It does not wait for who records, either."""
+        with lossd.Daemon("--data-dir", self.data) as daemon:
+            self.good(daemon.post(target("a", 1), TINY))
+            other = self.locked()
+
+            def record():
+                self.problem(daemon.post(target("a", 2), TINY), 503, "store_busy", "lock")
+
+            def read():
+                time.sleep(0.3)
+                begin = time.monotonic()
+                self.assertEqual(len(all_steps(daemon, "a")), 1)
+                self.assertLess(time.monotonic() - begin, 1.0)
+
+            lossd.together([record, read])
+            other.execute("ROLLBACK")
+
     def test_delete_while_locked(self):
         """Who reads does not wait for who deletes."""
         with lossd.Daemon("--data-dir", self.data) as daemon:
