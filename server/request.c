@@ -94,15 +94,19 @@ static request *new_request(server *server, const admission *a, size_t need, ans
     return r;
 }
 
+static bool waits_for_disk(const route *route) {
+    return route->how == ROUTE_BY_CLERK || route->how == ROUTE_BY_WRITER;
+}
+
 /* What waits for the disk has tickets of its own, so that it never takes those of what computes. */
 static atomic_long *tickets_of(server *server, const route *route) {
-    return route->how == ROUTE_BY_CLERK    ? &server->at_clerk
+    return waits_for_disk(route)           ? &server->at_clerk
            : route->how == ROUTE_BY_READER ? &server->at_reader
                                            : &server->tickets;
 }
 
 static bool take_ticket(server *server, const admission *a, answer *refusal) {
-    const bool clerk = a->route->how == ROUTE_BY_CLERK, reader = a->route->how == ROUTE_BY_READER;
+    const bool clerk = waits_for_disk(a->route), reader = a->route->how == ROUTE_BY_READER;
     atomic_long *tickets = tickets_of(server, a->route);
     if (atomic_fetch_add(tickets, 1) < (clerk    ? MOST_AT_CLERK
                                         : reader ? MOST_AT_READER
@@ -111,7 +115,7 @@ static bool take_ticket(server *server, const admission *a, answer *refusal) {
     }
     atomic_fetch_sub(tickets, 1);
     *refusal = refuse(503, 1, "queue_full",
-                      clerk    ? "As many registrations as are possible at a time wait for the disk."
+                      clerk    ? "As many registrations and deletions as are possible at a time wait for the disk."
                       : reader ? "As many requests for runs as are possible at a time are being served."
                                : "As many requests as --queue-limit allows are being served.",
                       a->id);

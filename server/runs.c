@@ -164,7 +164,9 @@ void runs_put(runs *q, request *r) {
     r->record.step.time_us = (int64_t)now.tv_sec * 1000000 + now.tv_nsec / 1000;
     r->next_record = NULL;
     request_ref(r);
-    request_computed(r, r->done.body.bytes); /* whoever computes does not wait for the disk */
+    if (r->route->how == ROUTE_BATCH) {
+        request_computed(r, r->done.body.bytes); /* whoever computes does not wait for the disk */
+    }
     pthread_mutex_lock(&q->lock);
     if (q->last) {
         q->last->next_record = r;
