@@ -8,11 +8,13 @@
  * last.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <netdb.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include "http.h"
@@ -131,15 +133,20 @@ bx_status http_start(server *server, bx_error *error) {
     return status;
 }
 
-static void quiesce(listener *l) {
-    const int fd = MHD_quiesce_daemon(l->daemon);
-    if (fd >= 0) {
-        shutdown(fd, SHUT_RDWR); /* new connections are refused at once instead of hanging in the backlog */
-    }
-}
-
+/* From here on connections are refused at once. MHD_quiesce_daemon would abort the process where a thread of the
+ * library sees at the same moment that it is to accept no more (both take the socket out of the same epoll set). So the
+ * library goes on, with a socket of the same number to which nobody connects; the kernel forgets the other one. */
 void http_close_listener(server *server) {
-    quiesce(&server->http->main);
+    const struct sockaddr_un unnamed = {.sun_family = AF_UNIX};
+    const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0), listener = server->http->main.fd;
+    bool done = fd >= 0 && !bind(fd, (const struct sockaddr *)&unnamed, sizeof unnamed.sun_family) && !listen(fd, 1);
+    done = done && dup3(fd, listener, O_CLOEXEC) == listener;
+    if (!done) {
+        shutdown(listener, SHUT_RDWR); /* the library will try in vain again and again */
+    }
+    if (fd >= 0) {
+        close(fd);
+    }
 }
 
 long http_connections(server *server) {
@@ -156,13 +163,10 @@ void http_finish(server *server, int64_t deadline_ns) {
     finish(&server->http->main, deadline_ns);
 }
 
-/* The library leaves a socket alone from which it has been told to accept no more. */
 static void stop_listener(listener *l) {
     if (l->daemon) {
-        quiesce(l);
-        MHD_stop_daemon(l->daemon);
-    }
-    if (l->fd >= 0) {
+        MHD_stop_daemon(l->daemon); /* it closes the socket */
+    } else if (l->fd >= 0) {
         close(l->fd);
     }
 }
