@@ -61,6 +61,7 @@ void head_add(head *h, const char *name, const char *value) {
         {"Content-Range", &h->content_range, NULL},
         {"Inference-Header-Content-Length", &h->infer, &h->n_infer},
         {"Accept-Encoding", &h->accept_encoding, NULL},
+        {"Sec-Fetch-Site", &h->site, NULL},
     };
     for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
         const bool perhaps = (*name | 0x20) == (*known[i].name | 0x20);

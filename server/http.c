@@ -382,6 +382,11 @@ static enum MHD_Result begin(exchange *x, const char *url, const char *method, c
         x->close = true;
         return refuse_why(x, &h, why);
     }
+    const bool reads = !strcmp(method, "GET") || !strcmp(method, "HEAD");
+    if (!reads && h.site && !strcmp(h.site, "cross-site")) { /* its reader's browser would do it unasked */
+        return refuse_why(x, &h,
+                          (refusal){403, "cross_site", "A page of another site may not post, put or delete here."});
+    }
     char text[ROUTE_NAME];
     answer unknown;
     const route *route = find_route(x, method, url, text, &unknown);

@@ -125,12 +125,11 @@ static bool tend(runs *q) {
 }
 
 /* Wait until something comes, or the store is to be looked after. */
-static bool wait_for_more(runs *q, const struct timespec *until) {
+static void wait_for_more(runs *q, const struct timespec *until) {
     int rc = 0;
     while (!q->first && !q->stopping && rc != ETIMEDOUT) {
         rc = pthread_cond_timedwait(&q->changed, &q->lock, until);
     }
-    return q->first || q->stopping;
 }
 
 static void *write_on(void *argument) {

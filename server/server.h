@@ -640,6 +640,7 @@ typedef struct head {
     const char *length, *transfer, *expect, *type, *encoding, *accept, *id;
     const char *if_match, *if_none_match, *content_range; /* of a PUT; the second of a GET too */
     int n_infer;
+    const char *site;                    /* Sec-Fetch-Site: whose page of a browser asks */
     const char *infer, *accept_encoding; /* Inference-Header-Content-Length; of an inference */
     /* known after head_check */
     int64_t content_length; /* -1: none */

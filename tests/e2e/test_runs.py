@@ -490,6 +490,21 @@ class Telling(Case):
         self.assertEqual(self.daemon.delete("/v1/runs/busy").status, 204)
 
 
+class Browsers(Case):
+    def test_pages_of_other_sites_write_nothing(self):
+        """A browser posts a form's type to any address without asking first."""
+        form = {"Content-Type": "application/x-www-form-urlencoded", "Sec-Fetch-Site": "cross-site"}
+        self.record("ours", 1)
+        for method, where in (("POST", target("theirs", 1)), ("POST", "/v1/loss"), ("DELETE", "/v1/runs/ours"),
+                              ("PUT", "/v1/criteria/theirs"), ("POST", "/v1/nothing")):
+            self.problem(self.daemon.request(method, where, TINY, form), 403, "cross_site")
+        self.assertEqual(self.names(), ["ours"])
+        self.assertEqual(self.daemon.get("/v1/runs", **{"Sec-Fetch-Site": "cross-site"}).status, 200)   # which it cannot read
+        for site in ("same-origin", "same-site", "none"):
+            answer = self.daemon.request("POST", target("ours", 2), TINY, {**form, "Sec-Fetch-Site": site})
+            self.assertEqual(answer.status, 200)
+
+
 class Keeping(Case):
     """Over restarts, and not for ever."""
     FLAGS = None

@@ -138,7 +138,8 @@ static void grow_log_and_put(void *context, const proto_step *step) {
     must_put("a", 3 + step->step, 3);
 }
 
-/* Nor does a read of our own that takes long: whoever records does not wait for it, and the log is emptied behind it. */
+/* Nor does a read of our own that takes long: whoever records does not wait for it, and the log is emptied behind it.
+ */
 START_TEST(log_kept_by_a_long_read) {
     bx_error error = {0};
     char log[160];
