@@ -366,7 +366,7 @@ class Faults(Case):
 
                 lossd.together([computer] + [lambda i=i: recorder(i) for i in range(3)])
                 other.execute("ROLLBACK")
-            self.assertEqual(held(), 0)
+            self.assertTrue(lossd.until(lambda: held() == 0), held())
 
     def test_first_read_while_locked(self):
         """It does not wait for who records, either."""
