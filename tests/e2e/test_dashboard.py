@@ -28,6 +28,18 @@ try:
     from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.common.utils import is_connectable
+
+    class Driver(Service):
+        """Reached by its address: not every machine knows the name localhost."""
+
+        @property
+        def service_url(self):
+            return "http://127.0.0.1:%d" % self.port
+
+        def is_connectable(self):
+            return is_connectable(self.port, "127.0.0.1")
+
 except ImportError as missing:
     webdriver, reason = None, "%s is not installed" % missing.name
 else:
@@ -106,12 +118,12 @@ class Dashboard(lossd.Case):
     def setUpClass(cls):
         super().setUpClass()
         options = Options()
-        for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--mute-audio",
+        for argument in ("--headless=new", "--no-sandbox", "--remote-debugging-pipe", "--disable-dev-shm-usage", "--disable-gpu", "--mute-audio",
                          "--disable-background-networking", "--force-color-profile=srgb", "--window-size=1366,900"):
             options.add_argument(argument)
         options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
         options.binary_location = shutil.which("chromium")
-        cls.browser = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
+        cls.browser = webdriver.Chrome(options=options, service=Driver(shutil.which("chromedriver")))
         cls.browser.set_script_timeout(lossd.PATIENCE)
 
     @classmethod
