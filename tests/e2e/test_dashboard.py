@@ -118,8 +118,9 @@ class Dashboard(lossd.Case):
     def setUpClass(cls):
         super().setUpClass()
         options = Options()
-        for argument in ("--headless=new", "--no-sandbox", "--remote-debugging-pipe", "--disable-dev-shm-usage", "--disable-gpu", "--mute-audio",
-                         "--disable-background-networking", "--force-color-profile=srgb", "--window-size=1366,900"):
+        for argument in ("--headless=new", "--no-sandbox", "--remote-debugging-pipe", "--disable-dev-shm-usage",
+                         "--disable-gpu", "--mute-audio", "--disable-background-networking",
+                         "--force-color-profile=srgb", "--window-size=1366,900"):
             options.add_argument(argument)
         options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
         options.binary_location = shutil.which("chromium")
