@@ -40,8 +40,10 @@ const proto_catalog proto_catalog_builtin = {.priors = builtin_priors, .criterio
 
 /* ---- names ------------------------------------------------------------------------------------------------------- */
 
+#define NAME_CHARACTERS "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-"
+
 bx_status proto_name_check(const char *name, bx_error *error) {
-    size_t plain = strspn(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-");
+    size_t plain = strspn(name, NAME_CHARACTERS);
     if (plain >= 1 && plain <= 63 && name[plain] == '\0' && !strchr("._-", name[0]))
         return BX_OK;
     return bx_fail(error, BX_INVALID, "invalid_name",
@@ -51,7 +53,7 @@ bx_status proto_name_check(const char *name, bx_error *error) {
 }
 
 bx_status proto_run_check(const char *name, bx_error *error) {
-    const size_t plain = strspn(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-");
+    const size_t plain = strspn(name, NAME_CHARACTERS);
     const bool dots = !strcmp(name, ".") || !strcmp(name, ".."); /* clients take these out of a path */
     if (plain >= 1 && plain <= PROTO_RUN_LENGTH && name[plain] == '\0' && !dots)
         return BX_OK;

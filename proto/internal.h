@@ -465,6 +465,9 @@ bx_status proto_mismatch(bx_error *error, const char *expected, const proto_node
 /* `name` as the last part of a path after `parent`; left out when it is not a plain word. */
 bx_status proto_at_member(bx_error *error, const char *parent, const char *name);
 
+/* Whether a text is an integer from `least` to `most`, in decimal digits; otherwise *value stays. */
+bool proto_integer(const char *text, int64_t least, int64_t most, int64_t *value);
+
 /* ---- definitions (definitions.c, criterion.c) -------------------------------------------------------------------- */
 
 /* A criterion object; the caller frees it with bx_criterion_free. Paths begin with "criterion". */

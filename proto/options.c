@@ -173,14 +173,10 @@ static bx_status resolve_device(proto_request *request, const char *device, bx_e
     return BX_OK;
 }
 
-#define MOST_STEP ((int64_t)1 << 53) /* beyond it not every reader of JSON tells two integers apart */
-
 static bx_status resolve_step(proto_request *request, const char *text, bx_error *error) {
-    const size_t digits = strspn(text, "0123456789");
-    request->step = digits >= 1 && digits <= 18 && !text[digits] ? strtoll(text, NULL, 10) : -1;
-    if (request->step < 0 || request->step > MOST_STEP) {
+    if (!proto_integer(text, 0, PROTO_MOST_STEP, &request->step)) {
         bx_fail(error, BX_INVALID, "invalid_option", "a step is an integer from 0 to %lld, not \"%.64s\"",
-                (long long)MOST_STEP, text);
+                (long long)PROTO_MOST_STEP, text);
         return bx_at(error, "step");
     }
     return BX_OK;

@@ -109,7 +109,8 @@ typedef struct proto_infer {
     proto_shared places[PROTO_N_OUTPUTS];
 } proto_infer;
 
-#define PROTO_RUN_LENGTH 64 /* characters of a run's name */
+#define PROTO_RUN_LENGTH 64                 /* characters of a run's name */
+#define PROTO_MOST_STEP  ((int64_t)1 << 53) /* beyond it not every reader of JSON tells two integers apart */
 
 /* A decoded request. `batch` views the body (binary predictions) and `memory` (everything that had to be converted),
  * so the body must outlive the request. */

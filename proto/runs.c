@@ -160,20 +160,26 @@ bx_status proto_query_check(const proto_option *query, size_t n_query, const cha
     return BX_OK;
 }
 
+bool proto_integer(const char *text, int64_t least, int64_t most, int64_t *value) {
+    const char *first = text + (least < 0 && *text == '-');
+    const size_t digits = strspn(first, "0123456789");
+    const int64_t given = digits >= 1 && digits <= 18 && !first[digits] ? strtoll(text, NULL, 10) : least - 1;
+    if (given < least || given > most)
+        return false;
+    *value = given;
+    return true;
+}
+
 bx_status proto_query_integer(const proto_option *query, size_t n_query, const char *name, int64_t least, int64_t most,
                               int64_t *value, bx_error *error) {
     for (size_t i = 0; i < n_query; i++) {
         if (strcmp(query[i].name, name) != 0)
             continue;
-        const char *text = query[i].value, *first = text + (least < 0 && *text == '-');
-        const size_t digits = strspn(first, "0123456789");
-        const int64_t given = digits >= 1 && digits <= 18 && !first[digits] ? strtoll(text, NULL, 10) : least - 1;
-        if (given < least || given > most) {
+        if (!proto_integer(query[i].value, least, most, value)) {
             bx_fail(error, BX_INVALID, "invalid_option", "%s is an integer from %lld to %lld, not \"%.64s\"", name,
-                    (long long)least, (long long)most, text);
+                    (long long)least, (long long)most, query[i].value);
             return bx_at(error, "%s", name);
         }
-        *value = given;
     }
     return BX_OK;
 }

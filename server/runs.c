@@ -421,7 +421,7 @@ static bx_status read_wanted(const route_call *call, history_steps *wanted, bool
     const char *format = option_of(call, "format");
     bx_status status = proto_query_check(query, call->n_query, known, error);
     if (status == BX_OK) {
-        status = proto_query_integer(query, call->n_query, "after", -1, (int64_t)1 << 53, &wanted->after, error);
+        status = proto_query_integer(query, call->n_query, "after", -1, PROTO_MOST_STEP, &wanted->after, error);
     }
     if (status == BX_OK) {
         status = proto_query_integer(query, call->n_query, "limit", 1, MOST_ROWS, &wanted->limit, error);
