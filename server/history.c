@@ -133,8 +133,7 @@ bx_status history_delete(history *h, const char *name, bool *found, bx_error *er
     return status;
 }
 
-/* ---- tidying and looking ------------------------------------------------------------------------------------------
- */
+/* ---- tidying and looking ----------------------------------------------------------------------------------------- */
 
 bx_status history_tidy(history *h, bool *more, bx_error *error) {
     bx_status status = BX_OK;
@@ -215,11 +214,10 @@ history *history_new(data_dir *directory, const history_options *options) {
     if (!h) {
         return NULL;
     }
-    const bool fine = database_init(&h->writer, &rows_kind, directory, synchronous);
-    if (!fine || !database_init(&h->reader, &rows_kind, directory, synchronous)) {
-        if (fine) {
-            database_fini(&h->writer);
-        }
+    if (!database_init(&h->writer, &rows_kind, directory, synchronous) ||
+        !database_init(&h->reader, &rows_kind, directory, synchronous)) {
+        database_fini(&h->reader);
+        database_fini(&h->writer);
         free(h);
         return NULL;
     }
