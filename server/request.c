@@ -61,6 +61,32 @@ static answer refuse(int status, int retry, const char *code, const char *detail
     return a;
 }
 
+/* Who works on a request, and how many may wait for that. What waits for the disk has tickets of its own, so that it
+ * never takes those of what computes. */
+typedef struct lane {
+    pool *pool;
+    atomic_long *tickets;
+    long most;
+    const char *full; /* what is said then */
+} lane;
+
+static lane lane_of(server *server, const route *route) {
+    const lane disk = {server->clerk, &server->at_clerk, MOST_AT_CLERK,
+                       "As many registrations and deletions as are possible at a time wait for the disk."};
+    switch (route->how) {
+    case ROUTE_BY_CLERK:
+        return disk;
+    case ROUTE_BY_WRITER: /* whose queue is not a pool's */
+        return (lane){server->pool, disk.tickets, disk.most, disk.full};
+    case ROUTE_BY_READER:
+        return (lane){server->reader, &server->at_reader, MOST_AT_READER,
+                      "As many requests for runs as are possible at a time are being served."};
+    default:
+        return (lane){server->pool, &server->tickets, server->options.queue_limit,
+                      "As many requests as --queue-limit allows are being served."};
+    }
+}
+
 static request *new_request(server *server, const admission *a, size_t need, answer *refusal) {
     request *r = calloc(1, sizeof *r);
     if (!r) {
@@ -76,9 +102,7 @@ static request *new_request(server *server, const admission *a, size_t need, ans
     pthread_cond_init(&r->advanced, NULL);
     atomic_init(&r->refs, 1);
     r->server = server;
-    r->pool = a->route->how == ROUTE_BY_CLERK    ? server->clerk
-              : a->route->how == ROUTE_BY_READER ? server->reader
-                                                 : server->pool;
+    r->pool = lane_of(server, a->route).pool;
     r->route = a->route;
     r->encoding = a->encoding;
     r->guess = a->guess;
@@ -94,36 +118,18 @@ static request *new_request(server *server, const admission *a, size_t need, ans
     return r;
 }
 
-static bool waits_for_disk(const route *route) {
-    return route->how == ROUTE_BY_CLERK || route->how == ROUTE_BY_WRITER;
-}
-
-/* What waits for the disk has tickets of its own, so that it never takes those of what computes. */
-static atomic_long *tickets_of(server *server, const route *route) {
-    return waits_for_disk(route)           ? &server->at_clerk
-           : route->how == ROUTE_BY_READER ? &server->at_reader
-                                           : &server->tickets;
-}
-
 static bool take_ticket(server *server, const admission *a, answer *refusal) {
-    const bool clerk = waits_for_disk(a->route), reader = a->route->how == ROUTE_BY_READER;
-    atomic_long *tickets = tickets_of(server, a->route);
-    if (atomic_fetch_add(tickets, 1) < (clerk    ? MOST_AT_CLERK
-                                        : reader ? MOST_AT_READER
-                                                 : server->options.queue_limit)) {
+    const lane lane = lane_of(server, a->route);
+    if (atomic_fetch_add(lane.tickets, 1) < lane.most) {
         return true;
     }
-    atomic_fetch_sub(tickets, 1);
-    *refusal = refuse(503, 1, "queue_full",
-                      clerk    ? "As many registrations and deletions as are possible at a time wait for the disk."
-                      : reader ? "As many requests for runs as are possible at a time are being served."
-                               : "As many requests as --queue-limit allows are being served.",
-                      a->id);
+    atomic_fetch_sub(lane.tickets, 1);
+    *refusal = refuse(503, 1, "queue_full", lane.full, a->id);
     return false;
 }
 
 static void give_ticket(server *server, const route *route) {
-    atomic_fetch_sub(tickets_of(server, route), 1);
+    atomic_fetch_sub(lane_of(server, route).tickets, 1);
 }
 
 request *request_admit(server *server, const admission *a, answer *refusal) {
