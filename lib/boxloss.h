@@ -14,7 +14,15 @@
 #ifndef BOXLOSS_H
 #define BOXLOSS_H
 
+#ifdef __cplusplus
+#include <atomic>
+using std::atomic_bool;
+using std::atomic_int;
+using std::atomic_load_explicit;
+using std::memory_order_relaxed;
+#else
 #include <stdatomic.h>
+#endif
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -395,6 +403,8 @@ typedef struct bx_batch {
     const int32_t *first;     /* (N+1) objects of image i are [first[i], first[i+1]) */
     bool streamed;            /* loc and conf are not in memory: their rows pass by once (bx_stream_...). Their data is
                                  not NULL and never followed */
+    bool explained;           /* bx_result_prior_class, _object and bx_result_target will be asked: a device other than
+                                 the cpu brings what they need back only then */
     bx_tensor target_classes; /* (N,P) integers: 0 .. K-1, -1 background, -2 ignored */
     bx_tensor target_loc;     /* (N,P,4) encoded offsets, F32; read where the class is not negative */
 } bx_batch;
@@ -531,20 +541,70 @@ size_t bx_gradient_bytes(const bx_plan *plan, int64_t n_rows);
 /* Lay the gradients out in `memory` (bx_gradient_bytes, 64-byte aligned, contents arbitrary). */
 void bx_job_place_gradients(bx_job *job, void *memory);
 
-/* ---- backend: where the work runs -------------------------------------------------------------------------------- */
+/* ---- devices: where the work runs -------------------------------------------------------------------------------- */
 
-/* A context belongs to one thread at a time: its scratch memory and its choice of kernels. */
+/* A GPU that this process can use. */
+typedef struct bx_device {
+    char name[16]; /* "cuda:0" */
+    char text[96]; /* its model, and the compute capability */
+    size_t bytes;  /* of its memory */
+} bx_device;
+
+/* The GPUs, at most `most` of them, in the driver's order; how many there are. When there is none, the error says why:
+ * this build has no CUDA, there is no driver, it is too old, it sees no device. The first call may take a second. */
+int32_t bx_devices(bx_device *devices, int32_t most, bx_error *error);
+/* Whether an error that nothing can be computed after has ended CUDA for this process; it never comes back. Any thread.
+ */
+bool bx_devices_lost(void);
+/* Lock memory so that devices read and write it at full speed, while others work. False where that cannot be had; the
+ * memory is then as useful as before, and slower. bx_unpin before it is freed, only after bx_pin said true. Any thread.
+ */
+bool bx_pin(void *memory, size_t bytes);
+void bx_unpin(void *memory);
+
+/* A context belongs to one thread at a time: its scratch memory and, on the cpu, its choice of kernels. */
 typedef struct bx_context bx_context;
 
-/* Kernel levels, slowest first; each gives the same bits. Returns NULL past the end; levels this CPU cannot run are
- * not listed. */
+/* Kernel levels of the cpu, slowest first; each gives the same bits. Returns NULL past the end; levels this CPU cannot
+ * run are not listed. */
 const char *bx_level_name(size_t i);
 
-/* Open a context on the named backend. `level` NULL or "auto" is the best level of this CPU; otherwise a name from
- * bx_level_name. Errors: BX_INVALID for names, BX_DEVICE when it cannot run here, BX_NOMEM. */
-BX_MUST_USE bx_status bx_context_open(bx_context **context, const char *backend, const char *level, bx_error *error);
+/* Open a context on a device: "cpu", or "cuda:N" as bx_devices names it. `level` is of the cpu: NULL or "auto" is the
+ * best of this CPU; otherwise a name from bx_level_name. Errors: BX_INVALID for levels, BX_DEVICE when it cannot run
+ * here, BX_NOMEM. */
+BX_MUST_USE bx_status bx_context_open(bx_context **context, const char *device, const char *level, bx_error *error);
 void bx_context_close(bx_context *context);
+/* What of the device is used: the level of the cpu, the compute capability of a GPU. Static storage, or the context's.
+ */
 const char *bx_context_level(const bx_context *context);
+
+/* ---- a job as a whole, on any device ----------------------------------------------------------------------------- */
+
+/* Memory that the job of a plan takes on a GPU, its inputs and results included; it may be less by the gradients, which
+ * take what is left. */
+size_t bx_plan_device_bytes(const bx_plan *plan, const bx_batch *batch);
+/* Take that much of the device's memory for the context's jobs, one at a time; nothing is allocated later. Once, before
+ * the first job; the cpu needs none. Errors: BX_NOMEM, BX_DEVICE. */
+BX_MUST_USE bx_status bx_context_reserve(bx_context *context, size_t bytes, bx_error *error);
+
+/* In this order, on one context and not streamed:
+ *   bx_job_begin  what needs no predictions: annotations are matched and assigned
+ *   bx_job_feed   any number of times, with growing numbers: so many of the N*P rows of conf and of loc are in the
+ * batch's memory, more may be arriving. They are copied and scored meanwhile; it does not wait bx_job_run    all rows
+ * are there: everything but the gradients. Waits, and stands for bx_run_block .. bx_run_batch bx_job_rows   only when
+ * plan->gradients: after bx_job_place_gradients. Waits bx_job_end    always, after a bx_job_begin that failed too: the
+ * device has no more to do with the job's memory then bx_finish. Errors of the predictions are those of bx_run_batch.
+ * Of the device: BX_TOO_LARGE "device_memory" when the reserve is too small, BX_NOMEM, BX_DEVICE "device_failed"; the
+ * job can then be initialised again and run elsewhere, and when bx_devices_lost() no context of a GPU will ever work
+ * again. A device that does not come to an end within seconds after job->cancel was set is given up as lost. */
+BX_MUST_USE bx_status bx_job_begin(bx_context *context, bx_job *job, bx_error *error);
+BX_MUST_USE bx_status bx_job_feed(bx_context *context, bx_job *job, int64_t conf_rows, int64_t loc_rows,
+                                  bx_error *error);
+BX_MUST_USE bx_status bx_job_run(bx_context *context, bx_job *job, bx_error *error);
+BX_MUST_USE bx_status bx_job_rows(bx_context *context, bx_job *job, bx_error *error);
+void bx_job_end(bx_context *context, bx_job *job);
+
+/* ---- a job in units, on the cpu ---------------------------------------------------------------------------------- */
 
 /* The units of a job, in the order in which they must happen:
  *   bx_run_block   each (image, block): match and score

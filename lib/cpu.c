@@ -58,7 +58,10 @@ static bool arithmetic_is_ieee(void) {
     return subnormal > 0 && subnormal * 2 == tiny && down && nearest;
 }
 
-static bx_status cpu_open(bx_context *context, const char *level, bx_error *error) {
+static bx_status cpu_open(bx_context *context, const char *device, const char *level, bx_error *error) {
+    if (strcmp(device, bx_backend_cpu.name)) {
+        return bx_fail(error, BX_DEVICE, "device_unavailable", "there is no device \"%.32s\"", device);
+    }
     if (!arithmetic_is_ieee()) {
         return bx_fail(error, BX_INTERNAL, "floating_point",
                        "the floating-point environment is not the default one (rounding, flush to zero)");
@@ -327,8 +330,8 @@ void bx_stage_mine(bx_context *context, bx_job *job, int32_t image) {
     }
 }
 
-/* Mining across the batch, ties to the lowest image and prior; the origin truncates the number. */
-static void mine_batch(bx_context *context, bx_job *job) {
+/* Ties to the lowest image and prior; the origin truncates the number. */
+void bx_mine_batch(bx_context *context, bx_job *job) {
     const bx_plan *plan = job->plan;
     const size_t n = (size_t)plan->n_priors, rows = (size_t)plan->n_images * n;
     double positives = 0, negatives = 0;
@@ -493,7 +496,7 @@ void bx_stage_reduce(bx_job *job, int32_t image, int32_t first, int32_t count) {
  * the largest priors of the usual sets, spares work in the others. */
 #define FEW_BLOCKS 8
 
-static void cpu_run_block(bx_context *context, bx_job *job, int32_t image, int32_t block) {
+void bx_run_block(bx_context *context, bx_job *job, int32_t image, int32_t block) {
     const bx_plan *plan = job->plan;
     const int32_t first = block * BX_BLOCK, count = bx_block_size(plan, block);
     if (plan->n_blocks > FEW_BLOCKS) {
@@ -533,7 +536,7 @@ static void choose_rows(bx_context *context, bx_job *job, int32_t image) {
     }
 }
 
-static void cpu_run_image(bx_context *context, bx_job *job, int32_t image) {
+void bx_run_image(bx_context *context, bx_job *job, int32_t image) {
     if (bx_job_cancelled(job)) {
         return;
     }
@@ -545,13 +548,7 @@ static void cpu_run_image(bx_context *context, bx_job *job, int32_t image) {
     }
 }
 
-static void cpu_run_batch(bx_context *context, bx_job *job) {
-    if (job->plan->mines_across) {
-        mine_batch(context, job);
-    }
-}
-
-static void cpu_run_rows(bx_context *context, bx_job *job, int32_t image) {
+void bx_run_rows(bx_context *context, bx_job *job, int32_t image) {
     if (bx_job_cancelled(job)) {
         return;
     }
@@ -563,5 +560,57 @@ static void cpu_run_rows(bx_context *context, bx_job *job, int32_t image) {
     }
 }
 
-const bx_backend bx_backend_cpu = {"cpu",         cpu_open,      cpu_close,   cpu_run_block,
-                                   cpu_run_image, cpu_run_batch, cpu_run_rows};
+/* ---- a job as a whole -------------------------------------------------------------------------------------------- */
+
+static const char *cpu_level(const bx_context *context) {
+    return context->kernels->level;
+}
+
+static bx_status cpu_reserve(bx_context *context, size_t bytes, bx_error *error) {
+    (void)context;
+    (void)bytes;
+    (void)error;
+    return BX_OK;
+}
+
+static bx_status cpu_begin(bx_context *context, bx_job *job, bx_error *error) {
+    (void)context;
+    (void)job;
+    (void)error;
+    return BX_OK;
+}
+
+static bx_status cpu_feed(bx_context *context, bx_job *job, int64_t conf_rows, int64_t loc_rows, bx_error *error) {
+    (void)conf_rows;
+    (void)loc_rows;
+    return cpu_begin(context, job, error);
+}
+
+static bx_status cpu_rows(bx_context *context, bx_job *job, bx_error *error) {
+    (void)error;
+    for (int32_t i = 0; i < job->plan->n_images; i++) {
+        bx_run_rows(context, job, i);
+    }
+    return BX_OK;
+}
+
+static bx_status cpu_run(bx_context *context, bx_job *job, bx_error *error) {
+    const bx_plan *plan = job->plan;
+    for (int32_t i = 0; i < plan->n_images; i++) {
+        for (int32_t b = 0; b < plan->n_blocks; b++) {
+            bx_run_block(context, job, i, b);
+        }
+        bx_run_image(context, job, i);
+    }
+    bx_status status = bx_run_batch(context, job, error);
+    const bool rest = plan->second_round && plan->gradients == BX_GRADIENTS_NONE;
+    return status == BX_OK && rest ? cpu_rows(context, job, error) : status;
+}
+
+static void cpu_end(bx_context *context, bx_job *job) {
+    (void)context;
+    (void)job;
+}
+
+const bx_backend bx_backend_cpu = {"cpu",     cpu_open, cpu_close, cpu_level, cpu_reserve,
+                                   cpu_begin, cpu_feed, cpu_run,   cpu_rows,  cpu_end};

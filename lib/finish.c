@@ -12,7 +12,7 @@
  */
 
 /* Refuse predictions that cannot be used: the first image that has any, and the first prior of its first kind. */
-static bx_status check_predictions(const bx_job *job, bx_error *error) {
+bx_status bx_check_predictions(const bx_job *job, bx_error *error) {
     const bx_plan *plan = job->plan;
     for (int32_t i = 0; i < plan->n_images; i++) {
         int64_t conf = 0, loc = 0, range = 0;
@@ -89,12 +89,18 @@ static void list_rows(bx_job *job) {
     }
 }
 
+void bx_normalize(bx_job *job) {
+    set_normalizers(job);
+    list_rows(job);
+}
+
 bx_status bx_run_batch(bx_context *context, bx_job *job, bx_error *error) {
-    bx_status status = job->plan->with_predictions ? check_predictions(job, error) : BX_OK;
+    bx_status status = job->plan->with_predictions ? bx_check_predictions(job, error) : BX_OK;
     if (status == BX_OK) {
-        context->backend->run_batch(context, job);
-        set_normalizers(job);
-        list_rows(job);
+        if (job->plan->mines_across) {
+            bx_mine_batch(context, job);
+        }
+        bx_normalize(job);
     }
     return status;
 }

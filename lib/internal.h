@@ -90,10 +90,13 @@ const bx_kernels *bx_kernels_at(size_t i);
 
 struct bx_context {
     const struct bx_backend *backend;
+    /* of the cpu */
     const bx_kernels *kernels;
     float *rows;    /* (BX_TILE_FLOATS) rows loaded as float32 */
     float *tile;    /* (BX_TILE_FLOATS) the same, transposed */
     int32_t *label; /* (BX_LANES) */
+    /* of a GPU: cuda.c */
+    struct bx_cuda *cuda;
 };
 
 /* A loss as a rank: what is not a number (0 x infinity) counts as infinite. */
@@ -131,18 +134,31 @@ static inline bool bx_is_probability(float p) {
     return p >= -1e-3f && p <= 1.001f;
 }
 
-/* Where memory lives. A row of the list in backend.c. */
+/* Where memory lives. A row of the list in backend.c; what the functions do is said in boxloss.h. */
 typedef struct bx_backend {
-    const char *name;
-    bx_status (*open)(bx_context *context, const char *level, bx_error *error);
+    const char *name; /* of the device, up to ":" */
+    bx_status (*open)(bx_context *context, const char *device, const char *level, bx_error *error);
     void (*close)(bx_context *context);
-    void (*run_block)(bx_context *context, bx_job *job, int32_t image, int32_t block);
-    void (*run_image)(bx_context *context, bx_job *job, int32_t image);
-    void (*run_batch)(bx_context *context, bx_job *job);
-    void (*run_rows)(bx_context *context, bx_job *job, int32_t image);
+    const char *(*level)(const bx_context *context);
+    bx_status (*reserve)(bx_context *context, size_t bytes, bx_error *error);
+    bx_status (*begin)(bx_context *context, bx_job *job, bx_error *error);
+    bx_status (*feed)(bx_context *context, bx_job *job, int64_t conf_rows, int64_t loc_rows, bx_error *error);
+    bx_status (*run)(bx_context *context, bx_job *job, bx_error *error);
+    bx_status (*rows)(bx_context *context, bx_job *job, bx_error *error);
+    void (*end)(bx_context *context, bx_job *job);
 } bx_backend;
 
 extern const bx_backend bx_backend_cpu;
+extern const bx_backend bx_backend_cuda;
+
+/* What bx_run_batch is made of: refuse predictions that cannot be used; mine across the batch, on the cpu; normalisers
+ * and the rows of gradients. */
+bx_status bx_check_predictions(const bx_job *job, bx_error *error);
+void bx_mine_batch(bx_context *context, bx_job *job);
+void bx_normalize(bx_job *job);
+
+/* Lay a job's arrays out in `work`, which need not be memory that can be looked at. */
+void bx_job_place(bx_job *job, const bx_plan *plan, const bx_batch *batch, void *work);
 
 /* ---- one prior of a job ------------------------------------------------------------------------------------------ */
 

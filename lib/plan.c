@@ -296,7 +296,7 @@ static void fill_factors(bx_job *job) {
     }
 }
 
-void bx_job_init(bx_job *job, const bx_plan *plan, const bx_batch *batch, void *work) {
+void bx_job_place(bx_job *job, const bx_plan *plan, const bx_batch *batch, void *work) {
     layout at = plan_layout(plan);
     char *base = work;
     *job = (bx_job){
@@ -320,6 +320,10 @@ void bx_job_init(bx_job *job, const bx_plan *plan, const bx_batch *batch, void *
         .heap = (int32_t *)(void *)(base + at.heap),
         .offsets = plan->streamed ? (float *)(void *)(base + at.offsets) : NULL,
     };
+}
+
+void bx_job_init(bx_job *job, const bx_plan *plan, const bx_batch *batch, void *work) {
+    bx_job_place(job, plan, batch, work);
     if (plan->with_predictions) {
         fill_factors(job);
     }
