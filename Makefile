@@ -36,7 +36,7 @@ LEVELS        := baseline $(if $(filter x86_64 amd64,$(shell uname -m)),avx2 avx
 AVX2_CFLAGS   := -mavx2 -mtune=haswell
 AVX512_CFLAGS := -mavx2 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512 -mtune=icelake-client
 
-LIB_OBJ    := $(patsubst %.c,$(B)/%.o,$(filter-out lib/cpu_simd.c,$(wildcard lib/*.c))) \
+LIB_OBJ    := $(patsubst %.c,$(B)/%.o,$(filter-out lib/cpu_simd.c lib/cuda.c,$(wildcard lib/*.c))) \
               $(LEVELS:%=$(B)/lib/cpu_simd_%.o)
 PROTO_OBJ  := $(patsubst %.c,$(B)/%.o,$(wildcard proto/*.c))
 SERVER_OBJ := $(patsubst %.c,$(B)/%.o,$(wildcard server/*.c))

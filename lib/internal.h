@@ -99,11 +99,6 @@ struct bx_context {
     struct bx_cuda *cuda;
 };
 
-/* A loss as a rank: what is not a number (0 x infinity) counts as infinite. */
-static inline float bx_rank(float loss) {
-    return loss >= 0 ? loss : bx_float(0x7f800000);
-}
-
 /* How many culling runs n priors make. */
 static inline int32_t bx_runs(int32_t n) {
     return (n + BX_CULL - 1) / BX_CULL;
@@ -127,11 +122,6 @@ static inline int32_t bx_next_meeting(const bx_priors *priors, int32_t p, int32_
         }
     }
     return end;
-}
-
-/* Values this far outside [0,1] are no probabilities. */
-static inline bool bx_is_probability(float p) {
-    return p >= -1e-3f && p <= 1.001f;
 }
 
 /* Where memory lives. A row of the list in backend.c; what the functions do is said in boxloss.h. */

@@ -12,6 +12,7 @@
 #ifndef BX_REAL_H
 #define BX_REAL_H
 
+#include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -35,6 +36,18 @@ BX_INLINE float bx_float(int32_t i) {
 
 BX_INLINE float bx_abs(float x) {
     return bx_float(bx_bits(x) & 0x7fffffff);
+}
+
+/* IEEE half precision, exactly. */
+BX_INLINE float bx_half(uint16_t h) {
+    uint32_t sign = (uint32_t)(h & 0x8000) << 16;
+    uint32_t exponent = (h >> 10) & 31, fraction = h & 1023;
+    if (exponent == 31) {
+        return bx_float((int32_t)(sign | 0x7f800000 | fraction << 13));
+    }
+    float magnitude =
+        exponent ? bx_float((int32_t)((exponent + 112) << 23 | fraction << 13)) : (float)fraction * 0x1p-24f;
+    return sign ? -magnitude : magnitude;
 }
 
 /* exp(-d) for d >= 0; d beyond 87 counts as 87 (about 1.6e-38), so the result is never subnormal; exp(-0) is exactly 1;
@@ -116,6 +129,16 @@ BX_INLINE float bx_log1p_unit(float x) {
 BX_INLINE float bx_log(float x) {
     float n, f = bx_log_split(x, &n);
     return bx_log_of(f, n, 0.0f);
+}
+
+/* A loss as a rank: what is not a number (0 x infinity) counts as infinite. */
+BX_INLINE float bx_rank(float loss) {
+    return loss >= 0 ? loss : bx_float(0x7f800000);
+}
+
+/* Values this far outside [0,1] are no probabilities. */
+BX_INLINE bool bx_is_probability(float p) {
+    return p >= -1e-3f && p <= 1.001f;
 }
 
 #endif

@@ -15,18 +15,6 @@ static bool always(void) {
     return true;
 }
 
-/* IEEE half precision, exactly. */
-static float half_to_float(uint16_t h) {
-    uint32_t sign = (uint32_t)(h & 0x8000) << 16;
-    uint32_t exponent = (h >> 10) & 31, fraction = h & 1023;
-    if (exponent == 31) {
-        return bx_float((int32_t)(sign | 0x7f800000 | fraction << 13));
-    }
-    float magnitude =
-        exponent ? bx_float((int32_t)((exponent + 112) << 23 | fraction << 13)) : (float)fraction * 0x1p-24f;
-    return sign ? -magnitude : magnitude;
-}
-
 static void load(float *out, const void *in, bx_dtype dtype, size_t n) {
     const char *at = in;
     switch (dtype) {
@@ -34,7 +22,7 @@ static void load(float *out, const void *in, bx_dtype dtype, size_t n) {
         for (size_t i = 0; i < n; i++) {
             uint16_t h;
             memcpy(&h, at + 2 * i, 2);
-            out[i] = half_to_float(h);
+            out[i] = bx_half(h);
         }
         break;
     case BX_BF16:

@@ -1,0 +1,73 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Between the two halves of the cuda backend: cuda.c, which knows memory, streams and errors, and cuda_kernels.cu,
+ * which knows the stages. Both are the same stages as the cpu's over the same arrays; only the pointers lead to the
+ * device.
+ */
+#ifndef BX_CUDA_H
+#define BX_CUDA_H
+
+#include <cuda_runtime_api.h>
+
+#include "boxloss.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* What every kernel is given, by value. Pointers are the device's, those of `job` to its arrays too; its plan, batch
+ * and cancel are not there. */
+typedef struct bx_cuda_args {
+    int32_t n_images, n_priors, n_columns, n_classes, n_levels, n_blocks; /* N P C K L B */
+    bool with_predictions, with_targets, mines_across;
+    bx_matcher matcher;
+    double variances[4];
+    bx_classification_kind classification;
+    int32_t background, first_class; /* columns of the background (-1: none) and of class 0 */
+    bool plain;                      /* no class weights, no smoothing */
+    float gamma, smoothing;
+    bx_mining mining;
+    bx_localization localization;
+    int32_t level_end[BX_MAX_LEVELS]; /* (L) */
+    const float *x1, *y1, *x2, *y2;   /* (P) of the priors */
+    const float *area;                /* (P) as matcher.iou has it */
+    const float *prior_boxes;         /* (P,4) */
+    const float *boxes;               /* (G,4), and the rest of bx_batch */
+    const int64_t *labels;
+    const uint8_t *use;
+    const int32_t *first;
+    bx_tensor conf, loc, target_classes, target_loc;
+    bx_job job;
+    unsigned long long *best; /* (G) IoU and prior of each object's best: see cuda_kernels.cu; all 0 at first */
+    int32_t *list;            /* (N,P) priors of an image that were asked for, ascending */
+    int32_t *too_far; /* (N) least prior whose gradient is beyond float32; greater than any when there is none */
+    double loc_weight, conf_weight;
+    int64_t first_row, n_rows; /* of (N,P), or of the gradient: what this launch is about */
+    int32_t marks;             /* which priors are listed: states; 0: those whose loss counts */
+} bx_cuda_args;
+
+/* Each launches one kernel, and says what the launch said.
+ *   match   all priors of all images against their objects: state, owner, best
+ *   targets the same from the caller's targets
+ *   assign  forced matches, objects, counts; once per batch
+ *   score   rows [first_row, first_row + n_rows) of conf; first_row is a multiple of BX_CUDA_ROWS
+ *   check   the same rows of loc
+ *   mine    hard negatives
+ *   list    the priors with one of `marks`, per image
+ *   reduce  sums; the positives must be listed
+ *   slopes  rows of the gradient to job.grad_..., the first at their beginning; sparse: those that count are listed */
+#define BX_CUDA_ROWS 32
+cudaError_t bx_cuda_match(const bx_cuda_args *args, cudaStream_t stream);
+cudaError_t bx_cuda_targets(const bx_cuda_args *args, cudaStream_t stream);
+cudaError_t bx_cuda_assign(const bx_cuda_args *args, cudaStream_t stream);
+cudaError_t bx_cuda_score(const bx_cuda_args *args, cudaStream_t stream);
+cudaError_t bx_cuda_check(const bx_cuda_args *args, cudaStream_t stream);
+cudaError_t bx_cuda_mine(const bx_cuda_args *args, cudaStream_t stream);
+cudaError_t bx_cuda_list(const bx_cuda_args *args, cudaStream_t stream);
+cudaError_t bx_cuda_reduce(const bx_cuda_args *args, cudaStream_t stream);
+cudaError_t bx_cuda_slopes(const bx_cuda_args *args, cudaStream_t stream);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
