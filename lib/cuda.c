@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The cuda backend, host side: memory, streams, copies and errors. The stages are in cuda_kernels.cu.
+ * The cuda backend, host side: memory, streams, copies and errors. The stages are in the .cu files.
  *
  * A context has one stream and one piece of device memory, taken once. A job's arrays lie there in the very layout they
  * have on the host (bx_job_place), so results come back as they are. Copies to the host are asked for only when what
@@ -265,7 +265,8 @@ static bx_status cuda_reserve(bx_context *context, size_t bytes, bx_error *error
 
 /* Offsets in the context's memory; float and integer tensors of any dtype. */
 typedef struct places {
-    size_t priors, work, best, too_far, boxes, labels, use, first, conf, loc, target_classes, target_loc, gradients;
+    size_t priors, work, best, too_far, n_listed, boxes, labels, use, first, conf, loc, target_classes, target_loc,
+        gradients;
     size_t bytes; /* with the least room for gradients */
 } places;
 
@@ -294,6 +295,7 @@ static places places_of(const bx_plan *plan, const bx_batch *batch) {
     PLACE(work, plan->work_bytes);
     PLACE(best, objects * sizeof(unsigned long long));
     PLACE(too_far, (size_t)plan->n_images * sizeof(int32_t));
+    PLACE(n_listed, (size_t)plan->n_images * sizeof(int32_t));
     PLACE(boxes, objects * 4 * sizeof(float));
     PLACE(labels, objects * sizeof(int64_t));
     PLACE(use, objects);
@@ -406,6 +408,7 @@ static void set_args(bx_cuda_args *a, const bx_job *job, const places *at, char 
         .target_loc = {BX_F32, memory + at->target_loc},
         .best = (unsigned long long *)(void *)(memory + at->best),
         .too_far = (int32_t *)(void *)(memory + at->too_far),
+        .n_listed = (int32_t *)(void *)(memory + at->n_listed),
         .loc_weight = criterion->weights.loc,
         .conf_weight = criterion->weights.conf,
     };
@@ -515,7 +518,7 @@ static bx_status settle(bx_cuda *c, const bx_job *job, bx_error *error) {
     if (job->plan->with_predictions && c->args.mining.kind != BX_MINING_NONE) {
         TRY(bx_cuda_mine, &c->args, c->stream);
     }
-    c->args.marks = BX_POSITIVE;
+    c->args.positives_only = !job->plan->with_predictions || c->args.mining.kind == BX_MINING_NONE;
     TRY(bx_cuda_list, &c->args, c->stream);
     TRY(bx_cuda_reduce, &c->args, c->stream);
     return wait(c, job, error);
@@ -612,7 +615,7 @@ static bx_status cuda_rows(bx_context *context, bx_job *job, bx_error *error) {
         status = upload(c, c->args.job.listed, job->listed, (n + 1) * sizeof *job->listed, error);
     }
     if (status == BX_OK && job->grad_index) {
-        c->args.marks = 0;
+        c->args.positives_only = false;
         TRY(bx_cuda_list, &c->args, c->stream);
     }
     for (int64_t row = 0; status == BX_OK && row < all && !bx_job_cancelled(job); row += most) {

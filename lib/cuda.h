@@ -38,12 +38,13 @@ typedef struct bx_cuda_args {
     const int32_t *first;
     bx_tensor conf, loc, target_classes, target_loc;
     bx_job job;
-    unsigned long long *best; /* (G) IoU and prior of each object's best: see cuda_kernels.cu; all 0 at first */
+    unsigned long long *best; /* (G) IoU and prior of each object's best: see cuda_match.cu; all 0 at first */
     int32_t *list;            /* (N,P) priors of an image that were asked for, ascending */
+    int32_t *n_listed;        /* (N) how many */
     int32_t *too_far; /* (N) least prior whose gradient is beyond float32; greater than any when there is none */
     double loc_weight, conf_weight;
     int64_t first_row, n_rows; /* of (N,P), or of the gradient: what this launch is about */
-    int32_t marks;             /* which priors are listed: states; 0: those whose loss counts */
+    bool positives_only;       /* these are listed; else all whose loss counts */
 } bx_cuda_args;
 
 /* Each launches one kernel, and says what the launch said.
@@ -53,8 +54,8 @@ typedef struct bx_cuda_args {
  *   score   rows [first_row, first_row + n_rows) of conf; first_row is a multiple of BX_CUDA_ROWS
  *   check   the same rows of loc
  *   mine    hard negatives
- *   list    the priors with one of `marks`, per image
- *   reduce  sums; the positives must be listed
+ *   list    the positives, or the priors whose loss counts, per image
+ *   reduce  sums; listed must be the positives where nothing is mined, else all that count
  *   slopes  rows of the gradient to job.grad_..., the first at their beginning; sparse: those that count are listed */
 #define BX_CUDA_ROWS 32
 cudaError_t bx_cuda_match(const bx_cuda_args *args, cudaStream_t stream);
