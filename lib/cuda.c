@@ -417,6 +417,8 @@ static void set_args(bx_cuda_args *a, const bx_job *job, const places *at, char 
         a->level_end[l] = plan->priors->levels[l].first + plan->priors->levels[l].count;
     }
     bx_job_place(&a->job, plan, batch, memory + at->work);
+    a->job.plan = NULL;
+    a->job.batch = NULL;
     a->list = (int32_t *)(void *)a->job.overlap; /* which is not kept here */
 }
 

@@ -179,6 +179,9 @@ EMULATED_ATOMICS(unsigned long long)
 
 /* ---- bits and numbers -------------------------------------------------------------------------------------------- */
 
+static inline unsigned int __umulhi(unsigned int a, unsigned int b) {
+    return (unsigned int)((unsigned long long)a * b >> 32);
+}
 static inline int __popc(unsigned int x) {
     return __builtin_popcount(x);
 }
