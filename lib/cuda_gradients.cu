@@ -17,7 +17,8 @@ constexpr int SLOPES_THREADS = 128;
  */
 __device__ void softmax_slopes(const bx_cuda_args &a, int64_t begin, int32_t y, double scale, float *out) {
     const int32_t n = a.n_columns;
-    float max = -INFINITY, others = 0, own = 0;
+    float max = -INFINITY;
+    double others = 0, own = 0;
     for (int32_t c = lane(); c < n; c += WARP) {
         const float x = element(a.conf, begin + c);
         max = x > max ? x : max;
@@ -25,12 +26,12 @@ __device__ void softmax_slopes(const bx_cuda_args &a, int64_t begin, int32_t y, 
     max = warp_max(max);
     for (int32_t c = lane(); c < n; c += WARP) {
         const float e = bx_exp_minus(max - element(a.conf, begin + c));
-        others += c == y ? 0 : e;
-        own += c == y ? e : 0;
+        others += c == y ? 0 : (double)e;
+        own += c == y ? (double)e : 0;
     }
     others = warp_sum(others);
     own = warp_sum(own);
-    const double whole = (double)others + (double)own, factor = scale / whole;
+    const double whole = others + own, factor = scale / whole;
     const double share = (double)a.smoothing / n;
     double weights = 0;
     for (int32_t c = lane(); a.smoothing > 0 && c < n; c += WARP) {
@@ -41,10 +42,10 @@ __device__ void softmax_slopes(const bx_cuda_args &a, int64_t begin, int32_t y, 
     for (int32_t c = lane(); c < n; c += WARP) {
         const float e = bx_exp_minus(max - element(a.conf, begin + c));
         if (a.plain) {
-            out[c] = (float)(factor * (double)(c == y ? -others : e));
+            out[c] = (float)(factor * (c == y ? -others : (double)e));
             continue;
         }
-        const double p = (double)e / whole, from_label = c == y ? -(double)others / whole : p;
+        const double p = (double)e / whole, from_label = c == y ? -others / whole : p;
         const double from_all = a.smoothing > 0 ? share * (weights * p - (double)a.job.hard[c]) : 0;
         out[c] = (float)(scale * (hard * from_label + from_all));
     }

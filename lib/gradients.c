@@ -18,7 +18,8 @@
  * label's own slope is minus the share of the others, which keeps its precision where that share is small. */
 static void softmax_slopes(const bx_scoring *s, const float *x, int32_t y, double scale, float *out) {
     const int32_t n = s->n_columns;
-    float max = x[0], others = 0, own = 0;
+    float max = x[0];
+    double others = 0, own = 0; /* smoothing takes them from each other */
     for (int32_t c = 1; c < n; c++) {
         max = x[c] > max ? x[c] : max;
     }
@@ -26,14 +27,14 @@ static void softmax_slopes(const bx_scoring *s, const float *x, int32_t y, doubl
         out[c] = bx_exp_minus(max - x[c]);
     }
     for (int32_t c = 0; c < n; c++) {
-        others += c == y ? 0 : out[c];
-        own += c == y ? out[c] : 0;
+        others += c == y ? 0 : (double)out[c];
+        own += c == y ? (double)out[c] : 0;
     }
-    double whole = (double)others + (double)own;
+    double whole = others + own;
     if (s->plain) {
         double factor = scale / whole;
         for (int32_t c = 0; c < n; c++) {
-            out[c] = (float)(factor * (double)(c == y ? -others : out[c]));
+            out[c] = (float)(factor * (c == y ? -others : (double)out[c]));
         }
         return;
     }
@@ -43,7 +44,7 @@ static void softmax_slopes(const bx_scoring *s, const float *x, int32_t y, doubl
         weights += (double)s->hard[c];
     }
     for (int32_t c = 0; c < n; c++) {
-        double p = (double)out[c] / whole, from_label = c == y ? -(double)others / whole : p;
+        double p = (double)out[c] / whole, from_label = c == y ? -others / whole : p;
         double from_all = s->smoothing > 0 ? share * (weights * p - (double)s->hard[c]) : 0;
         out[c] = (float)(scale * (hard * from_label + from_all));
     }
