@@ -270,6 +270,7 @@ static bx_status decode(proto_request *request, proto_draft *draft, const void *
         status = take_infer(&made, draft, error);
     if (!status) {
         made.batch = draft->batch;
+        made.batch.explained = (made.include & (PROTO_INCLUDE_ASSIGNMENT | PROTO_INCLUDE_TARGETS)) != 0;
         made.memory[0] = draft->memory;
         for (size_t i = 0; i < sizeof kept / sizeof kept[0]; i++)
             if (i < 2 || draft->encoding == PROTO_INFER)

@@ -241,9 +241,27 @@ START_TEST(what_is_asked) {
     ck_assert_uint_eq(r.infer.outputs, loc | loss);
     ck_assert_uint_eq(r.infer.binary, loc);
     ck_assert_int_eq(r.gradients, BX_GRADIENTS_SPARSE); /* nobody said include */
+    ck_assert(!r.batch.explained);
     ck_assert_str_eq(r.criterion->name, "ssd-multibox");
     proto_request_free(&r);
     free(body.bytes);
+}
+END_TEST
+
+/* Outputs that tell of every prior. */
+START_TEST(what_is_explained) {
+    static const char *const names[] = {"target_classes", "target_objects", "target_loc"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        char json[2048];
+        snprintf(json, sizeof json, "{\"inputs\":[" ALL_JSON "],\"outputs\":[{\"name\":\"%s\"}]}", names[i]);
+        struct body body = make(json, NULL, 0);
+        proto_request r;
+        bx_error error;
+        ck_assert_msg(decode(&r, &body, -1, &error) == BX_OK, "%s", error.text);
+        ck_assert_msg(r.batch.explained, "%s", names[i]);
+        proto_request_free(&r);
+        free(body.bytes);
+    }
 }
 END_TEST
 
@@ -607,6 +625,7 @@ int main(void) {
     tcase_add_loop_test(cases, test_refusals, 0, (int)(sizeof refusals / sizeof *refusals));
     tcase_add_test(cases, lengths);
     tcase_add_test(cases, what_is_asked);
+    tcase_add_test(cases, what_is_explained);
     tcase_add_test(cases, prefixes);
     tcase_add_test(cases, answers);
     tcase_add_test(cases, errors);

@@ -366,12 +366,14 @@ START_TEST(query) {
                                           &proto_catalog_builtin, &limits, &error),
                      BX_OK);
     ck_assert_uint_eq(r.include, PROTO_INCLUDE_IMAGES);
+    ck_assert(!r.batch.explained);
     ck_assert_str_eq(r.priors->name, "inline");
     proto_request_free(&r);
     ck_assert_int_eq(proto_request_decode(&r, PROTO_LOSS, PROTO_JSON, body, strlen(body), good, 3,
                                           &proto_catalog_builtin, &limits, &error),
                      BX_OK);
     ck_assert_uint_eq(r.include, PROTO_INCLUDE_OBJECTS | PROTO_INCLUDE_TARGETS);
+    ck_assert(r.batch.explained);
     ck_assert_str_eq(r.priors->name, "ssd300");
     ck_assert_str_eq(r.device, "cpu");
     proto_request_free(&r);
