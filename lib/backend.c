@@ -35,6 +35,12 @@ bool bx_pin(void *memory, size_t bytes) {
 void bx_unpin(void *memory) {
     (void)memory;
 }
+
+size_t bx_plan_device_bytes(const bx_plan *plan, const bx_batch *batch) {
+    (void)plan;
+    (void)batch;
+    return SIZE_MAX; /* there is no device on which it would fit */
+}
 #endif
 
 /* Whether a backend is the one of a device: "cuda" of "cuda" and "cuda:1". */
