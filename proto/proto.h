@@ -186,9 +186,8 @@ typedef struct proto_timing {
 } proto_timing;
 
 /* Encode the result of a request (API answer of /v1/loss or /v1/match) as JSON or as a safetensors file. Appends to
- * `out`, or leaves its bytes as they were. request->device, where the caller puts what computed it, is answered as it is;
- * "auto" as "cpu".
- * Errors: BX_NOMEM, and BX_TOO_LARGE when proto_answer_bytes exceeds max_bytes. */
+ * `out`, or leaves its bytes as they were. request->device, where the caller puts what computed it, is answered as it
+ * is; "auto" as "cpu". Errors: BX_NOMEM, and BX_TOO_LARGE when proto_answer_bytes exceeds max_bytes. */
 BX_MUST_USE bx_status proto_answer_encode(proto_buffer *out, proto_encoding accept, const proto_request *request,
                                           const bx_result *result, const proto_timing *timing, const char *request_id,
                                           size_t max_bytes, bx_error *error);

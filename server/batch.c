@@ -21,30 +21,30 @@
 
 /* ---- decoding and planning --------------------------------------------------------------------------------------- */
 
-static bx_status check_device(request *r) {
-    if (!strncmp(r->decoded_request.device, "cuda", 4)) {
-        bx_fail(&r->error, BX_DEVICE, "device_unavailable", "this daemon has no device \"%s\"",
-                r->decoded_request.device);
-        bx_at(&r->error, "device");
-        return BX_DEVICE;
-    }
-    return BX_OK;
-}
-
-/* What a batch is not allowed to ask for, whoever asks. Sparse gradients have nearly every row where nothing is mined;
- * how many they have otherwise is not known yet. */
-static bx_status check_cost(request *r) {
-    const bx_plan *plan = &r->plan;
+/* Sparse gradients have nearly every row where nothing is mined; how many they have otherwise is not known yet. */
+static int64_t known_rows(const bx_plan *plan) {
     const bool all = plan->gradients == BX_GRADIENTS_DENSE ||
                      (plan->gradients != BX_GRADIENTS_NONE && plan->criterion->mining.kind == BX_MINING_NONE);
-    const int64_t rows = all ? (int64_t)plan->n_images * plan->n_priors : 0;
+    return all ? (int64_t)plan->n_images * plan->n_priors : 0;
+}
+
+/* Of the batch and its answer, on one core. */
+static double cost_us(const request *r, const bx_plan *plan) {
+    return plan->cost_us +
+           US_PER_ANSWER_BYTE * (double)proto_answer_bytes(&r->decoded_request, plan, known_rows(plan), r->accept);
+}
+
+/* What a batch is not allowed to ask for, whoever asks. */
+static bx_status check_cost(request *r) {
+    const bx_plan *plan = &r->plan;
+    const int64_t rows = known_rows(plan);
     const size_t answer = proto_answer_bytes(&r->decoded_request, plan, rows, r->accept);
     r->answer_bytes = proto_answer_bytes(&r->decoded_request, plan, 0, r->accept);
     const size_t bytes = plan->work_bytes + bx_gradient_bytes(plan, rows) + answer;
     if (rows > 0 && bytes > memory_limit(r->server->memory) - r->lease.held) {
         return request_no_memory(r, BX_BUSY, bytes, &r->error);
     }
-    const double us = plan->cost_us + US_PER_ANSWER_BYTE * (double)answer, seconds = us * 1e-6;
+    const double us = cost_us(r, plan), seconds = us * 1e-6;
     if (seconds > (double)r->server->options.request_timeout) {
         return bx_fail(
             &r->error, BX_TOO_LARGE, "too_expensive",
@@ -52,6 +52,29 @@ static bx_status check_cost(request *r) {
             seconds, r->server->options.request_timeout);
     }
     r->small = us < INLINE_US;
+    return BX_OK;
+}
+
+/* Whether what is planned so is worth a GPU that nobody named, and fits on it. Shared memory, which its client may make
+ * shorter at any time, is read by a GPU only where that is asked for. */
+static bool suits_device(const request *r, const bx_plan *plan) {
+    const devices *d = r->server->devices;
+    return d && !strcmp(r->decoded_request.device, "auto") && !devices_lost(d) && !plan->streamed &&
+           r->n_regions == 0 && cost_us(r, plan) >= INLINE_US &&
+           bx_plan_device_bytes(plan, &r->decoded_request.batch) <= devices_job_bytes(d);
+}
+
+/* Who computes it. */
+static bx_status place(request *r, bool named) {
+    const size_t bytes = named ? bx_plan_device_bytes(&r->plan, &r->decoded_request.batch) : 0;
+    const size_t most = devices_job_bytes(r->server->devices);
+    if (bytes > most) {
+        return bx_fail(&r->error, BX_TOO_LARGE, "device_memory",
+                       "the batch needs %zu bytes of the device's memory, a job may have %zu (--device-memory)", bytes,
+                       most);
+    }
+    r->on_device = named || suits_device(r, &r->plan);
+    r->small = r->small && !r->on_device;
     return BX_OK;
 }
 
@@ -79,17 +102,8 @@ static bx_status lease_work(request *r, size_t *bytes) {
     return status;
 }
 
-/* The common case fits what admission reserved. */
-static bx_status take_work(request *r) {
-    size_t bytes;
-    bx_status status = lease_work(r, &bytes);
-    if (status == BX_BUSY && r->plan.streamed) {
-        r->stream.alone = true;
-        status = lease_work(r, &bytes);
-    }
-    if (status != BX_OK) {
-        return request_no_memory(r, status, bytes, &r->error);
-    }
+/* Lay the job out in the work's memory, with none of its units done. */
+static void begin_job(request *r) {
     bx_job_init(&r->job, &r->plan, &r->decoded_request.batch, r->work.data);
     r->job.cancel = &r->cancelled;
     char *behind = (char *)r->work.data + r->plan.work_bytes;
@@ -102,6 +116,20 @@ static bx_status take_work(request *r) {
     if (r->plan.streamed) {
         stream_begin(r, behind);
     }
+}
+
+/* The common case fits what admission reserved. */
+static bx_status take_work(request *r) {
+    size_t bytes;
+    bx_status status = lease_work(r, &bytes);
+    if (status == BX_BUSY && r->plan.streamed) {
+        r->stream.alone = true;
+        status = lease_work(r, &bytes);
+    }
+    if (status != BX_OK) {
+        return request_no_memory(r, status, bytes, &r->error);
+    }
+    begin_job(r);
     return BX_OK;
 }
 
@@ -139,13 +167,17 @@ static bx_status decode(request *r, size_t bytes, bool by_worker, bool makes) {
 
 /* A decoded request -> plan -> job. */
 static bx_status plan_work(request *r) {
-    bx_status status = check_device(r);
+    bool named;
+    bx_status status = device_choose(r, &named, &r->error);
     if (status == BX_OK) {
         const proto_request *q = &r->decoded_request;
         status = bx_plan_init(&r->plan, q->criterion, q->priors, &q->batch, q->gradients, &r->error);
     }
     if (status == BX_OK) {
         status = check_cost(r);
+    }
+    if (status == BX_OK) {
+        status = place(r, named);
     }
     if (status == BX_OK) {
         status = take_work(r);
@@ -175,12 +207,26 @@ bx_status batch_prepare_here(request *r, size_t bytes) {
     return unless_later(r, batch_prepare(r, bytes, false, false));
 }
 
+/* Whether all of the body is to be kept for a GPU. Where there is no memory for that, the cpu needs less. */
+static bool is_kept_for_device(request *r, bool named) {
+    const proto_request *q = &r->decoded_request;
+    bx_plan plan;
+    return named || (r->server->devices &&
+                     bx_plan_init(&plan, q->criterion, q->priors, &q->batch, q->gradients, NULL) == BX_OK &&
+                     suits_device(r, &plan) && request_reserve_whole(r, NULL) == BX_OK);
+}
+
 bx_status batch_prepare_stream(request *r) {
+    bool named;
     bx_status status = decode(r, r->expected, false, false);
     if (status != BX_OK) {
         return unless_later(r, status);
     }
-    if (!stream_fits(r)) { /* it will be decoded again where all of it is kept */
+    status = device_choose(r, &named, &r->error);
+    if (status != BX_OK) {
+        return status;
+    }
+    if (!stream_fits(r) || is_kept_for_device(r, named)) { /* it will be decoded again where all of it is kept */
         lease_return(&r->lease, r->decoded_request.memory_bytes);
         proto_request_free(&r->decoded_request);
         r->decoded = false;
@@ -205,18 +251,26 @@ static int64_t rows_in(const request *r, bx_tensor tensor, size_t width) {
     return rows < all ? rows : all;
 }
 
-void batch_progress(request *r) {
+/* Hand the workers what may run of so many rows. */
+static void hand_out(request *r, int64_t conf_rows, int64_t loc_rows) {
     const bx_plan *plan = &r->plan;
-    const bx_batch *batch = &r->decoded_request.batch;
-    int64_t rows = rows_in(r, batch->conf, (size_t)plan->n_columns);
-    int64_t blocks = rows / plan->n_priors * plan->n_blocks + rows % plan->n_priors / BX_BLOCK;
-    int64_t images = rows_in(r, batch->loc, 4) / plan->n_priors;
+    const int64_t blocks = conf_rows / plan->n_priors * plan->n_blocks + conf_rows % plan->n_priors / BX_BLOCK;
+    const int64_t images = loc_rows / plan->n_priors;
     for (; r->images_arrived < images; r->images_arrived++) {
         if (atomic_fetch_sub(&r->blocks_left[r->images_arrived], 1) == 1) { /* its blocks were done first */
             pool_push_image(r->pool, r, r->images_arrived);
         }
     }
     pool_advance(r->pool, r, blocks);
+}
+
+void batch_progress(request *r) {
+    const bx_batch *batch = &r->decoded_request.batch;
+    const int64_t conf_rows = rows_in(r, batch->conf, (size_t)r->plan.n_columns);
+    const int64_t loc_rows = rows_in(r, batch->loc, 4);
+    if (!r->on_device || !device_progress(r, conf_rows, loc_rows)) {
+        hand_out(r, conf_rows, loc_rows);
+    }
 }
 
 bool batch_run_inline(request *r) {
@@ -283,7 +337,7 @@ static bx_status encode(request *r, const bx_result *result, answer *done, bx_er
     return status;
 }
 
-static void finish(request *r) {
+void batch_finish(request *r) {
     if (atomic_load(&r->cancelled)) {
         return; /* units that were cut short left nothing to reduce, and nobody waits */
     }
@@ -298,6 +352,9 @@ static void finish(request *r) {
     if (status == BX_OK) {
         status = encode(r, &result, &done, &error);
     }
+    if (status == BX_OK) {
+        metrics_computed(r->server->metrics, r->device);
+    }
     if (status != BX_OK) {
         answer_free(&done);
         done = request_error(r, &error);
@@ -311,14 +368,18 @@ static void finish(request *r) {
     request_settle(r, done);
 }
 
-/* Memory for the gradients and for their part of the answer, now that their size is known. */
-static bx_status take_gradients(request *r, bx_error *error) {
+/* What the gradients add to the answer, at most. */
+static size_t gradient_answer_bytes(const request *r) {
+    const int64_t rows = bx_job_gradient_rows(&r->job);
+    return proto_answer_bytes(&r->decoded_request, &r->plan, rows, r->accept) - r->answer_bytes;
+}
+
+bx_status batch_take_gradients(request *r, bx_error *error) {
     if (r->plan.gradients == BX_GRADIENTS_NONE) {
         return BX_OK;
     }
-    const int64_t rows = bx_job_gradient_rows(&r->job);
-    const size_t bytes = bx_gradient_bytes(&r->plan, rows);
-    const size_t answer = proto_answer_bytes(&r->decoded_request, &r->plan, rows, r->accept) - r->answer_bytes;
+    const size_t bytes = bx_gradient_bytes(&r->plan, bx_job_gradient_rows(&r->job));
+    const size_t answer = gradient_answer_bytes(r);
     bx_status status = lease_take(&r->lease, bytes > 0 ? bytes : 1, &r->gradients);
     if (status == BX_OK && !lease_promise(&r->lease, answer)) {
         status = BX_BUSY;
@@ -329,6 +390,19 @@ static bx_status take_gradients(request *r, bx_error *error) {
     }
     bx_job_place_gradients(&r->job, r->gradients.data);
     return BX_OK;
+}
+
+/* Its body is still there; how much of it, only who receives it knows. */
+void batch_redo(request *r) {
+    if (r->gradients.data) {
+        lease_return(&r->lease, gradient_answer_bytes(r));
+        lease_give(&r->lease, &r->gradients);
+    }
+    begin_job(r);
+    if (device_leave(r)) {
+        const int64_t all = (int64_t)r->plan.n_images * r->plan.n_priors;
+        hand_out(r, all, all);
+    }
 }
 
 static void run_second_round(request *r, bx_context *context) {
@@ -351,7 +425,7 @@ static void finish_round(request *r, bx_context *context) {
     }
     bx_status status = bx_run_batch(context, &r->job, &error);
     if (status == BX_OK && r->plan.second_round && !atomic_load(&r->cancelled)) {
-        status = take_gradients(r, &error);
+        status = batch_take_gradients(r, &error);
     }
     if (atomic_load(&r->cancelled)) {
         return; /* nothing that was computed means anything */
@@ -359,7 +433,7 @@ static void finish_round(request *r, bx_context *context) {
     if (status != BX_OK) {
         request_settle(r, request_error(r, &error));
     } else if (!r->plan.second_round) {
-        finish(r);
+        batch_finish(r);
     } else {
         run_second_round(r, context);
     }
@@ -368,7 +442,7 @@ static void finish_round(request *r, bx_context *context) {
 void batch_run_rows(request *r, bx_context *context, int32_t image) {
     bx_run_rows(context, &r->job, image);
     if (atomic_fetch_sub(&r->rows_left, 1) == 1) {
-        finish(r);
+        batch_finish(r);
     }
 }
 

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * lossd: options, signals, exit codes. 0: stopped as asked; 1: could not start, or unhealthy; 2: bad usage; 65: what
- * was recorded is damaged, or a newer version's; 73: it cannot be written; 75: another daemon uses the data directory;
- * 98: the port is in use.
+ * was recorded is damaged, or a newer version's; 69: a GPU that --device names cannot be used; 73: what is recorded
+ * cannot be written; 75: another daemon uses the data directory; 98: the port is in use.
  */
 #include <netdb.h>
 #include <netinet/in.h>
@@ -63,11 +63,8 @@ static const char *check_options(const options *o, log_level *level) {
     if (strcmp(o->log_format, "logfmt") && strcmp(o->log_format, "json")) {
         return "--log-format: logfmt or json";
     }
-    if (!strncmp(o->device, "cuda", 4)) {
-        return "--device: this build has no cuda backend; use auto or cpu";
-    }
-    if (strcmp(o->device, "auto") && strcmp(o->device, "cpu")) {
-        return "--device: one of auto, cpu, cuda";
+    if (!devices_are_named_well(o->device)) {
+        return "--device: one of auto, cpu, cuda (every GPU), cuda:N (that one), cuda:N,N (these)";
     }
     if (strcmp(o->durability, "disk") && strcmp(o->durability, "process")) {
         return "--durability: disk or process";
@@ -107,7 +104,11 @@ static int exit_code(const bx_error *error) {
     static const struct {
         const char *code;
         int exit;
-    } table[] = {{"store_broken", 65}, {"store_read_only", 73}, {"store_unavailable", 75}, {"listen", 98}};
+    } table[] = {{"store_broken", 65},
+                 {"device_unavailable", 69},
+                 {"store_read_only", 73},
+                 {"store_unavailable", 75},
+                 {"listen", 98}};
     for (size_t i = 0; error->status != BX_INVALID && i < sizeof table / sizeof *table; i++) {
         if (!strcmp(error->code, table[i].code)) {
             return table[i].exit;
@@ -168,5 +169,8 @@ int main(int argc, char **argv) {
         sigwait(&signals, &received);
     }
     server_stop(&server);
+    if (bx_devices_lost()) { /* the driver's handlers at exit may wait for a device that hangs */
+        _exit(0);
+    }
     return 0;
 }

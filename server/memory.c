@@ -4,8 +4,8 @@
  *
  * A request leases bytes when it is admitted and turns them into buffers later, so what was admitted cannot run out of
  * its own body memory. Idle buffers are kept, because the pages of a fresh 28 MB buffer cost more than reading it; they
- * count against the limit too and go, the oldest first, when room is needed. Invariant, under the lock: used + idle <=
- * limit.
+ * count against the limit too and go, the oldest first, when room is needed. What is pinned for a GPU stays so until
+ * then. Invariant, under the lock: used + idle <= limit.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -24,6 +24,8 @@ struct memory {
     int n_idle;
     bool (*reclaim)(void *context);
     void *reclaim_context;
+    bool (*pin)(void *data, size_t bytes); /* NULL: there is nobody to pin for */
+    void (*unpin)(void *data);
 };
 
 memory *memory_new(size_t limit) {
@@ -58,7 +60,10 @@ static void *allocate(size_t bytes) {
     return data;
 }
 
-static void release(buffer b) {
+static void release(const memory *m, buffer b) {
+    if (b.pinned) {
+        m->unpin(b.data);
+    }
     if (b.bytes < MAPPED) {
         free(b.data);
     } else {
@@ -69,7 +74,7 @@ static void release(buffer b) {
 void memory_free(memory *m) {
     if (m) {
         for (int i = 0; i < m->n_idle; i++) {
-            release(m->idle[i]);
+            release(m, m->idle[i]);
         }
         pthread_mutex_destroy(&m->lock);
         free(m);
@@ -79,6 +84,11 @@ void memory_free(memory *m) {
 void memory_on_full(memory *m, bool (*reclaim)(void *context), void *context) {
     m->reclaim = reclaim;
     m->reclaim_context = context;
+}
+
+void memory_on_pin(memory *m, bool (*pin)(void *data, size_t bytes), void (*unpin)(void *data)) {
+    m->pin = pin;
+    m->unpin = unpin;
 }
 
 size_t memory_limit(const memory *m) {
@@ -98,9 +108,9 @@ typedef struct victims {
     int n;
 } victims;
 
-static void release_victims(const victims *v) {
+static void release_victims(const memory *m, const victims *v) {
     for (int i = 0; i < v->n; i++) {
-        release(v->buffers[i]);
+        release(m, v->buffers[i]);
     }
 }
 
@@ -124,7 +134,7 @@ static bool try_reserve(memory *m, size_t bytes) {
     }
     m->used += room ? bytes : 0;
     pthread_mutex_unlock(&m->lock);
-    release_victims(&v);
+    release_victims(m, &v);
     return room;
 }
 
@@ -189,7 +199,7 @@ bx_status lease_take(lease *l, size_t bytes, buffer *out) {
     if (size > m->limit || !lease_promise(l, size)) {
         return BX_BUSY;
     }
-    buffer found = {NULL, 0};
+    buffer found = {.data = NULL};
     pthread_mutex_lock(&m->lock);
     for (int i = 0; i < m->n_idle && !found.data; i++) {
         if (m->idle[i].bytes == size) {
@@ -198,7 +208,7 @@ bx_status lease_take(lease *l, size_t bytes, buffer *out) {
     }
     pthread_mutex_unlock(&m->lock);
     if (!found.data) {
-        found = (buffer){allocate(size), size};
+        found = (buffer){.data = allocate(size), .bytes = size};
     }
     if (!found.data) {
         lease_return(l, size);
@@ -214,7 +224,7 @@ void lease_give(lease *l, buffer *b) {
     }
     memory *m = l->memory;
     buffer given = *b;
-    *b = (buffer){NULL, 0};
+    *b = (buffer){.data = NULL};
     victims v;
     v.n = 0;
     pthread_mutex_lock(&m->lock);
@@ -226,7 +236,13 @@ void lease_give(lease *l, buffer *b) {
     m->idle[m->n_idle++] = given;
     m->idle_bytes += given.bytes;
     pthread_mutex_unlock(&m->lock);
-    release_victims(&v);
+    release_victims(m, &v);
+}
+
+void buffer_pin(const memory *m, buffer *b) {
+    if (m->pin && b->bytes >= MAPPED && !b->pinned) {
+        b->pinned = m->pin(b->data, b->bytes);
+    }
 }
 
 void lease_end(lease *l) {

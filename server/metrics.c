@@ -48,6 +48,7 @@ static const char *const encodings[N_ENCODINGS] = {
 struct metrics {
     counter request_bytes[N_ENCODINGS], response_bytes;
     counter stored, not_stored;
+    counter computed[1 + MOST_DEVICES], fallbacks; /* by request->device */
     histogram commits;
     int64_t began_ns; /* the process, since 1970 */
     size_t n_routes;
@@ -109,6 +110,14 @@ void metrics_count(metrics *m, const measured *x) {
         observe(&c->times[COMPUTE], compute);
         observe(&c->times[ANSWER], x->ns - receive - queue - compute);
     }
+}
+
+void metrics_computed(metrics *m, int device) {
+    add(&m->computed[device], 1);
+}
+
+void metrics_fallback(metrics *m) {
+    add(&m->fallbacks, 1);
 }
 
 void metrics_store_commit(metrics *m, double seconds, long stored, long failed) {
@@ -390,9 +399,48 @@ static void write_build_info(page *p, const row *r) {
     put_number(p, 1);
 }
 
+/* A row of the cpu, and one of each GPU that is used, which is its i-th. */
+static void put_by_device(page *p, const row *r, int64_t cpu, int64_t (*value)(const page *page, size_t i)) {
+    const char *device = "cpu";
+    put_name(p, r, "", &device, NULL);
+    put_number(p, cpu);
+    for (size_t i = 0; devices_at(p->server->devices, i); i++) {
+        device = devices_at(p->server->devices, i)->device.name;
+        put_name(p, r, "", &device, NULL);
+        put_number(p, value(p, i));
+    }
+}
+
+static int64_t gpu_computed(const page *p, size_t i) {
+    return get(&p->metrics->computed[i + 1]);
+}
+
+static int64_t gpu_healthy(const page *p, size_t i) {
+    (void)i;
+    return !devices_lost(p->server->devices);
+}
+
+static int64_t gpu_memory(const page *p, size_t i) {
+    return (int64_t)devices_at(p->server->devices, i)->taken;
+}
+
+static int64_t gpu_threads(const page *p, size_t i) {
+    (void)i;
+    return (int64_t)devices_threads(p->server->devices);
+}
+
+static int64_t gpu_threads_busy(const page *p, size_t i) {
+    return (int64_t)devices_busy(p->server->devices, i);
+}
+
 static void write_device_info(page *p, const row *r) {
     put_name(p, r, "", (const char *const[]){"cpu", pool_level(p->server->pool)}, NULL);
     put_number(p, 1);
+    for (size_t i = 0; devices_at(p->server->devices, i); i++) {
+        const gpu *g = devices_at(p->server->devices, i);
+        put_name(p, r, "", (const char *const[]){g->device.name, g->level}, NULL);
+        put_number(p, 1);
+    }
 }
 
 static void write_process_max_fds(page *p, const row *r) {
@@ -411,6 +459,10 @@ static void write_process_max_fds(page *p, const row *r) {
         put_name(p, r, "", NULL, NULL);                                                                                \
         put_number(p, (int64_t)(value));                                                                               \
     }
+#define BY_DEVICE(name, cpu, value)                                                                                    \
+    static void write_##name(page *p, const row *r) {                                                                  \
+        put_by_device(p, r, (int64_t)(cpu), value);                                                                    \
+    }
 #define SECONDS(name, ns)                                                                                              \
     static void write_##name(page *p, const row *r) {                                                                  \
         put_name(p, r, "", NULL, NULL);                                                                                \
@@ -425,8 +477,14 @@ NUMBER(memory_limit_bytes, memory_limit(p->server->memory))
 NUMBER(workers, pool_workers(p->server->pool))
 NUMBER(workers_busy, pool_busy(p->server->pool))
 NUMBER(connections, http_connections(p->server))
-NUMBER(ready, server_readiness(p->server) == NULL)
+NUMBER(ready, server_readiness(p->server, NULL) == NULL)
 NUMBER(store_healthy, is_store_healthy(p->server))
+NUMBER(device_fallbacks_total, get(&p->metrics->fallbacks))
+BY_DEVICE(device_requests_total, get(&p->metrics->computed[0]), gpu_computed)
+BY_DEVICE(device_healthy, 1, gpu_healthy)
+BY_DEVICE(device_memory_bytes, memory_limit(p->server->memory), gpu_memory)
+BY_DEVICE(device_threads, pool_workers(p->server->pool), gpu_threads)
+BY_DEVICE(device_threads_busy, pool_busy(p->server->pool), gpu_threads_busy)
 NUMBER(process_resident_memory_bytes, p->process.resident_bytes)
 NUMBER(process_virtual_memory_bytes, p->process.virtual_bytes)
 NUMBER(process_open_fds, p->process.open_files)

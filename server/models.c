@@ -141,7 +141,7 @@ answer get_ready(const route_call *call) {
     if (call->name && !model_is_known(call->server, call->name, call->request_id, &refused)) {
         return refused;
     }
-    if (server_readiness(call->server)) {
+    if (server_readiness(call->server, NULL)) {
         return get_readyz(call);
     }
     proto_buffer out = {0};

@@ -265,11 +265,17 @@ void request_settle(request *r, answer given) {
     settle(r, given);
 }
 
+/* Nobody wants the result. */
+static void cancel(request *r) {
+    pool_cancel(r->pool, r);
+    device_forget(r);
+}
+
 void request_fail(request *r, int status, const char *code, const char *detail) {
     answer a = answer_problem(status, code, detail, "", r->id);
     a.retry_after = status == 503 ? 5 : 0;
     if (settle(r, a)) {
-        pool_cancel(r->pool, r);
+        cancel(r);
     }
 }
 
@@ -320,7 +326,7 @@ bool request_answer(request *r, answer *out) {
 }
 
 void request_abandon(request *r) {
-    pool_cancel(r->pool, r);
+    cancel(r);
     request_unref(r);
 }
 
@@ -391,19 +397,24 @@ static void keep(request *r, const char *data, size_t bytes) {
     r->received += bytes;
 }
 
-/* The second half of the admission of a body that cannot be streamed: memory for all of it and for its work. */
-static bx_status keep_whole(request *r) {
+/* The second half of the admission of a body that is not streamed: memory for all of it and for its work. */
+bx_status request_reserve_whole(request *r, bx_error *error) {
     const size_t need = needed_bytes(r->route, r->expected);
-    r->head_only = false;
     if (need > memory_limit(r->server->memory)) {
-        return bx_fail(&r->error, BX_TOO_LARGE, "body_too_large",
-                       "a body of %zu bytes may need more than --memory-limit", r->expected);
+        return bx_fail(error, BX_TOO_LARGE, "body_too_large", "a body of %zu bytes may need more than --memory-limit",
+                       r->expected);
     }
     const size_t have = r->lease.reserved + r->lease.held;
     if (need > have && !lease_reserve(&r->lease, need - have)) {
-        return request_no_memory(r, BX_BUSY, need - have, &r->error);
+        return request_no_memory(r, BX_BUSY, need - have, error);
     }
-    return move_body(r, r->expected, r->expected);
+    return BX_OK;
+}
+
+static bx_status keep_whole(request *r) {
+    bx_status status = request_reserve_whole(r, &r->error);
+    r->head_only = false;
+    return status == BX_OK ? move_body(r, r->expected, r->expected) : status;
 }
 
 /* How much must be in before it can be decoded; 0: not known yet. */
@@ -550,7 +561,7 @@ bool request_complete(request *r) {
         }
     }
     if (!ok && r->planned) { /* units of it may be under way */
-        pool_cancel(r->pool, r);
+        cancel(r);
         settle(r, request_error(r, &r->error));
         return true;
     }

@@ -74,7 +74,7 @@ answer answer_error(const bx_error *error, const proto_request *request, proto_e
     char pointer[160];
     proto_pointer(pointer, request, encoding, error);
     answer a = answer_problem(http_status_of(error), error->code, error->text, pointer, request_id);
-    a.retry_after = a.status == 503 && error->status != BX_DEVICE ? 1 : 0;
+    a.retry_after = a.status == 503 && strcmp(error->code, "device_unavailable") ? 1 : 0;
     return a;
 }
 
@@ -100,9 +100,8 @@ static answer get_healthz(const route_call *call) {
 }
 
 answer get_readyz(const route_call *call) {
-    const char *why = server_readiness(call->server);
+    const char *code, *why = server_readiness(call->server, &code);
     if (why) {
-        const char *code = atomic_load(&call->server->draining) ? "draining" : "store_unavailable";
         answer a = answer_problem(503, code, why, "", call->request_id);
         a.retry_after = 5;
         return a;
@@ -111,20 +110,45 @@ answer get_readyz(const route_call *call) {
     proto_writer w = {.out = &out};
     proto_write_open(&w, NULL, '{');
     proto_write_string(&w, "status", "ready");
+    if (devices_lost(call->server->devices)) {
+        proto_write_string(&w, "degraded", "The GPUs were lost; the cpu computes until this daemon is started again.");
+    }
     proto_write_close(&w, '}');
     proto_write_end(&w);
     return answer_json(out);
 }
 
+/* Everything that can compute, with the GPUs first where they do it unless a request says otherwise. */
+static void write_devices(proto_writer *w, server *s) {
+    proto_write_open(w, "devices", '[');
+    for (size_t i = 0; devices_at(s->devices, i); i++) {
+        const gpu *g = devices_at(s->devices, i);
+        proto_write_open(w, NULL, '{');
+        proto_write_string(w, "name", g->device.name);
+        proto_write_string(w, "level", g->level);
+        proto_write_string(w, "text", g->device.text);
+        proto_write_bool(w, "healthy", !devices_lost(s->devices));
+        proto_write_close(w, '}');
+    }
+    proto_write_open(w, NULL, '{');
+    proto_write_string(w, "name", "cpu");
+    proto_write_string(w, "level", pool_level(s->pool));
+    proto_write_bool(w, "healthy", true);
+    proto_write_close(w, '}');
+    proto_write_close(w, ']');
+}
+
 static answer get_version(const route_call *call) {
+    const server *s = call->server;
     proto_buffer out = {0};
     proto_writer w = {.out = &out};
     proto_write_open(&w, NULL, '{');
     proto_write_string(&w, "name", "lossd");
     proto_write_string(&w, "version", LOSSD_VERSION);
     proto_write_string(&w, "compiler", __VERSION__);
-    proto_write_string(&w, "device", "cpu");
-    proto_write_string(&w, "cpu_level", pool_level(call->server->pool));
+    proto_write_string(&w, "device", s->devices && !devices_lost(s->devices) ? "cuda" : "cpu");
+    proto_write_string(&w, "cpu_level", pool_level(s->pool));
+    write_devices(&w, call->server);
     proto_write_close(&w, '}');
     proto_write_end(&w);
     return answer_json(out);

@@ -27,6 +27,8 @@ static long usable_cores(void) {
 
 static void free_parts(server *s) {
     http_stop(s);
+    devices_stop(s->devices); /* which may leave something to the pool */
+    s->devices = NULL;
     pool_stop(s->pool); /* whose lookups may call the clerk */
     pool_stop(s->clerk);
     pool_stop(s->reader);
@@ -76,18 +78,44 @@ static bx_status start_runs(server *s, bx_error *error) {
     return runs_start(&s->runs, s->directory, &wanted, s->metrics, error);
 }
 
-const char *server_readiness(server *s) {
-    return atomic_load(&s->draining)      ? "This daemon is shutting down."
-           : !registry_ready(s->registry) ? "What is registered could not be read."
-           : !runs_ready(s->runs)         ? "What was recorded cannot be used."
-                                          : NULL;
+const char *server_readiness(server *s, const char **code) {
+    const struct {
+        bool is_so;
+        const char *code, *text;
+    } reasons[] = {
+        {atomic_load(&s->draining), "draining", "This daemon is shutting down."},
+        {!registry_ready(s->registry), "store_unavailable", "What is registered could not be read."},
+        {!runs_ready(s->runs), "store_unavailable", "What was recorded cannot be used."},
+        {devices_are_required(s->devices) && devices_lost(s->devices), "device_lost",
+         "The GPUs that --device names were lost; they can be used again when this daemon is started again."},
+    };
+    for (size_t i = 0; i < sizeof reasons / sizeof *reasons; i++) {
+        if (reasons[i].is_so) {
+            *(code ? code : &(const char *){NULL}) = reasons[i].code;
+            return reasons[i].text;
+        }
+    }
+    return NULL;
 }
 
 /* ---- start and stop ---------------------------------------------------------------------------------------------- */
 
+static void log_devices(const devices *d, const bx_error *missing) {
+    for (size_t i = 0; devices_at(d, i); i++) {
+        const gpu *g = devices_at(d, i);
+        LOG(LOG_INFO, "device", {"device", g->device.name, 0}, {"text", g->device.text, 0},
+            {"memory_bytes", NULL, (double)g->taken});
+    }
+    if (missing->status != BX_OK) {
+        LOG(strcmp(missing->code, "device_failed") ? LOG_INFO : LOG_WARN, "device", {"device", d ? "cuda" : "cpu", 0},
+            {"text", missing->text, 0});
+    }
+}
+
 bx_status server_start(server *s, bx_error *error) {
     const options *o = &s->options;
     size_t workers = (size_t)(o->workers > 0 ? o->workers : usable_cores());
+    bx_error missing = {0};
     atomic_init(&s->draining, false);
     atomic_init(&s->closing, false);
     atomic_init(&s->tickets, 0);
@@ -101,6 +129,10 @@ bx_status server_start(server *s, bx_error *error) {
     bx_status status = s->memory && s->models && s->directory && s->metrics && (s->shm || !o->shared_memory)
                            ? BX_OK
                            : bx_fail(error, BX_NOMEM, "out_of_memory", "no memory to start");
+    status = status == BX_OK ? devices_start(&s->devices, o, &missing, error) : status;
+    if (s->devices) {
+        memory_on_pin(s->memory, bx_pin, bx_unpin);
+    }
     status = status == BX_OK ? http_listen(s, error) : status; /* before anything on the disk is opened */
     if (status == BX_OK) {
         status = registry_open(&s->registry, s->memory, s->directory, error);
@@ -125,6 +157,7 @@ bx_status server_start(server *s, bx_error *error) {
     }
     LOG(LOG_INFO, "start", {"version", LOSSD_VERSION, 0}, {"listen", o->listen, 0}, {"port", NULL, s->port},
         {"workers", NULL, (double)workers}, {"cpu_level", pool_level(s->pool), 0}, {"data_dir", o->data_dir, 0});
+    log_devices(s->devices, &missing);
     return BX_OK;
 }
 

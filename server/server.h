@@ -4,10 +4,10 @@
  * threads and files touch.
  *
  * Threads: the main thread waits for signals; libmicrohttpd's threads receive, score what is streamed, and answer;
- * workers compute; the clerk, a
- * worker of its own, waits for the disk; the writer records results and the reader, a worker of its own, reads them;
- * the reaper enforces deadlines. Locks, in the order in which they may be held together: peers (peers.c)  ->
- * request->lock  ->  pool lock history writing registry writing  ->  store lock  ->  registry making  ->  registry lock
+ * workers compute; a GPU has threads of its own; the clerk, a worker of its own, waits for the disk; the writer records
+ * results and the reader, a worker of its own, reads them; the reaper enforces deadlines. Locks, in the order in which
+ * they may be held together: peers (peers.c)  ->  request->lock  ->  pool lock devices lock history writing registry
+ * writing  ->  store lock  ->  registry making  ->  registry lock
  *   any of these  ->  memory lock; but nothing is reserved under the registry lock, which a full budget asks for
  */
 #ifndef SERVER_H
@@ -90,6 +90,7 @@ typedef struct lease {
 typedef struct buffer {
     void *data; /* 64-byte aligned */
     size_t bytes;
+    bool pinned; /* by buffer_pin */
 } buffer;
 
 memory *memory_new(size_t limit);
@@ -97,6 +98,9 @@ void memory_free(memory *memory);
 /* Whenever there is no room, `reclaim` is asked to give something back, until it says that it has nothing left. It is
  * called without the budget's lock, by any thread; set it before there are any. */
 void memory_on_full(memory *memory, bool (*reclaim)(void *context), void *context);
+/* How buffers are pinned, so that GPUs read and write them at full speed; without this none is. Set it before there are
+ * other threads. */
+void memory_on_pin(memory *memory, bool (*pin)(void *data, size_t bytes), void (*unpin)(void *data));
 size_t memory_limit(const memory *memory);
 size_t memory_used(memory *memory);
 
@@ -117,6 +121,8 @@ size_t buffer_size(size_t bytes);
  * machine is. Contents are arbitrary. */
 BX_MUST_USE bx_status lease_take(lease *lease, size_t bytes, buffer *out);
 void lease_give(lease *lease, buffer *buffer);
+/* Pin a buffer, if it is large enough to gain from it; it stays pinned as long as it is kept warm. A wish. */
+void buffer_pin(const memory *memory, buffer *buffer);
 /* Return everything; buffers must have been given back. */
 void lease_end(lease *lease);
 
@@ -151,6 +157,60 @@ void pool_cancel(pool *pool, request *request);
 /* A spare context for a thread that computes a small request itself; NULL when all are lent. */
 bx_context *pool_borrow(pool *pool);
 void pool_return(pool *pool, bx_context *context);
+
+/* ---- devices: GPUs, and how they come to compute a request ------------------------------------------------------- */
+
+#define MOST_DEVICES 16
+
+typedef struct devices devices;
+
+/* A GPU that is used. */
+typedef struct gpu {
+    bx_device device;
+    char level[16]; /* its compute capability */
+    size_t taken;   /* bytes of its memory */
+} gpu;
+
+/* What a request is to a GPU; under the devices' lock. */
+typedef struct placement {
+    enum { NOT_PLACED, WAITING_FOR_DEVICE, ON_DEVICE, OFF_DEVICE } state;
+    int wanted;                  /* which GPU; -1: any */
+    struct runner *runner;       /* ON_DEVICE: the thread that computes it, as long as it does */
+    request *next;               /* WAITING_FOR_DEVICE: the next one */
+    int64_t conf_rows, loc_rows; /* that are in */
+    int64_t conf_fed, loc_fed;   /* that the GPU was told of */
+    bool complete;               /* all are in */
+} placement;
+
+/* Whether --device can be that. */
+bool devices_are_named_well(const char *option);
+/* The GPUs that --device names, each with its memory taken, and threads that wait for requests; *devices is NULL where
+ * there are none. What `auto` makes do without is told in `missing`: there is no GPU, or ("device_failed") one cannot
+ * be used. Errors: BX_DEVICE "device_unavailable": one that is named cannot be used; BX_NOMEM; BX_BUSY "threads". */
+BX_MUST_USE bx_status devices_start(devices **devices, const options *options, bx_error *missing, bx_error *error);
+/* When every request was answered or abandoned. All of these take NULL for no devices. */
+void devices_stop(devices *devices);
+/* The i-th, NULL past the end; how many threads each has, and how many of the i-th's have something to do. */
+const gpu *devices_at(const devices *devices, size_t i);
+size_t devices_threads(const devices *devices);
+size_t devices_busy(devices *devices, size_t i);
+/* Whether there were any, and none will ever work again; whether nothing may stand in for them. */
+bool devices_lost(const devices *devices);
+bool devices_are_required(const devices *devices);
+/* What a job may take of a GPU's memory. */
+size_t devices_job_bytes(const devices *devices);
+
+/* Which GPUs a request's option `device` names: none, or those that may compute it. Errors: BX_DEVICE
+ * "device_unavailable". */
+BX_MUST_USE bx_status device_choose(request *request, bool *named, bx_error *error);
+/* So many rows of a planned request are in: a GPU computes it as soon as one is free for it. False when it is the
+ * cpu's, because no GPU could. */
+BX_MUST_USE bool device_progress(request *request, int64_t conf_rows, int64_t loc_rows);
+/* For the thread that computed it: no GPU does so any more. Whether all rows were in, and the caller sees to the rest.
+ */
+BX_MUST_USE bool device_leave(request *request);
+/* It was cancelled. */
+void device_forget(request *request);
 
 /* ---- store: what survives a restart ------------------------------------------------------------------------------ */
 
@@ -364,6 +424,7 @@ typedef struct server {
     memory *memory;
     pool *pool, *clerk; /* computing, and waiting for the disk */
     pool *reader;       /* looking after what was recorded */
+    devices *devices;   /* NULL: the cpu computes everything */
     data_dir *directory;
     registry *registry;
     runs *runs;
@@ -380,8 +441,8 @@ typedef struct server {
 } server;
 
 BX_MUST_USE bx_status server_start(server *server, bx_error *error);
-/* Why /readyz says 503; NULL: it does not. */
-const char *server_readiness(server *server);
+/* Why /readyz says 503, and with which code (NULL is accepted); NULL: it does not. */
+const char *server_readiness(server *server, const char **code);
 /* Stop accepting, answer what was accepted within the drain time, stop. */
 void server_stop(server *server);
 
@@ -495,6 +556,9 @@ struct request {
     size_t prefix;                   /* how much must be in before it can be decoded; 0: not known yet */
     bool later;                      /* decoding it would take long: it is a worker's job */
     bool small;                      /* enough for the receiving thread */
+    bool on_device;                  /* a GPU is to compute it; set when it is planned */
+    int device;                      /* what computed it: 0 the cpu, i + 1 the i-th GPU */
+    placement placement;             /* where on_device */
     bool decoded, planned, finished; /* finished: every unit is done, `answer` is all that is needed */
     proto_request decoded_request;
     bx_plan plan;
@@ -571,6 +635,8 @@ void request_mark_begun(request *request);
 proto_timing request_timing(const request *request);
 /* Fails for want of `bytes` more: for now, or (since this request alone would need more than there is) for ever. */
 bx_status request_no_memory(const request *request, bx_status status, size_t bytes, bx_error *error);
+/* Reserve what it takes to keep all of a body of which only the beginning is kept. Errors: BX_TOO_LARGE, BX_BUSY. */
+BX_MUST_USE bx_status request_reserve_whole(request *request, bx_error *error);
 /* What decoding has taken. */
 typedef struct reservation {
     request *request;
@@ -597,6 +663,11 @@ BX_MUST_USE bx_status batch_prepare_stream(request *request);
 void batch_progress(request *request);
 /* The whole of a small one, by the receiving thread. False when no context is free. */
 bool batch_run_inline(request *request);
+/* Called by a GPU's thread. Memory for the gradients and for their part of the answer, now that their size is known;
+ * the answer of a computed batch; the whole batch once more, by the cpu. */
+BX_MUST_USE bx_status batch_take_gradients(request *request, bx_error *error);
+void batch_finish(request *request);
+void batch_redo(request *request);
 /* Called by workers. */
 void batch_run_unit(request *request, bx_context *context, int64_t unit);
 void batch_run_image(request *request, bx_context *context, int32_t image);
@@ -845,6 +916,9 @@ metrics *metrics_new(void);
 void metrics_free(metrics *metrics);
 outcome outcome_of(int status);
 void metrics_count(metrics *metrics, const measured *request);
+/* A batch was computed by that device (request->device); one was computed by the cpu because a GPU could not. */
+void metrics_computed(metrics *metrics, int device);
+void metrics_fallback(metrics *metrics);
 /* The store has committed so many results, or failed to. */
 void metrics_store_commit(metrics *metrics, double seconds, long stored, long failed);
 /* What /metrics answers. */

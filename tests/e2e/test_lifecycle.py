@@ -16,9 +16,9 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 import lossd  # noqa: E402
 
 TINY = lossd.tiny().safetensors()
-OPTIONS = """listen ops-listen workers http-threads device cpu-level data-dir max-body max-json memory-limit queue-limit connection-limit
-request-timeout header-timeout idle-timeout drain-delay drain-timeout allow-anonymous shared-memory log-format log-level healthcheck
-version help durability keep-steps keep-days""".split()
+OPTIONS = """listen ops-listen workers http-threads device device-memory cpu-level data-dir max-body max-json memory-limit
+queue-limit connection-limit request-timeout header-timeout idle-timeout drain-delay drain-timeout allow-anonymous
+shared-memory log-format log-level healthcheck version help durability keep-steps keep-days""".split()
 
 
 class Flags(lossd.Case):
@@ -56,7 +56,9 @@ class Flags(lossd.Case):
                              ("listen", ("", "127.0.0.1", "127.0.0.1:", "127.0.0.1:x", "127.0.0.1:65536",
                                          "127.0.0.1:-1", "nowhere.invalid:80", ":")),
                              ("ops-listen", ("127.0.0.1", "127.0.0.1:", "127.0.0.1:65536", "nowhere.invalid:80", ":")),
-                             ("device", ("gpu", "")), ("cpu-level", ("sse9", "")),
+                             ("device", ("gpu", "", "cuda:", "cuda:x", "cuda:0,", "cuda:0;1", "cuda:1000", "cuda0",
+                                         "cpu:0", "auto:0")),
+                             ("device-memory", ("x", "1K")), ("cpu-level", ("sse9", "")),
                              ("max-body", ("0", "-1", "x", "1Q", "1e9", "99999999999999999999", "16777216T")),
                              ("max-json", ("x",)), ("memory-limit", ("x", "-5M")), ("queue-limit", ("0", "x")),
                              ("connection-limit", ("0", "x")), ("request-timeout", ("-1", "x", "nan", "inf")),

@@ -44,7 +44,7 @@ CODES = {
     404: "not_found unknown_priors unknown_criterion unknown_run", 405: "method_not_allowed", 406: "not_acceptable",
     408: "body_timeout", 409: "name_reserved registry_full", 411: "length_required",
     412: "precondition_failed",
-    413: "body_too_large json_too_complex answer_too_large too_large too_expensive",
+    413: "body_too_large json_too_complex answer_too_large too_large too_expensive device_memory",
     415: "unsupported_media_type content_encoding", 417: "expectation_failed",
     422: """ragged_array type_mismatch unknown_member missing_member unsupported_option shape dtype counts
             unknown_criterion unknown_priors unknown_generator priors_twice image_size_twice targets_twice
@@ -52,7 +52,8 @@ CODES = {
             priors_conflict prior_degenerate box_inverted box_degenerate box_not_finite box_range label_range
             target_not_finite prediction_not_finite not_probability loss_overflow""",
     431: "headers_too_large", 501: "framing_transfer_encoding",
-    503: "queue_full memory_full draining device_unavailable store_unavailable store_busy out_of_memory", 504: "timeout",
+    503: """queue_full memory_full draining device_unavailable device_failed device_lost store_unavailable store_busy
+            out_of_memory""", 504: "timeout",
     507: "store_full",
 }
 CODES = {status: set(words.split()) for status, words in CODES.items()}

@@ -30,6 +30,7 @@ static void setup(void) {
     s.memory = memory_new((size_t)s.options.memory_limit);
     s.models = models_new();
     s.directory = data_dir_new(s.options.data_dir);
+    s.metrics = metrics_new();
     ck_assert_int_eq(registry_open(&s.registry, s.memory, s.directory, &error), BX_OK);
     ck_assert_int_eq(pool_start(&s.pool, 3, 1, "auto", &error), BX_OK);
     ck_assert_int_eq(pool_start(&s.clerk, 1, 0, NULL, &error), BX_OK);
@@ -44,6 +45,7 @@ static void teardown(void) {
     ck_assert_uint_eq(memory_used(s.memory), 0);
     memory_free(s.memory);
     models_free(s.models);
+    metrics_free(s.metrics);
     char command[96];
     snprintf(command, sizeof command, "rm -rf '%s'", directory);
     ck_assert_int_eq(system(command), 0);
