@@ -14,6 +14,8 @@
 
 #define MAX_HEADERS      100
 #define MAX_HEADER_BYTES 32768
+#define MAX_URI          8192 /* its options may be objects */
+#define MAX_QUERY        64
 
 static bool is_token(const char *name) {
     static const char marks[] = "!#$%&'*+-.^_`|~";
@@ -50,7 +52,7 @@ void head_add(head *h, const char *name, const char *value) {
     } known[] = {
         {"Content-Length", &h->length, &h->n_length},
         {"Transfer-Encoding", &h->transfer, &h->n_transfer},
-        {"Host", NULL, &h->n_host},
+        {"Host", &h->host, &h->n_host},
         {"Expect", &h->expect, NULL},
         {"Content-Type", &h->type, NULL},
         {"Content-Encoding", &h->encoding, NULL},
@@ -66,7 +68,7 @@ void head_add(head *h, const char *name, const char *value) {
     for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
         const bool perhaps = (*name | 0x20) == (*known[i].name | 0x20);
         if (perhaps && !strcasecmp(name, known[i].name)) {
-            if (known[i].value && !*known[i].value) {
+            if (!*known[i].value) {
                 *known[i].value = value;
             }
             if (known[i].count) {
@@ -79,6 +81,11 @@ void head_add(head *h, const char *name, const char *value) {
 static bool refuse(refusal *why, int status, const char *code, const char *detail) {
     *why = (refusal){status, code, detail};
     return false;
+}
+
+/* Of a URI's authority, with nothing that could begin its path or end its user. */
+static bool is_host(const char *host) {
+    return !host || (!strpbrk(host, " \t/\\?#@,\"<>") && !has_control(host));
 }
 
 /* Digits only; values beyond int64 become INT64_MAX. */
@@ -102,15 +109,27 @@ bool head_check(head *h, refusal *why) {
     if (h->n_headers > MAX_HEADERS || h->bytes > MAX_HEADER_BYTES) {
         return refuse(why, 431, "headers_too_large", "At most 100 headers of 32 KiB in all are accepted.");
     }
+    if (h->long_uri) {
+        return refuse(why, 414, "uri_too_long", "The request target has more than 8192 bytes.");
+    }
     if (h->malformed_uri) {
         return refuse(why, 400, "uri_malformed",
                       "The request target has a broken escape or a byte that no target may have.");
+    }
+    if (h->n_query > MAX_QUERY) {
+        return refuse(why, 400, "uri_malformed", "At most 64 query parameters are possible.");
+    }
+    if (h->method && !is_token(h->method)) {
+        return refuse(why, 400, "framing_request_line", "The method is not a word of HTTP.");
     }
     if (h->bad_name || h->bad_value) {
         return refuse(why, 400, "framing_header", "A header has a byte that no header may have.");
     }
     if (h->n_host > 1) {
         return refuse(why, 400, "framing_host", "More than one Host header.");
+    }
+    if (!is_host(h->host)) {
+        return refuse(why, 400, "framing_host", "The Host header is not a host with or without a port.");
     }
     if (h->n_length > 1) {
         return refuse(why, 400, "framing_duplicate_length", "More than one Content-Length header.");
@@ -171,14 +190,20 @@ bool head_condition(const head *h, condition *condition, refusal *why) {
     return true;
 }
 
+bool uri_is_long(const char *uri) {
+    return strnlen(uri, MAX_URI + 1) > MAX_URI;
+}
+
 bool uri_is_sane(const char *uri) {
+    const char *path_end = uri + strcspn(uri, "?");
     for (const char *c = uri; *c; c++) {
         if (*c <= 0x20 || *c >= 0x7f) {
             return false;
         }
         if (*c == '%') {
             int high = hex(c[1]), low = high < 0 ? -1 : hex(c[2]);
-            if (low < 0 || 16 * high + low < 0x20 || 16 * high + low == 0x7f) {
+            const int byte = 16 * high + low;
+            if (low < 0 || byte < 0x20 || byte == 0x7f || (byte == '/' && c < path_end)) {
                 return false;
             }
         }

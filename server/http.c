@@ -17,7 +17,6 @@
 #define SLOWEST        ((int64_t)256 << 10) /* bytes per second that a body or an answer must make */
 #define MAX_PIECES     65536                /* of tiny chunks */
 #define TINY           64
-#define MAX_QUERY      64
 #define ID_DIGITS      10
 #define OPS_SECONDS    2 /* for the headers of a request for operations: who asks is near, and others wait */
 
@@ -27,7 +26,7 @@ typedef struct exchange {
     struct MHD_Connection *connection;
     peer *peer;
     bool begun, suspended;
-    bool malformed_uri, close;
+    bool malformed_uri, long_uri, close;
     bool unbearable;    /* we ended the connection in mid-body */
     bool protocol;      /* of the Open Inference Protocol: errors are as it says them */
     char model[64];     /* of an inference, to be counted */
@@ -164,7 +163,7 @@ static enum MHD_Result refuse(exchange *x, const head *h, answer a) {
         return send_answer(x, a);
     }
     x->refusal = a;
-    x->body_left = DISCARD_LIMIT;
+    x->body_left = x->route && !x->route->has_body ? GET_BODY_LIMIT : DISCARD_LIMIT;
     set_phase(x, PHASE_BODY, x->server->options.request_timeout);
     return MHD_YES;
 }
@@ -239,9 +238,6 @@ static void choose_id(exchange *x, const char *given) {
 static enum MHD_Result add_option(void *cls, enum MHD_ValueKind kind, const char *key, const char *value) {
     (void)kind;
     request *r = cls;
-    if (r->n_query >= MAX_QUERY) {
-        return MHD_NO;
-    }
     size_t n = strlen(key) + 1, m = value ? strlen(value) + 1 : 1;
     char *text = malloc(n + m);
     if (!text) {
@@ -253,13 +249,13 @@ static enum MHD_Result add_option(void *cls, enum MHD_ValueKind kind, const char
     return MHD_YES; /* cppcheck-suppress memleak ; the request frees it */
 }
 
+static int count_query(const exchange *x) {
+    return MHD_get_connection_values(x->connection, MHD_GET_ARGUMENT_KIND, NULL, NULL);
+}
+
 /* The query string's options, copied. */
 static bool take_query(exchange *x, refusal *why) {
-    int n = MHD_get_connection_values(x->connection, MHD_GET_ARGUMENT_KIND, NULL, NULL);
-    if (n > MAX_QUERY) {
-        *why = (refusal){400, "uri_malformed", "At most 64 query parameters are possible."};
-        return false;
-    }
+    const int n = count_query(x);
     *why = (refusal){503, "out_of_memory", "No memory for the query."};
     x->post->query = n > 0 ? calloc((size_t)n, sizeof(proto_option)) : NULL;
     if (n == 0 || !x->post->query) {
@@ -371,7 +367,11 @@ static const route *find_route(const exchange *x, const char *method, const char
 }
 
 static enum MHD_Result begin(exchange *x, const char *url, const char *method, const char *version) {
-    head h = {.malformed_uri = x->malformed_uri, .http_1_0 = !strcmp(version, MHD_HTTP_VERSION_1_0)};
+    head h = {.method = method,
+              .malformed_uri = x->malformed_uri,
+              .long_uri = x->long_uri,
+              .n_query = count_query(x),
+              .http_1_0 = !strcmp(version, MHD_HTTP_VERSION_1_0)};
     refusal why;
     x->begun = true;
     x->protocol = is_protocol(url);
@@ -400,14 +400,14 @@ static enum MHD_Result begin(exchange *x, const char *url, const char *method, c
         return refuse_why(x, &h, why);
     }
     if (!route->has_body && h.content_length > GET_BODY_LIMIT) {
+        x->close = true; /* rather than read what nobody asked for */
         return refuse_why(x, &h, (refusal){413, "body_too_large", "This path takes no body."});
     }
     bx_error error = {0};
     if (route->how == ROUTE_BY_CLERK && registry_check_name(route->kind, name, &error) != BX_OK) {
         return refuse(x, &h, answer_error(&error, NULL, PROTO_JSON, x->id));
     }
-    if (route->how == ROUTE_BY_CLERK &&
-        MHD_get_connection_values(x->connection, MHD_GET_ARGUMENT_KIND, NULL, NULL) > 0) {
+    if (route->how == ROUTE_BY_CLERK && h.n_query > 0) {
         return refuse_why(x, &h, (refusal){422, "unknown_member", "This path has no query options."});
     }
     if (route_infers(route)) {
@@ -502,6 +502,7 @@ void *http_on_target(void *cls, const char *uri, struct MHD_Connection *connecti
     x->server = server;
     x->listener = l;
     x->malformed_uri = !uri_is_sane(uri);
+    x->long_uri = uri_is_long(uri);
     x->began_ns = now_ns();
     copy_text(x->target, sizeof x->target, uri);
     x->peer = peer;

@@ -704,11 +704,13 @@ void answer_free(answer *answer);
 
 /* What the guard needs of a request's head; texts belong to the HTTP library. Zero-initialise, then add each header. */
 typedef struct head {
-    bool malformed_uri, http_1_0;
+    const char *method; /* NULL: not looked at */
+    bool malformed_uri, long_uri, http_1_0;
+    int n_query; /* parameters of the query string */
     bool bad_name, bad_value; /* a byte that no header may have */
     int n_headers, n_length, n_transfer, n_host;
     size_t bytes;
-    const char *length, *transfer, *expect, *type, *encoding, *accept, *id;
+    const char *host, *length, *transfer, *expect, *type, *encoding, *accept, *id;
     const char *if_match, *if_none_match, *content_range; /* of a PUT; the second of a GET too */
     int n_infer;
     const char *site;                    /* Sec-Fetch-Site: whose page of a browser asks */
@@ -726,8 +728,10 @@ typedef struct refusal {
 void head_add(head *head, const char *name, const char *value);
 /* False when the request may not even be parsed further: the connection must be closed after the answer. */
 BX_MUST_USE bool head_check(head *head, refusal *why);
-/* Raw request target: no %00 or other encoded control bytes, no broken escapes, printable ASCII only. */
+/* Raw request target: no %00 or other encoded control bytes, no broken escapes, printable ASCII only, and no encoded
+ * slash in its path, which is not the slash that separates. */
 bool uri_is_sane(const char *uri);
+bool uri_is_long(const char *uri);
 /* Whether an If-None-Match (NULL: none) names this entity tag: what the client has is still right. */
 bool etag_matches(const char *if_none_match, const char *etag);
 /* On what condition a PUT is to be done. */

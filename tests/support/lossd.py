@@ -39,13 +39,13 @@ CODES = {
     400: """json_depth json_empty json_not_object json_syntax json_duplicate_key json_nan json_number_range
             bin_truncated bin_header_length bin_header bin_offset bin_layout bin_shape_overflow bin_size
             framing_duplicate_length framing_cl_te framing_header framing_host framing_transfer_encoding
-            uri_malformed duplicate_option""",
+            framing_request_line uri_malformed""",
     403: "cross_site",
     404: "not_found unknown_priors unknown_criterion unknown_run", 405: "method_not_allowed", 406: "not_acceptable",
     408: "body_timeout", 409: "name_reserved registry_full", 411: "length_required",
     412: "precondition_failed",
     413: "body_too_large json_too_complex answer_too_large too_large too_expensive device_memory",
-    415: "unsupported_media_type content_encoding", 417: "expectation_failed",
+    414: "uri_too_long", 415: "unsupported_media_type content_encoding", 417: "expectation_failed",
     422: """ragged_array type_mismatch unknown_member missing_member unsupported_option shape dtype counts
             unknown_criterion unknown_priors unknown_generator priors_twice image_size_twice targets_twice
             duplicate_option invalid_option invalid_name criterion_range criterion_conflict priors_range
@@ -266,6 +266,13 @@ class Connection:
         """Close with RST."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.socket.close()
+
+    def half_close(self):
+        """Nothing more will be sent."""
+        try:
+            self.socket.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # the peer has closed
 
     def send(self, data):
         self.socket.sendall(data)

@@ -34,6 +34,11 @@ static const struct {
     {{"Transfer-Encoding", "chunked", "Transfer-Encoding", "chunked"}, 400, "framing_transfer_encoding", false},
     {{"Transfer-Encoding", "chunked"}, 400, "framing_transfer_encoding", true},
     {{"Host", "x", "Host", "y"}, 400, "framing_host", false},
+    {{"Host", "x y"}, 400, "framing_host", false},
+    {{"Host", "user@x"}, 400, "framing_host", false},
+    {{"Host", "x/y"}, 400, "framing_host", false},
+    {{"Host", "[::1]:80"}, 0, "", false},
+    {{"Host", ""}, 0, "", false},
     {{"Content-Length ", "3"}, 400, "framing_header", false},
     {{"X(Y)", "3"}, 400, "framing_header", false},
     {{"", "3"}, 400, "framing_header", false},
@@ -107,11 +112,47 @@ END_TEST
 START_TEST(test_uri) {
     ck_assert(uri_is_sane("/v1/loss?include=images%2Cclasses"));
     ck_assert(uri_is_sane("/"));
-    const char *bad[] = {"/a%00b", "/%",        "/%2",           "/%zz", "/a b",
+    ck_assert(uri_is_sane("/v1/loss?priors=a%2Fb"));
+    const char *bad[] = {"/a%00b", "/%",        "/%2",           "/%zz", "/a b",    "/v1%2Floss",
                          "/\x01",  "/\xc3\xa9", "/%0d%0aX:%20y", "/%7f", "/?a=%1f"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         ck_assert_msg(!uri_is_sane(bad[i]), "%s", bad[i]);
     }
+}
+END_TEST
+
+START_TEST(test_request_line) {
+    static const struct {
+        const char *method;
+        bool long_uri, malformed_uri;
+        int n_query, status;
+        const char *code;
+    } rows[] = {
+        {"GET", false, false, 64, 0, ""},
+        {"GET", false, false, 65, 400, "uri_malformed"},
+        {"GET", true, true, 0, 414, "uri_too_long"},
+        {"GET", false, true, 0, 400, "uri_malformed"},
+        {"M-SEARCH", false, false, 0, 0, ""},
+        {"", false, false, 0, 400, "framing_request_line"},
+        {"\x16\x03\x01", false, false, 0, 400, "framing_request_line"},
+        {"GET(", false, false, 0, 400, "framing_request_line"},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        head h = {.method = rows[i].method,
+                  .long_uri = rows[i].long_uri,
+                  .malformed_uri = rows[i].malformed_uri,
+                  .n_query = rows[i].n_query};
+        refusal why = {0, "", ""};
+        ck_assert_int_eq(head_check(&h, &why), rows[i].status == 0);
+        ck_assert_int_eq(why.status, rows[i].status);
+        ck_assert_str_eq(why.code, rows[i].code);
+    }
+    char uri[8194];
+    memset(uri, 'a', sizeof uri);
+    uri[8193] = '\0';
+    ck_assert(uri_is_long(uri));
+    uri[8192] = '\0';
+    ck_assert(!uri_is_long(uri));
 }
 END_TEST
 
@@ -298,6 +339,7 @@ int main(void) {
     tcase_add_test(cases, test_lengths);
     tcase_add_test(cases, test_too_many);
     tcase_add_test(cases, test_uri);
+    tcase_add_test(cases, test_request_line);
     tcase_add_test(cases, test_body_type);
     tcase_add_test(cases, test_inference);
     tcase_add_test(cases, test_routes);
