@@ -27,7 +27,7 @@ typedef struct exchange {
     peer *peer;
     bool begun, suspended;
     bool malformed_uri, long_uri, close;
-    bool unbearable;    /* we ended the connection in mid-body */
+    bool unbearable;    /* we ended the connection in mid-body, perhaps with an answer */
     bool protocol;      /* of the Open Inference Protocol: errors are as it says them */
     char model[64];     /* of an inference, to be counted */
     const route *route; /* NULL: none */
@@ -103,6 +103,13 @@ static void add_page_headers(struct MHD_Response *response) {
     MHD_add_response_header(response, "X-Frame-Options", "DENY");
 }
 
+/* An inference has its answer. */
+static void count_inference(const exchange *x, int status) {
+    if (x->model[0]) {
+        models_record(x->server->models, x->model, status == 200, &x->timing, now_ns() - x->began_ns);
+    }
+}
+
 /* Queue an answer; takes it. */
 static enum MHD_Result send_answer(exchange *x, answer a) {
     struct MHD_Response *response = make_response(&a, x->protocol);
@@ -111,9 +118,7 @@ static enum MHD_Result send_answer(exchange *x, answer a) {
         return MHD_NO;
     }
     char number[24];
-    if (x->model[0]) {
-        models_record(x->server->models, x->model, a.status == 200, &x->timing, now_ns() - x->began_ns);
-    }
+    count_inference(x, a.status);
     if (a.json_bytes > 0) {
         snprintf(number, sizeof number, "%zu", a.json_bytes);
         MHD_add_response_header(response, "Inference-Header-Content-Length", number);
@@ -437,20 +442,29 @@ static enum MHD_Result begin(exchange *x, const char *url, const char *method, c
 
 /* ---- the other calls --------------------------------------------------------------------------------------------- */
 
+/* What follows of a body is not read any more. */
+static enum MHD_Result refuse_rest(exchange *x, int status, const char *code, const char *detail) {
+    x->unbearable = true;
+    if (peer_refuse(x->peer, x->protocol, status, code, detail)) {
+        x->status = status;
+        count_inference(x, status);
+    }
+    return MHD_NO;
+}
+
 static enum MHD_Result receive(exchange *x, const char *data, size_t bytes) {
     x->bytes_in += bytes;
     x->pieces++;
     peer_extend(x->peer, x->server->options.request_timeout + (int64_t)x->bytes_in / SLOWEST);
     if (x->pieces > MAX_PIECES && x->bytes_in / (size_t)x->pieces < TINY) {
-        x->unbearable = true; /* more framing than body */
-        return MHD_NO;
+        return refuse_rest(x, 400, "framing_chunks", "More than 65536 chunks, of fewer than 64 bytes each.");
     }
     if (x->post && request_receive(x->post, data, bytes)) {
         return MHD_YES;
     }
     x->body_left -= (int64_t)bytes;
-    x->unbearable = x->body_left < 0;
-    return x->unbearable ? MHD_NO : MHD_YES;
+    return x->body_left >= 0 ? MHD_YES
+                             : refuse_rest(x, 413, "body_too_large", "The body is longer than what is read of it.");
 }
 
 static enum MHD_Result complete(exchange *x) {
@@ -513,7 +527,7 @@ void *http_on_target(void *cls, const char *uri, struct MHD_Connection *connecti
 
 /* Some requests end without an answer, and some with one of libmicrohttpd's own, which no handler sees. */
 static outcome how_ended(const exchange *x, enum MHD_RequestTerminationCode code) {
-    if (code == MHD_REQUEST_TERMINATED_COMPLETED_OK || x->status == 408) {
+    if (code == MHD_REQUEST_TERMINATED_COMPLETED_OK || x->status == 408 || x->unbearable) {
         return x->status ? outcome_of(x->status) : OUTCOME_REFUSED;
     }
     if (code == MHD_REQUEST_TERMINATED_DAEMON_SHUTDOWN) {
@@ -526,7 +540,7 @@ static outcome how_ended(const exchange *x, enum MHD_RequestTerminationCode code
     if (end == PEER_LATE || code == MHD_REQUEST_TERMINATED_TIMEOUT_REACHED) {
         return OUTCOME_TIMEOUT;
     }
-    return x->unbearable || code == MHD_REQUEST_TERMINATED_WITH_ERROR ? OUTCOME_REFUSED : OUTCOME_GONE;
+    return code == MHD_REQUEST_TERMINATED_WITH_ERROR ? OUTCOME_REFUSED : OUTCOME_GONE;
 }
 
 static void count(const exchange *x, enum MHD_RequestTerminationCode code) {
@@ -558,9 +572,7 @@ void http_on_completed(void *cls, struct MHD_Connection *connection, void **cont
     set_phase(x, PHASE_IDLE, x->server->options.idle_timeout);
     if (x->post && request_expired(x->post)) {
         x->status = 408; /* written by the reaper */
-        if (x->model[0]) {
-            models_record(x->server->models, x->model, false, &x->timing, now_ns() - x->began_ns);
-        }
+        count_inference(x, x->status);
     }
     if (x->begun) {
         LOG(LOG_INFO, "request", {"id", x->id, 0}, {"method", x->method, 0}, {"target", x->target, 0},

@@ -110,23 +110,35 @@ peer_end peer_ended(peer *p) {
 /* ---- the reaper -------------------------------------------------------------------------------------------------- */
 
 /* libmicrohttpd cannot answer in mid-body, but nothing has been written on this socket for this request, so we may. */
-static void write_late(const peer *p) {
+static void write_problem(const peer *p, bool protocol, int status, const char *code, const char *detail) {
     char text[1024];
-    answer a = answer_problem(408, "body_timeout", "The body did not arrive in time.", "", p->id);
-    if (p->post && is_protocol(p->post->route->path)) {
+    answer a = answer_problem(status, code, detail, "", p->id);
+    if (protocol) {
         proto_infer_problem(&a.body);
         a.type = PROTO_TYPE_JSON;
     }
-    int n = a.body.failed ? -1
-                          : snprintf(text, sizeof text,
-                                     "HTTP/1.1 408 Request Timeout\r\nContent-Type: %s\r\nX-Request-Id: %s\r\n"
-                                     "Connection: close\r\nContent-Length: %zu\r\n\r\n%.*s",
-                                     a.type, p->id, a.body.bytes, (int)a.body.bytes, a.body.data);
+    int n = a.body.failed
+                ? -1
+                : snprintf(text, sizeof text,
+                           "HTTP/1.1 %d %s\r\nContent-Type: %s\r\nX-Request-Id: %s\r\n"
+                           "Connection: close\r\nContent-Length: %zu\r\n\r\n%.*s",
+                           status, http_reason(status), a.type, p->id, a.body.bytes, (int)a.body.bytes, a.body.data);
     if (n > 0 && (size_t)n < sizeof text) {
         ssize_t ignored = send(p->fd, text, (size_t)n, MSG_DONTWAIT | MSG_NOSIGNAL);
         (void)ignored;
     }
     answer_free(&a);
+}
+
+bool peer_refuse(peer *p, bool protocol, int status, const char *code, const char *detail) {
+    pthread_mutex_lock(&p->all->lock);
+    const bool here = p->end == PEER_HERE && p->phase == PHASE_BODY;
+    if (here) {
+        p->phase = PHASE_ANSWER; /* so that the reaper writes nothing */
+        write_problem(p, protocol, status, code, detail);
+    }
+    pthread_mutex_unlock(&p->all->lock);
+    return here;
 }
 
 /* libmicrohttpd misses a client that closes its sending side in mid-body, or together with a request whose answer has
@@ -148,7 +160,7 @@ static request *reap(peer *p) {
         return p->post;
     }
     if (p->phase == PHASE_BODY && p->post && request_expire(p->post)) {
-        write_late(p);
+        write_problem(p, is_protocol(p->post->route->path), 408, "body_timeout", "The body did not arrive in time.");
     }
     shutdown(p->fd, SHUT_RDWR);
     p->end = PEER_LATE;

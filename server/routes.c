@@ -29,7 +29,7 @@ static int http_status_of(const bx_error *error) {
     return table[error->status];
 }
 
-static const char *http_reason(int status) {
+const char *http_reason(int status) {
     static const struct {
         int status;
         const char *reason;

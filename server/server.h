@@ -694,6 +694,7 @@ void stream_run_slab(request *request, bx_context *context, int slab);
 /* A problem document; never fails (a static one when memory is gone). Under /v2 it becomes what the protocol says when
  * it is sent. */
 answer answer_problem(int status, const char *code, const char *detail, const char *pointer, const char *request_id);
+const char *http_reason(int status);
 answer answer_error(const bx_error *error, const proto_request *request, proto_encoding encoding,
                     const char *request_id);
 /* 200 with a JSON text, which it takes. */
@@ -706,7 +707,7 @@ void answer_free(answer *answer);
 typedef struct head {
     const char *method; /* NULL: not looked at */
     bool malformed_uri, long_uri, http_1_0;
-    int n_query; /* parameters of the query string */
+    int n_query;              /* parameters of the query string */
     bool bad_name, bad_value; /* a byte that no header may have */
     int n_headers, n_length, n_transfer, n_host;
     size_t bytes;
@@ -764,6 +765,8 @@ void peer_remove(peer *peer);
 void peer_extend(peer *peer, int64_t seconds);
 /* The next phase and its time. `post` (may be NULL) and `id` must stay until the next call. */
 void peer_phase(peer *peer, phase phase, int64_t seconds, request *post, const char *id);
+/* Answer a request in the middle of its body, after which its connection must be closed. False: it is over already. */
+bool peer_refuse(peer *peer, bool protocol, int status, const char *code, const char *detail);
 /* Why its connection is over, if it is: the reaper ended it because a phase took too long, or the client left. */
 typedef enum peer_end { PEER_HERE, PEER_LATE, PEER_LEFT } peer_end;
 peer_end peer_ended(peer *peer);

@@ -155,8 +155,9 @@ class Codings(hostile.Hostile):
         self.assertLess(self.held()[2] - before, 8 << 20)
 
     def test_H13_long_chunk_extensions(self):
-        """0.9 skips them; whatever becomes of one, nothing is executed twice and nothing grows."""
-        for size in (65536, 600000):
+        """0.9 skips them; whatever becomes of one, nothing is executed twice and nothing grows. One that does not fit into
+        a buffer is not answered by 1.0, and ends with the deadline of the body."""
+        for size in (65536, 200000):
             self.ended(post(CHUNKED, body=b"3;" + b"a" * size + b"\r\nabc\r\n" + LAST))
         extended = post(CHUNKED, "Connection: close", body=chunk(TINY, b"%x;name=value" % len(TINY)) + LAST)
         self.assertIn([a.status for a in self.daemon.raw(extended)[0]], ([200], [400]))
@@ -168,7 +169,7 @@ class Codings(hostile.Hostile):
         self.assertEqual(lossd.stable(self.served(post(CHUNKED, body=text))[0].body), want)
         many, before = chunk(b" ") * 70000, self.held()[2]
         for i in range(4):
-            self.ended(post(CHUNKED, body=many, target=TARGETS[i % 2]))
+            self.refused(post(CHUNKED, body=many, target=TARGETS[i % 2]), 400, "framing_chunks")
         self.assertLess(self.held()[2] - before, 8 << 20)
 
     def test_good_chunks(self):
@@ -205,11 +206,12 @@ class Lines(hostile.Hostile):
     def test_H17_nul(self):
         """In a name it is refused; behind the end that it makes of a value or a target, 0.9 sees nothing."""
         self.refused(get(b"X\0A: a") + HIDDEN, 400, library="any")
-        for data in (get(b"X-A: a\0b"), get(target="/healthz\0x")):
-            if STRICT:
-                self.refused(data + HIDDEN, 400, library="any")
-            else:
-                self.served(data)
+        if STRICT:
+            self.refused(get(b"X-A: a\0b") + HIDDEN, 400, library="any")
+            self.ended(get(target="/healthz\0x") + HIDDEN)
+        else:
+            self.served(get(b"X-A: a\0b"))
+            self.served(get(target="/healthz\0x"))
         for data in (post(b"Content-Length: 3\0", body=b"abc"), post(b"Content-Length: \0003", body=b"abc")):
             with self.daemon.connect() as connection:   # whatever it makes of it, of the three bytes it makes no request
                 connection.send(data)
@@ -310,8 +312,8 @@ class RequestLine(hostile.Hostile):
                 answer = connection.answer()
             self.problem(answer, 400, "uri_malformed")
             self.assertFalse([f for f in answer.fields if f[0].lower() in ("x", "set-cookie")])
-        lossd.until(lambda: self.daemon.log().count('"event":"request"') >= len(targets))
-        self.assertEqual([e["target"] for e in self.executed() if e["target"] != "/version"][:5], targets)
+        lossd.until(lambda: all(target in self.daemon.log() for target in targets))
+        self.assertEqual(sorted(e["target"] for e in self.executed() if e["target"] in targets), sorted(targets))
 
     def test_H29_methods(self):
         for method, target, allowed in (("DELETE", "/healthz", "GET"), ("POST", "/readyz", "GET"),
@@ -386,7 +388,8 @@ class Bodies(hostile.Hostile):
                 self.assertEqual(connection.request("GET", "/version").status, 200)
         for target in ("/healthz", "/v1/priors/ssd300", "/v1/runs"):
             self.refused(get(length(65537), target=target, body=b"x" * 65537) + HIDDEN, 413, "body_too_large")
-            self.ended(get(CHUNKED, target=target, body=chunk(b"x" * 65536) * 2 + LAST) + HIDDEN)
+            self.refused(get(CHUNKED, target=target, body=chunk(b"x" * 65536) * 2 + LAST) + HIDDEN, 413,
+                         "body_too_large")
 
     def test_H42_coded_bodies(self):
         """Not read at /v1, and at /v2 to their limit only (test_infer.py has the bombs)."""

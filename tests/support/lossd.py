@@ -39,7 +39,7 @@ CODES = {
     400: """json_depth json_empty json_not_object json_syntax json_duplicate_key json_nan json_number_range
             bin_truncated bin_header_length bin_header bin_offset bin_layout bin_shape_overflow bin_size
             framing_duplicate_length framing_cl_te framing_header framing_host framing_transfer_encoding
-            framing_request_line uri_malformed""",
+            framing_request_line framing_chunks uri_malformed""",
     403: "cross_site",
     404: "not_found unknown_priors unknown_criterion unknown_run", 405: "method_not_allowed", 406: "not_acceptable",
     408: "body_timeout", 409: "name_reserved registry_full", 411: "length_required",

@@ -113,7 +113,7 @@ START_TEST(test_uri) {
     ck_assert(uri_is_sane("/v1/loss?include=images%2Cclasses"));
     ck_assert(uri_is_sane("/"));
     ck_assert(uri_is_sane("/v1/loss?priors=a%2Fb"));
-    const char *bad[] = {"/a%00b", "/%",        "/%2",           "/%zz", "/a b",    "/v1%2Floss",
+    const char *bad[] = {"/a%00b", "/%",        "/%2",           "/%zz", "/a b",   "/v1%2Floss",
                          "/\x01",  "/\xc3\xa9", "/%0d%0aX:%20y", "/%7f", "/?a=%1f"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         ck_assert_msg(!uri_is_sane(bad[i]), "%s", bad[i]);
