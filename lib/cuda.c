@@ -28,18 +28,6 @@
 #define SPINS    2000
 #define SLEEP_NS 20000
 
-typedef struct bx_cuda {
-    int device;
-    char level[16];
-    cudaStream_t stream;
-    char *memory; /* the device's */
-    size_t bytes;
-    const bx_priors *priors; /* at the beginning of memory; a reference, or NULL */
-    bx_cuda_args args;       /* of the job that has begun */
-    size_t gradients;        /* where in memory they may lie, to its end */
-    int64_t conf_rows, loc_rows;
-} bx_cuda;
-
 /* ---- errors ------------------------------------------------------------------------------------------------------ */
 
 static atomic_bool lost;

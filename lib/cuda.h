@@ -47,6 +47,19 @@ typedef struct bx_cuda_args {
     bool positives_only;       /* these are listed; else all whose loss counts */
 } bx_cuda_args;
 
+/* A context's part; the last job's args stay there until the next. */
+typedef struct bx_cuda {
+    int device;
+    char level[16];
+    cudaStream_t stream;
+    char *memory; /* the device's */
+    size_t bytes;
+    const bx_priors *priors; /* at the beginning of memory; a reference, or NULL */
+    bx_cuda_args args;       /* of the job that has begun */
+    size_t gradients;        /* where in memory they may lie, to its end */
+    int64_t conf_rows, loc_rows;
+} bx_cuda;
+
 /* Each launches one kernel, and says what the launch said.
  *   match   all priors of all images against their objects: state, owner, best
  *   targets the same from the caller's targets
