@@ -545,7 +545,7 @@ void bx_job_place_gradients(bx_job *job, void *memory);
 
 /* A GPU that this process can use. */
 typedef struct bx_device {
-    char name[16]; /* "cuda:0" */
+    char name[24]; /* "cuda:0" */
     char text[96]; /* its model, and the compute capability */
     size_t bytes;  /* of its memory */
 } bx_device;
