@@ -36,17 +36,42 @@ LEVELS        := baseline $(if $(filter x86_64 amd64,$(shell uname -m)),avx2 avx
 AVX2_CFLAGS   := -mavx2 -mtune=haswell
 AVX512_CFLAGS := -mavx2 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512 -mtune=icelake-client
 
-LIB_OBJ    := $(patsubst %.c,$(B)/%.o,$(filter-out lib/cpu_simd.c lib/cuda.c,$(wildcard lib/*.c))) \
-              $(LEVELS:%=$(B)/lib/cpu_simd_%.o)
+# CUDA where there is an nvcc, in PATH or in the toolkit's usual place; `make NVCC=` leaves it out.
+ifeq ($(origin NVCC),undefined)
+NVCC := $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc))
+endif
+ifneq (,$(NVCC))
+CUDA_HOME   := $(patsubst %/bin/,%,$(dir $(shell command -v $(NVCC))))
+CUDA_CFLAGS := $(if $(filter-out /usr,$(CUDA_HOME)),-isystem $(CUDA_HOME)/include) -DBX_CUDA
+CUDA_OBJ    := $(patsubst lib/%.cu,build/cuda/%.o,$(wildcard lib/*.cu))
+CUDA_LIBS   := $(addprefix -L,$(firstword $(wildcard $(CUDA_HOME)/lib64 $(CUDA_HOME)/targets/*/lib))) \
+               -lcudart_static -ldl -lrt -lpthread
+# Code for these where nvcc knows them (sm_80 also runs on 8.x, and so on), and PTX of the last for what is newer.
+CUDA_CODE    = $(filter $(shell $(NVCC) --list-gpu-code),sm_75 sm_80 sm_90 sm_100)
+CUDA_LAST    = $(patsubst sm_%,compute_%,$(lastword $(CUDA_CODE)))
+# IEEE arithmetic as written, as for the levels. Device functions of the host half are stubs: no C++ runtime.
+CUDA_FLAGS  := -std=c++17 -O3 --fmad=false --ftz=false --prec-div=true --prec-sqrt=true -Ilib
+NVCC_FLAGS   = $(CUDA_FLAGS) $(foreach code,$(CUDA_CODE),-gencode arch=$(code:sm_%=compute_%),code=$(code)) \
+               -gencode arch=$(CUDA_LAST),code=$(CUDA_LAST) $(if $(WERROR),-Werror all-warnings) --threads 2 \
+               $(shell $(NVCC) --help | grep -q compress-mode && echo --compress-mode=size) \
+               -Xcompiler -fPIE,-fstack-protector-strong,-fno-exceptions,-fno-rtti,-fno-threadsafe-statics
+endif
+
+LIB_OBJ    := $(patsubst %.c,$(B)/%.o,$(filter-out lib/cpu_simd.c $(if $(NVCC),,lib/cuda.c),$(wildcard lib/*.c))) \
+              $(LEVELS:%=$(B)/lib/cpu_simd_%.o) $(CUDA_OBJ)
 PROTO_OBJ  := $(patsubst %.c,$(B)/%.o,$(wildcard proto/*.c))
 SERVER_OBJ := $(patsubst %.c,$(B)/%.o,$(wildcard server/*.c))
 ARCHIVES   := $(B)/libproto.a $(B)/libboxloss.a
-LDLIBS     := -lmicrohttpd -ljansson -lsqlite3 -lz -lm -lpthread
+LDLIBS     := $(CUDA_LIBS) -lmicrohttpd -ljansson -lsqlite3 -lz -lm -lpthread
 
-UNIT    := $(patsubst tests/unit/%.c,$(B)/unit/%,$(wildcard tests/unit/test_*.c))
-KERNELS := $(B)/kernels/harness
-GOLDEN  := $(B)/golden/golden
-C_FILES := $(wildcard lib/*.[ch] lib/loss/*.h proto/*.[ch] server/*.[ch] tests/*/*.[ch])
+UNIT    := $(patsubst tests/unit/%.c,$(B)/unit/%,$(wildcard tests/unit/test_*.c)) \
+           $(patsubst tests/unit/%.cc,$(B)/unit/%,$(wildcard tests/unit/test_*.cc))
+KERNELS := $(B)/kernels/harness $(B)/kernels/cuda $(B)/kernels/cuda-emulated
+GOLDEN  := $(B)/golden/golden $(B)/golden/golden-emulated
+PTX     := $(if $(NVCC),tests/support/ptx)
+C_FILES := $(wildcard lib/*.[ch] lib/loss/*.h proto/*.[ch] server/*.[ch] tests/*/*.[ch] tests/*/*/*.h lib/*.cu \
+           tests/*/*.cc tests/*/*/*.cc)
+CC_FILES := $(filter %.cu %.cc,$(C_FILES))
 
 .PHONY: all run demo test check unit golden kernels e2e e2e-kill e2e-clients deploy-check screenshot tsan bench bench-peers cover layers \
         lint format format-check install docker clean help deps-build deps-demo deps-test deps-bench deps-bench-peers deps-clients deps-lint
@@ -54,6 +79,7 @@ C_FILES := $(wildcard lib/*.[ch] lib/loss/*.h proto/*.[ch] server/*.[ch] tests/*
 .DELETE_ON_ERROR:
 
 all: build/lossd ## build the daemon: build/lossd
+	@$(if $(NVCC),,echo "no nvcc: the daemon is built for the CPU only")
 
 build/lossd: build/release/lossd
 	@ln -sf release/lossd $@
@@ -61,7 +87,7 @@ build/lossd: build/release/lossd
 # ---- what the machine needs -------------------------------------------------------------------------------------
 
 deps-build deps-demo deps-test deps-bench deps-bench-peers deps-clients deps-lint:
-	@DYGRAPHS=$(DYGRAPHS) deploy/deps $(@:deps-%=%)
+	@DYGRAPHS=$(DYGRAPHS) NVCC=$(NVCC) deploy/deps $(@:deps-%=%)
 
 # ---- compile ----------------------------------------------------------------------------------------------------
 
@@ -85,6 +111,18 @@ $(B)/lib/%.o: lib/%.c | deps-build
 	@mkdir -p $(@D)
 	$(call say,CC)
 	$(Q)$(CC) $(ALL_CFLAGS) $(LIB_CFLAGS) -c $< -o $@
+# Made again when there is another nvcc, or none any more.
+$(B)/nvcc: FORCE
+	@mkdir -p $(@D)
+	@echo '$(NVCC)' | cmp -s - $@ || echo '$(NVCC)' >$@
+FORCE:
+$(B)/lib/backend.o $(B)/lib/cuda.o: ALL_CFLAGS += $(CUDA_CFLAGS)
+$(B)/lib/backend.o $(B)/libboxloss.a: $(B)/nvcc
+# The same in every configuration.
+build/cuda/%.o: lib/%.cu | deps-build
+	@mkdir -p $(@D)
+	$(call say,NVCC)
+	$(Q)$(NVCC) $(NVCC_FLAGS) -MMD -MP -MF $(@:.o=.d) -c $< -o $@
 # What the binary holds: our own pages, and the charts of Debian's libjs-dygraphs.
 DYGRAPHS ?= /usr/share/javascript/dygraphs
 DYGRAPH_FILES := $(DYGRAPHS)/dygraph.min.js $(DYGRAPHS)/dygraph.min.css
@@ -100,7 +138,7 @@ $(B)/%.o: %.c | deps-build
 $(B)/libboxloss.a: $(LIB_OBJ)
 	@rm -f $@
 	$(call say,AR)
-	$(Q)$(AR) rcs $@ $^
+	$(Q)$(AR) rcs $@ $(LIB_OBJ)
 $(B)/libproto.a: $(PROTO_OBJ)
 	@rm -f $@
 	$(call say,AR)
@@ -132,6 +170,64 @@ $(B)/bench/%: $(B)/tests/bench/%.o $(ARCHIVES)
 	$(call say,LD)
 	$(Q)$(CC) $(LDHARD) $(LDFLAGS_$(CONFIG)) $(LDFLAGS) $^ $(LDLIBS) -o $@
 
+# ---- the emulated device ----------------------------------------------------------------------------------------
+
+# The same library, daemon and tests on a device that is none: tests/support/emulated stands for the toolkit and the
+# driver, and g++ compiles the kernels. In the tsan configuration the scheduler itself is not looked at.
+E            := $(B)/emulated
+EMULATED     := -Itests/support/emulated
+EMULATED_LIB := $(B)/libproto.a $(E)/libboxloss.a
+ifeq ($(origin CXX),default)
+CXX := $(if $(findstring clang,$(CC)),clang++,g++)
+endif
+CXX_WARN    := -Wall -Wextra -Wpointer-arith -Wvla -Wundef -Wwrite-strings $(if $(WERROR),-Werror)
+CXX_FLAGS    = -std=c++17 -D_GNU_SOURCE $(CXX_WARN) $(HARDEN) -Ilib $(EMULATED) -MMD -MP $(CXXFLAGS)
+CXX_DEVICE   = -x c++ -include cuda_runtime.h $(LIB_CFLAGS) -fno-strict-aliasing -Wno-unknown-pragmas $(CFLAGS_$(CONFIG))
+$(E)/cuda.o $(E)/backend.o: ALL_CFLAGS += $(EMULATED) -DBX_CUDA
+$(E)/cuda.o $(E)/backend.o: $(E)/%.o: lib/%.c | deps-test
+	@mkdir -p $(@D)
+	$(call say,CC)
+	$(Q)$(CC) $(ALL_CFLAGS) $(LIB_CFLAGS) -c $< -o $@
+$(E)/%.o: lib/%.cu | deps-test
+	@mkdir -p $(@D)
+	$(call say,CXX)
+	$(Q)$(CXX) $(CXX_FLAGS) $(CXX_DEVICE) -c $< -o $@
+$(E)/runtime.o: tests/support/emulated/runtime.cc | deps-test
+	@mkdir -p $(@D)
+	$(call say,CXX)
+	$(Q)$(CXX) $(CXX_FLAGS) $(CFLAGS_$(CONFIG)) -c $< -o $@
+$(E)/device.o: tests/support/emulated/device.cc | deps-test
+	@mkdir -p $(@D)
+	$(call say,CXX)
+	$(Q)$(CXX) $(CXX_FLAGS) $(patsubst -fsanitize=thread,-DEMULATED_TSAN,$(CFLAGS_$(CONFIG))) -c $< -o $@
+$(E)/test_emulated.o: tests/unit/test_emulated.cc | deps-test
+	@mkdir -p $(@D)
+	$(call say,CXX)
+	$(Q)$(CXX) $(CXX_FLAGS) $(CXX_DEVICE) -c $< -o $@
+EMULATED_OBJ := $(filter-out %/backend.o %/cuda.o $(CUDA_OBJ),$(LIB_OBJ)) \
+                $(patsubst %,$(E)/%.o,backend cuda runtime device) $(patsubst lib/%.cu,$(E)/%.o,$(wildcard lib/*.cu))
+$(E)/libboxloss.a: $(EMULATED_OBJ)
+	@rm -f $@
+	$(call say,AR)
+	$(Q)$(AR) rcs $@ $^
+$(B)/lossd-emulated: $(SERVER_OBJ) $(EMULATED_LIB)
+	$(call say,LD)
+	$(Q)$(CXX) $(LDHARD) $(LDFLAGS_$(CONFIG)) $(LDFLAGS) $^ $(LDLIBS) -o $@
+$(B)/kernels/%-emulated: $(B)/tests/kernels/%.o $(EMULATED_LIB)
+	@mkdir -p $(@D)
+	$(call say,LD)
+	$(Q)$(CXX) $(LDHARD) $(LDFLAGS_$(CONFIG)) $(LDFLAGS) $^ $(LDLIBS) -o $@
+$(B)/golden/%-emulated: $(B)/tests/golden/%.o $(EMULATED_LIB)
+	@mkdir -p $(@D)
+	$(call say,LD)
+	$(Q)$(CXX) $(LDHARD) $(LDFLAGS_$(CONFIG)) $(LDFLAGS) $^ $(LDLIBS) -o $@
+$(B)/unit/test_cuda: $(B)/tests/unit/test_cuda.o $(EMULATED_LIB)
+$(B)/unit/test_emulated: $(E)/test_emulated.o $(E)/runtime.o $(E)/device.o
+$(B)/unit/test_cuda $(B)/unit/test_emulated:
+	@mkdir -p $(@D)
+	$(call say,LD)
+	$(Q)$(CXX) $(LDHARD) $(LDFLAGS_$(CONFIG)) $(LDFLAGS) $^ $(LDLIBS) -lcheck -lsubunit -lrt -o $@
+
 # ---- use --------------------------------------------------------------------------------------------------------
 
 run: all ## start the daemon on 127.0.0.1:8080
@@ -152,16 +248,19 @@ docker: ## build the container image, with docker, podman or buildah
 # Every suite prints 'N passed, N failed'; tests/run adds them up.
 test: ## build with address and undefined-behaviour sanitizers and run every test
 	@$(MAKE) --no-print-directory CONFIG=test check
-check: deps-test $(B)/lossd $(UNIT) $(KERNELS) $(GOLDEN)
-	@LOSSD=$(B)/lossd tests/run $(UNIT) $(KERNELS) $(GOLDEN) tests/golden/sources tests/e2e/run.py
+check: deps-test $(B)/lossd $(B)/lossd-emulated $(UNIT) $(KERNELS) $(GOLDEN)
+	@$(TEST_ENV) tests/run $(UNIT) $(KERNELS) $(PTX) $(GOLDEN) tests/golden/sources tests/e2e/run.py
+TEST_ENV = LOSSD=$(B)/lossd LOSSD_EMULATED=$(B)/lossd-emulated NVCC=$(NVCC) CUDA_FLAGS="$(CUDA_FLAGS)"
 unit: deps-test $(UNIT) ## unit suites only
 	@tests/run $(UNIT)
-kernels: deps-test $(KERNELS) ## every kernel level against the reference, stage by stage
-	@tests/run $(KERNELS)
+kernels: deps-test $(KERNELS) ## every kernel level and device against the reference; CUDA=require: a GPU too
+	@$(TEST_ENV) tests/run $(KERNELS) $(PTX) $(SANITIZED)
+# The toolkit's own checks of a real device.
+SANITIZED = $(if $(filter require,$(CUDA)),tests/support/sanitized)
 golden: deps-test $(GOLDEN) ## independent float64 and PyTorch numbers, and these made again
 	@tests/run $(GOLDEN) tests/golden/sources
-e2e: deps-test $(B)/lossd ## the real daemon over the wire
-	@LOSSD=$(B)/lossd tests/run tests/e2e/run.py
+e2e: deps-test $(B)/lossd $(B)/lossd-emulated ## the real daemon over the wire
+	@$(TEST_ENV) tests/run tests/e2e/run.py
 e2e-kill: deps-test $(B)/lossd ## kill it under load TRIALS times (100): what was acknowledged is there
 	@LOSSD=$(B)/lossd /usr/bin/python3 tests/support/kill.py
 # The protocol's own client; not part of `test`, which needs nothing but Debian's packages.
@@ -206,7 +305,11 @@ layers: $(ARCHIVES) ## check on the built archives that no layer reaches upwards
 lint: deps-lint ## cppcheck and shellcheck
 	@cppcheck --quiet --error-exitcode=1 --std=c11 --enable=warning,performance,portability --inline-suppr \
 	    --suppress=missingIncludeSystem --suppress=toomanyconfigs --max-configs=1 -Ilib -Iproto -Iserver lib proto server
-	@shellcheck deploy/deps deploy/run deploy/build-image.sh tests/run tests/support/layers tests/golden/sources .ci/run
+	@cppcheck --quiet --error-exitcode=1 --language=c++ --std=c++17 --enable=warning,performance,portability \
+	    --inline-suppr --suppress=missingIncludeSystem --suppress=toomanyconfigs --max-configs=1 -D__x86_64__ \
+	    $(EMULATED) -Ilib --include=tests/support/emulated/cuda_runtime.h $(CC_FILES)
+	@shellcheck deploy/deps deploy/run deploy/build-image.sh tests/run tests/support/layers tests/support/ptx \
+	    tests/support/sanitized tests/golden/sources .ci/run
 format: deps-lint ## format every C file
 	@clang-format -i $(C_FILES)
 format-check: deps-lint
@@ -218,4 +321,4 @@ clean: ## remove everything that was built
 help: ## list the targets
 	@awk -F': .*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
--include $(shell find build/$(CONFIG) -name '*.d' 2>/dev/null)
+-include $(shell find build/$(CONFIG) build/cuda -name '*.d' 2>/dev/null)

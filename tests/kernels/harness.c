@@ -10,12 +10,12 @@
  * dimensions, the first index and both values.
  */
 #include <math.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "scene.h"
+#include "verdict.h"
 
 enum {
     DEFAULT_SEED = 1,
@@ -25,68 +25,10 @@ enum {
 
 static const bx_kernels *const ref = &bx_kernels_ref;
 static const bx_kernels *kernels; /* the level under test */
-static uint64_t round_seed;
-static int passed, failed;
 
-/* ---- verdicts ---------------------------------------------------------------------------------------------------- */
-
-static char where[200]; /* the dimensions of the running check */
-
-static void at_dims(const char *format, ...) __attribute__((format(printf, 1, 2)));
-static void at_dims(const char *format, ...) {
-    va_list args;
-    va_start(args, format);
-    vsnprintf(where, sizeof where, format, args);
-    va_end(args);
-}
-
-static void report(const char *kernel, const char *what) {
-    printf("%s: %s, seed %llu, %s: %s", kernels->level, kernel, (unsigned long long)round_seed, where, what);
-}
-
-static void verdict(bool good) {
-    passed += good;
-    failed += !good;
-}
-
-static bool holds(bool condition, const char *kernel, const char *what) {
-    if (!condition) {
-        report(kernel, what);
-        printf("\n");
-    }
-    return condition;
-}
-
-static void print_bytes(const unsigned char *x, size_t n) {
-    for (size_t i = n; i > 0; i--) {
-        printf("%02x", x[i - 1]);
-    }
-    if (n == sizeof(float)) {
-        float f;
-        memcpy(&f, x, sizeof f);
-        printf(" (%.9g)", (double)f);
-    }
-}
-
-/* The first `used` bytes of each of n elements; says where they differ first. */
-static bool same(const char *kernel, const char *what, const void *owed, const void *got, size_t n, size_t element,
-                 size_t used) {
-    const unsigned char *x = owed, *y = got;
-    if (used == element && !memcmp(x, y, n * element)) {
-        return true;
-    }
-    for (size_t i = 0; i < n; i++, x += element, y += element) {
-        if (memcmp(x, y, used)) {
-            report(kernel, what);
-            printf("[%zu] is ", i);
-            print_bytes(y, used);
-            printf(", ref has ");
-            print_bytes(x, used);
-            printf("\n");
-            return false;
-        }
-    }
-    return true;
+static void use_level(size_t level) {
+    kernels = bx_kernels_at(level);
+    subject = kernels->level;
 }
 
 /* ---- load, count_bad --------------------------------------------------------------------------------------------- */
@@ -434,7 +376,7 @@ static bool check_streamed(bx_context *context, const bx_job *owed) {
 /* The levels' jobs, stage by stage beside the reference's. */
 static void check_job(bx_context *const *contexts, size_t n_levels) {
     scene s;
-    scene_open(&s);
+    scene_open(&s, BX_MAX_PRIORS);
     guarded work[MAX_LEVELS], gradients[MAX_LEVELS];
     bx_job jobs[MAX_LEVELS];
     bx_error error = {0};
@@ -451,7 +393,7 @@ static void check_job(bx_context *const *contexts, size_t n_levels) {
     memset(good, 1, sizeof good);
     for (int stage = 0; stage < N_STAGES; stage++) {
         for (size_t l = 0; l < n_levels; l++) {
-            kernels = bx_kernels_at(l);
+            use_level(l);
             if (stage == BATCH) {
                 gradients[l] = run_batch(contexts[l], &jobs[l]);
             } else {
@@ -467,7 +409,7 @@ static void check_job(bx_context *const *contexts, size_t n_levels) {
     bx_result owed, got;
     bx_status status = bx_finish(&owed, &jobs[0], NULL);
     for (size_t l = 0; l < n_levels; l++) {
-        kernels = bx_kernels_at(l);
+        use_level(l);
         bool fine = holds(bx_finish(&got, &jobs[l], NULL) == status, "finish", "another verdict");
         if (fine && status == BX_OK) {
             fine = same("finish", "loss", &owed.loss, &got.loss, 5, sizeof(double), sizeof(double));
@@ -478,7 +420,7 @@ static void check_job(bx_context *const *contexts, size_t n_levels) {
         verdict(fine);
     }
     for (size_t l = 0; l < n_levels; l++) {
-        kernels = bx_kernels_at(l);
+        use_level(l);
         bool fine = holds(guarded_free(&work[l]), "job", "wrote outside the workspace");
         fine &= holds(guarded_free(&gradients[l]), "gradients", "wrote outside their memory");
         verdict(fine);
@@ -503,26 +445,6 @@ static void check_kernels(float *tile) {
     check_mark_largest();
 }
 
-static uint64_t number(const char *text, const char *name, uint64_t otherwise) {
-    text = text ? text : getenv(name);
-    return text && *text ? strtoull(text, NULL, 0) : otherwise;
-}
-
-/* There is no cuda backend in this build; CUDA=require makes that a failure. */
-static void check_cuda(void) {
-    const char *wish = getenv("CUDA");
-    bx_context *context = NULL;
-    if (bx_context_open(&context, "cuda", NULL, NULL) == BX_OK) {
-        bx_context_close(context);
-        printf("cuda: opened, but this harness does not compare it\n");
-        failed++;
-        return;
-    }
-    bool required = wish && !strcmp(wish, "require");
-    printf("cuda: skipped%s\n", required ? ", but required" : "");
-    failed += required;
-}
-
 int main(int argc, char **argv) {
     const uint64_t seed = number(argc > 1 ? argv[1] : NULL, "KERNEL_SEED", DEFAULT_SEED);
     const uint64_t rounds = number(argc > 2 ? argv[2] : NULL, "KERNEL_ROUNDS", DEFAULT_ROUNDS);
@@ -543,7 +465,7 @@ int main(int argc, char **argv) {
         round_seed = seed + i;
         for (size_t l = 1; l < n_levels; l++) {
             random_state = round_seed;
-            kernels = bx_kernels_at(l);
+            use_level(l);
             check_kernels(tile);
         }
         random_state = ~round_seed;
@@ -553,7 +475,6 @@ int main(int argc, char **argv) {
         bx_context_close(contexts[l]);
     }
     free(tile);
-    check_cuda();
     printf("%d passed, %d failed\n", passed, failed);
     return failed || !passed ? EXIT_FAILURE : EXIT_SUCCESS;
 }

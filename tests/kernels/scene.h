@@ -34,7 +34,7 @@ static int32_t pick_priors(void) {
 }
 
 static int32_t pick_columns(void) {
-    return PICK(1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 20, 21, 33, 63, 64, 65, 91, 256, 257, 300);
+    return PICK(1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 20, 21, 33, 63, 64, 65, 91, 256, 257, 300, 383, 384, 700);
 }
 
 /* ---- memory between guards --------------------------------------------------------------------------------------- */
@@ -216,7 +216,7 @@ static bx_classification random_classification(void) {
 }
 
 /* How rows of n_columns are scored under a random classification; its factors to hard and soft (n_columns). */
-static bx_scoring random_scoring(int32_t n_columns, float *hard, float *soft) {
+static inline bx_scoring random_scoring(int32_t n_columns, float *hard, float *soft) {
     bx_criterion criterion = *bx_criterion_at(0);
     bool weighted = one_in(3);
     do {
@@ -367,12 +367,15 @@ static void random_predictions(scene *s, bx_dtype loc_type, size_t loc_skew, bx_
     s->batch.conf = (bx_tensor){conf_type, s->conf.at};
 }
 
-/* A random batch: N up to 3, P and C from the edges (C small where P is large), objects that may be none, or targets.
- */
-static void scene_open(scene *s) {
+/* A random batch: N up to 3, P and C from the edges (P at most `most`, C small where P is large), objects that may be
+ * none, or targets. */
+static void scene_open(scene *s, int32_t most) {
     static const bx_dtype dtypes[] = {BX_F32, BX_F32, BX_F16, BX_BF16, BX_F64};
-    const int32_t n = PICK(1, 2, 3), p = pick_priors();
-    int32_t c = pick_columns();
+    const int32_t n = PICK(1, 2, 3);
+    int32_t p = pick_priors(), c = pick_columns();
+    while (p > most) {
+        p = pick_priors();
+    }
     while ((int64_t)n * p * c > 400000) {
         c = pick_columns();
     }

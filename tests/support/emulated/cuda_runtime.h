@@ -19,7 +19,7 @@
 #define __constant__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __noinline__    __attribute__((noinline))
-#define __restrict__    __restrict
+#define __restrict__ __restrict
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
 /* Only `extern __shared__`: an array of a fixed size does not compile here, because it would be each thread's own. */
@@ -62,10 +62,8 @@ static inline int __syncthreads_and(int vote, EMULATED_HERE) {
 static inline void __syncwarp(unsigned int mask = 0xffffffffu, EMULATED_HERE) {
     emulated_vote(mask, false, "__syncwarp", file, line);
 }
-static inline void __threadfence() {
-}
-static inline void __threadfence_block() {
-}
+static inline void __threadfence() {}
+static inline void __threadfence_block() {}
 
 /* ---- warps ------------------------------------------------------------------------------------------------------- */
 

@@ -61,8 +61,8 @@ enum cudaMemcpyKind {
 
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 
-#define cudaStreamDefault       0x00
-#define cudaStreamNonBlocking   0x01
+#define cudaStreamDefault        0x00
+#define cudaStreamNonBlocking    0x01
 #define cudaHostRegisterDefault  0x00
 #define cudaHostRegisterPortable 0x01
 #define cudaHostRegisterMapped   0x02
@@ -88,8 +88,7 @@ typedef struct emulated_stream *cudaStream_t;
 struct dim3 {
     unsigned int x, y, z;
 #ifdef __cplusplus
-    constexpr dim3(unsigned int nx = 1, unsigned int ny = 1, unsigned int nz = 1) : x(nx), y(ny), z(nz) {
-    }
+    constexpr dim3(unsigned int nx = 1, unsigned int ny = 1, unsigned int nz = 1) : x(nx), y(ny), z(nz) {}
 #endif
 };
 #ifndef __cplusplus

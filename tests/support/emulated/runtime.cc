@@ -122,9 +122,10 @@ world &the_world() {
 
 /* Nothing works after these. */
 bool is_sticky(int code) {
-    static const int sticky[] = {cudaErrorECCUncorrectable, cudaErrorNvlinkUncorrectable, cudaErrorIllegalAddress,
-                                 cudaErrorLaunchTimeout,    cudaErrorAssert,              cudaErrorIllegalInstruction,
-                                 cudaErrorMisalignedAddress, cudaErrorLaunchFailure,      cudaErrorUnknown};
+    static const int sticky[] = {
+        cudaErrorECCUncorrectable, cudaErrorNvlinkUncorrectable, cudaErrorIllegalAddress,    cudaErrorLaunchTimeout,
+        cudaErrorAssert,           cudaErrorIllegalInstruction,  cudaErrorMisalignedAddress, cudaErrorLaunchFailure,
+        cudaErrorUnknown};
     for (int one : sticky) {
         if (one == code) {
             return true;
@@ -180,8 +181,8 @@ bool is_mapped(uint64_t address) {
     return !mincore(reinterpret_cast<void *>(page), 1, &there);
 }
 
-/* Numbers among the arguments that are addresses here and none on a device. Two small numbers side by side are not taken
- * for one: nothing is as low as that, but for the address sanitizer's own memory. */
+/* Numbers among the arguments that are addresses here and none on a device. Two small numbers side by side are not
+ * taken for one: nothing is as low as that, but for the address sanitizer's own memory. */
 void check_arguments(world &w, const emulated_launch &launch) {
     const uint64_t lowest = UINT64_C(0x100080000000);
     for (size_t at = 0; at + 8 <= sizeof launch.args; at += 8) {
