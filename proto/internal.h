@@ -158,6 +158,7 @@ typedef struct proto_document {
     proto_numbers *arrays; /* malloc's */
     size_t n_arrays, capacity;
     proto_store stores[BX_N_DTYPES];
+    size_t tree_bytes; /* of heap, at most, that root has */
 } proto_document;
 
 /* Read the JSON object that is all of `text`; or, with the name of a member that bodies may have, its value. `places`

@@ -8,6 +8,7 @@
 #include "internal.h"
 
 #include <jansson.h>
+#include <malloc.h>
 #include <setjmp.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,6 +17,7 @@
 
 #define SIZE_HEADER 32 /* keeps what follows aligned for any type */
 #define STEP        ((size_t)64 << 10)
+#define LARGE_TREE  ((size_t)8 << 20)
 
 /* Before each allocation of the parser's. */
 struct block {
@@ -101,6 +103,17 @@ static void budget_free(void *data) {
         budget.blocks = block->next;
     budget.left += block->bytes;
     free(block);
+}
+
+/* The C library keeps what is freed in small pieces, in each thread's own heap; after a large tree it is told not to.
+ */
+static void give_back(size_t tree_bytes) {
+    if (tree_bytes > LARGE_TREE)
+        malloc_trim(0);
+}
+
+static size_t budget_used(void) {
+    return budget.limits->json_memory - budget.rest;
 }
 
 /* By a quarter, so that what is never filled stays small. */
@@ -287,6 +300,7 @@ bx_status proto_document_read(proto_document *document, const char *text, size_t
     budget_begin(limits);
     bx_status status = read_document(&read, text, bytes, member, places, limits, &scan, error);
     free(scan.pieces);
+    read.tree_bytes = budget_used();
     if (status) {
         proto_document_fini(&read);
         return status;
@@ -301,6 +315,7 @@ void proto_document_fini(proto_document *document) {
     free(document->arrays);
     for (int i = 0; i < BX_N_DTYPES; i++)
         free(document->stores[i].data);
+    give_back(document->tree_bytes);
     *document = (proto_document){0};
 }
 
