@@ -54,6 +54,14 @@ def as_bytes(text):
     return text if isinstance(text, bytes) else text.encode("latin-1")
 
 
+def status_of(daemon):
+    """What the kernel says of it: numbers, sizes in bytes."""
+    with open("/proc/%d/status" % daemon.pid, encoding="ascii") as file:
+        rows = [line.split() for line in file]
+    return {row[0].rstrip(":"): int(row[1]) << (10 if row[-1] == "kB" else 0) for row in rows
+            if len(row) > 1 and row[1].isdigit()}
+
+
 class Documented:
     """The shape of a refusal as proto/openapi.yaml has it."""
     validator = None
@@ -97,9 +105,8 @@ class Hostile(lossd.Case):
     @classmethod
     def held(cls):
         """(threads, descriptors, bytes of memory)"""
-        with open("/proc/%d/status" % cls.daemon.pid, encoding="ascii") as file:
-            fields = dict(line.split(":", 1) for line in file)
-        return int(fields["Threads"]), cls.daemon.descriptors(), int(fields["VmRSS"].split()[0]) << 10
+        status = status_of(cls.daemon)
+        return status["Threads"], cls.daemon.descriptors(), status["VmRSS"]
 
     @classmethod
     def tearDownClass(cls):
