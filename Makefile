@@ -285,8 +285,9 @@ cover: ## line and branch coverage of lib, proto and server
 	@$(MAKE) --no-print-directory CONFIG=cover check
 	@deploy/deps cover && gcovr --root . --filter lib/ --filter proto/ --filter server/ build/cover
 
-BENCH := $(patsubst tests/bench/%.c,$(B)/bench/%,$(wildcard tests/bench/*.c))
-bench: deps-bench all $(BENCH) ## ratios against named peers; PARTS="compute wire" runs only these
+BENCH := $(patsubst tests/bench/%.c,$(B)/bench/%,$(filter-out $(if $(NVCC),,%/gpu.c),$(wildcard tests/bench/*.c)))
+$(B)/tests/bench/gpu.o: ALL_CFLAGS += $(CUDA_CFLAGS)
+bench: deps-bench all $(BENCH) ## ratios against named peers; PARTS="compute gpu" runs only these
 	@tests/bench/bench.py $(PARTS)
 bench-peers: deps-bench deps-bench-peers all $(BENCH) build/peers/.ready ## and against today's PyTorch and FastAPI
 	@tests/bench/bench.py --peers $(PARTS)

@@ -123,14 +123,19 @@ static bool is_usable(const struct cudaDeviceProp *p) {
 }
 
 static bx_status count_devices(int *n, bx_error *error) {
+    int driver = 0;
     *n = 0;
-    const cudaError_t code = cudaGetDeviceCount(n);
-    if (code != cudaSuccess || *n == 0) { /* not one of the errors after which everything is over: it never began */
-        (void)cudaGetLastError();
-        return bx_fail(error, BX_DEVICE, "device_unavailable", "there is no CUDA device: %s",
-                       cudaGetErrorString(code == cudaSuccess ? cudaErrorNoDevice : code));
+    cudaError_t code = cudaGetDeviceCount(n);
+    if (code == cudaSuccess && *n > 0) {
+        return BX_OK;
     }
-    return BX_OK;
+    /* not one of the errors after which everything is over: it never began */
+    (void)cudaGetLastError();
+    code = code == cudaSuccess ? cudaErrorNoDevice : code;
+    if (code == cudaErrorInsufficientDriver && (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0)) {
+        return bx_fail(error, BX_DEVICE, "device_unavailable", "there is no CUDA device: there is no NVIDIA driver");
+    }
+    return bx_fail(error, BX_DEVICE, "device_unavailable", "there is no CUDA device: %s", cudaGetErrorString(code));
 }
 
 int32_t bx_devices(bx_device *devices, int32_t most, bx_error *error) {

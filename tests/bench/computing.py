@@ -48,15 +48,15 @@ def compute(name, level, n_threads, repeats, *task):
 class Eager:
     """A PyTorch that stays up: a Python, an environment, compiled or not."""
 
-    def __init__(self, python, note="", env=None, compiled=False):
-        self.note, self.compiled = note, compiled
+    def __init__(self, python, note="", env=None, compiled=False, device="cpu"):
+        self.note, self.compiled, self.device = note, compiled, device
         self.process = subprocess.Popen([python, "tests/bench/eager.py"], stdin=subprocess.PIPE, text=True,
                                         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                                         env={**os.environ, **(env or {})})
 
     def run(self, name, kind, priors):
         job = {"file": path_of(name), "kind": kind, "priors": path_of(priors), "threads": threads(),
-               "compile": self.compiled}
+               "compile": self.compiled, "device": self.device}
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())

@@ -3,8 +3,8 @@
 
 A worker that stays up, so that rounds can be interleaved and each PyTorch be a Python of its own. One JSON line per
 line of input, a job: {"file": a safetensors body, "priors": a safetensors file with them, "kind", "threads",
-"compile"}; it runs over as many copies of the predictions as overflow the cache and answers the milliseconds of each,
-whole and without matching, and the loss.
+"compile", "device"}; it runs over as many copies of the predictions as overflow the cache and answers the milliseconds
+of each, whole and without matching, and the loss.
 """
 import json
 import os
@@ -22,7 +22,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 sys.dont_write_bytecode = True
 from torch_source import jump, match, match_retinanet, multibox    # the formulas of the origins
 
-FOOTPRINT = 80 << 20
+FOOTPRINT = {"cpu": 80 << 20, "cuda": 512 << 20}
 DTYPES = {"F32": torch.float32, "I64": torch.int64}
 warnings.filterwarnings("ignore", message=".*not writable.*")
 
@@ -48,7 +48,7 @@ def read_file(path):
 
 def ssd_targets(t, priors):
     """ssd.pytorch's match, image by image. -> offsets [N,P,4], column [N,P]"""
-    variances, counts = torch.tensor([.1, .1, .2, .2]), t["counts"].tolist()
+    variances, counts = torch.tensor([.1, .1, .2, .2], device=priors.device), t["counts"].tolist()
     each = [match({"positive_iou": .5}, boxes, labels, priors, variances)
             for boxes, labels in zip(t["boxes"].split(counts), t["labels"].split(counts))]
     return torch.stack([e[2] for e in each]), torch.stack([e[0] + 1 for e in each])
@@ -60,7 +60,7 @@ def ssd_loss(loc, conf, loc_t, conf_t):
 
 def retinanet_targets(t, priors):
     """The keras-io example's matching, image by image. -> offsets [N,P,4], class [N,P]: -1 background, -2 ignored"""
-    m, variances = {"positive_iou": .5, "negative_iou": .4}, torch.tensor([.1, .1, .2, .2])
+    m, variances = {"positive_iou": .5, "negative_iou": .4}, torch.tensor([.1, .1, .2, .2], device=priors.device)
     corners, counts = t["boxes"], t["counts"].tolist()
     sizes = torch.cat([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], 1)
     each = [match_retinanet(m, boxes, labels, priors, variances)
@@ -92,24 +92,28 @@ class Worker:
     def __init__(self):
         self.loaded, self.compiled = {}, {}
 
-    def copies(self, path):
-        if path not in self.loaded:
-            t = read_file(path)
-            bytes_each = 4 * (t["conf"].numel() + t["loc"].numel())
-            self.loaded[path] = t, [(t["loc"].clone(), t["conf"].clone()) for _ in range(FOOTPRINT // bytes_each + 2)]
-        return self.loaded[path]
+    def copies(self, path, device):
+        if (path, device) not in self.loaded:
+            t = {name: tensor.to(device) for name, tensor in read_file(path).items()}
+            n = FOOTPRINT[device] // (4 * (t["conf"].numel() + t["loc"].numel())) + 2
+            self.loaded[path, device] = t, [(t["loc"].clone(), t["conf"].clone()) for _ in range(n)]
+        return self.loaded[path, device]
 
     def run(self, job):
         torch.set_num_threads(job["threads"])
+        device = job.get("device", "cpu")
         targets, loss = KINDS[job["kind"]]
         if job.get("compile"):
             loss = self.compiled.setdefault(job["kind"], torch.compile(loss))
-        annotations, copies = self.copies(job["file"])
-        priors, whole, without = read_file(job["priors"])["priors"], [], []
+        annotations, copies = self.copies(job["file"], device)
+        priors, whole, without = read_file(job["priors"])["priors"].to(device), [], []
+        wait = torch.cuda.synchronize if device == "cuda" else lambda: None
         with torch.no_grad():
             for loc, conf in copies:
+                wait()
                 start = time.perf_counter()
                 loc_t, classes = targets(annotations, priors)
+                wait()
                 middle = time.perf_counter()
                 total = sum(loss(loc, conf, loc_t, classes)).item()
                 end = time.perf_counter()
