@@ -7,8 +7,7 @@ import subprocess
 from statistics import median
 
 import bodies
-import priors as prior_sets
-from computing import PEERS_PYTHON, Eager, path_of, write
+from computing import PEERS_PYTHON, Eager, path_of, prior_sets, write
 
 ROUNDS = 15
 PROGRAM = "build/release/bench/gpu"
