@@ -176,6 +176,7 @@ $(B)/bench/%: $(B)/tests/bench/%.o $(ARCHIVES)
 # driver, and g++ compiles the kernels. In the tsan configuration the scheduler itself is not looked at.
 E            := $(B)/emulated
 EMULATED     := -Itests/support/emulated
+EMULATED_LIBS := $(filter-out $(CUDA_LIBS),$(LDLIBS)) -lpthread
 EMULATED_LIB := $(B)/libproto.a $(E)/libboxloss.a
 ifeq ($(origin CXX),default)
 CXX := $(if $(findstring clang,$(CC)),clang++,g++)
@@ -212,21 +213,21 @@ $(E)/libboxloss.a: $(EMULATED_OBJ)
 	$(Q)$(AR) rcs $@ $^
 $(B)/lossd-emulated: $(SERVER_OBJ) $(EMULATED_LIB)
 	$(call say,LD)
-	$(Q)$(CXX) $(LDHARD) $(LDFLAGS_$(CONFIG)) $(LDFLAGS) $^ $(LDLIBS) -o $@
+	$(Q)$(CXX) $(LDHARD) $(LDFLAGS_$(CONFIG)) $(LDFLAGS) $^ $(EMULATED_LIBS) -o $@
 $(B)/kernels/%-emulated: $(B)/tests/kernels/%.o $(EMULATED_LIB)
 	@mkdir -p $(@D)
 	$(call say,LD)
-	$(Q)$(CXX) $(LDHARD) $(LDFLAGS_$(CONFIG)) $(LDFLAGS) $^ $(LDLIBS) -o $@
+	$(Q)$(CXX) $(LDHARD) $(LDFLAGS_$(CONFIG)) $(LDFLAGS) $^ $(EMULATED_LIBS) -o $@
 $(B)/golden/%-emulated: $(B)/tests/golden/%.o $(EMULATED_LIB)
 	@mkdir -p $(@D)
 	$(call say,LD)
-	$(Q)$(CXX) $(LDHARD) $(LDFLAGS_$(CONFIG)) $(LDFLAGS) $^ $(LDLIBS) -o $@
+	$(Q)$(CXX) $(LDHARD) $(LDFLAGS_$(CONFIG)) $(LDFLAGS) $^ $(EMULATED_LIBS) -o $@
 $(B)/unit/test_cuda: $(B)/tests/unit/test_cuda.o $(EMULATED_LIB)
 $(B)/unit/test_emulated: $(E)/test_emulated.o $(E)/runtime.o $(E)/device.o
 $(B)/unit/test_cuda $(B)/unit/test_emulated:
 	@mkdir -p $(@D)
 	$(call say,LD)
-	$(Q)$(CXX) $(LDHARD) $(LDFLAGS_$(CONFIG)) $(LDFLAGS) $^ $(LDLIBS) -lcheck -lsubunit -lrt -o $@
+	$(Q)$(CXX) $(LDHARD) $(LDFLAGS_$(CONFIG)) $(LDFLAGS) $^ $(EMULATED_LIBS) -lcheck -lsubunit -lrt -o $@
 
 # ---- use --------------------------------------------------------------------------------------------------------
 
@@ -250,7 +251,8 @@ test: ## build with address and undefined-behaviour sanitizers and run every tes
 	@$(MAKE) --no-print-directory CONFIG=test check
 check: deps-test $(B)/lossd $(B)/lossd-emulated $(UNIT) $(KERNELS) $(GOLDEN)
 	@$(TEST_ENV) tests/run $(UNIT) $(KERNELS) $(PTX) $(GOLDEN) tests/golden/sources tests/e2e/run.py
-TEST_ENV = LOSSD=$(B)/lossd LOSSD_EMULATED=$(B)/lossd-emulated NVCC=$(NVCC) CUDA_FLAGS="$(CUDA_FLAGS)"
+TEST_ENV = LOSSD=$(B)/lossd LOSSD_EMULATED=$(B)/lossd-emulated NVCC=$(NVCC) \
+           CUDA_FLAGS="$(CUDA_FLAGS)" HARNESS=$(B)/kernels/cuda
 unit: deps-test $(UNIT) ## unit suites only
 	@tests/run $(UNIT)
 kernels: deps-test $(KERNELS) ## every kernel level and device against the reference; CUDA=require: a GPU too

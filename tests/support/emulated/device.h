@@ -10,6 +10,16 @@
 
 #include "cuda.h"
 
+/* gcc's words for the sanitizers, from clang too. */
+#ifdef __has_feature
+#if __has_feature(address_sanitizer) && !defined __SANITIZE_ADDRESS__
+#define __SANITIZE_ADDRESS__ 1
+#endif
+#if __has_feature(thread_sanitizer) && !defined __SANITIZE_THREAD__
+#define __SANITIZE_THREAD__ 1
+#endif
+#endif
+
 /* What a block of any device has at most, and what it has without being asked for. */
 enum { EMULATED_SHARED_MOST = 227 * 1024, EMULATED_SHARED_PLAIN = 48 * 1024, EMULATED_THREADS_MOST = 1024 };
 enum { EMULATED_POISON = 0xa5 };
