@@ -33,7 +33,7 @@ __device__ void raise(word *best, float iou, int32_t prior) {
     const int leader = __ffs((int)__ballot_sync(ALL, bits == top)) - 1;
     if (lane() == leader) {
         const word key = pair_key(iou, prior);
-        if (key > *(volatile word *)best) { /* most are not: spare the atomic */
+        if (key > __ldcg(best)) { /* most are not: spare the atomic */
             atomicMax(best, key);
         }
     }

@@ -259,8 +259,11 @@ template <typename T> static inline T __ldcs(const T *at) {
 template <typename T> static inline T __ldca(const T *at) {
     return *at;
 }
+/* By way of the cache that all share: the value may be old by the time it is looked at. */
 template <typename T> static inline T __ldcg(const T *at) {
-    return *at;
+    const T value = __atomic_load_n(at, __ATOMIC_RELAXED);
+    emulated_pause();
+    return value;
 }
 template <typename T> static inline void __stcs(T *at, T value) {
     *at = value;
