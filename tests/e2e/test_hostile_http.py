@@ -7,6 +7,7 @@ Where libmicrohttpd 0.9 repairs what it should refuse before the daemon can see 
 such a daemon belongs behind a proxy that does not (test_proxies.py), or on libmicrohttpd 1.0, as in the image.
 """
 import os
+import re
 import sys
 import unittest
 
@@ -418,6 +419,18 @@ class Bodies(hostile.Hostile):
                        "/v1/loss?includ%65=images&include=images"):
             self.kept(post(length(len(TINY)), target=target), 422, "duplicate_option")
         self.kept(get(target="/v1/runs/x/steps?limit=1&limit=2"), 422, "duplicate_option")
+
+
+class Rows(unittest.TestCase):
+    def test_every_row_has_a_test(self):
+        here, named = os.path.dirname(os.path.abspath(__file__)), set()
+        for name in os.listdir(here):
+            if name.startswith("test_"):
+                with open(os.path.join(here, name), encoding="utf-8") as file:
+                    named.update(*[re.findall(r"[HJBM]\d\d", test) for test in re.findall(r"def (test_\w+)", file.read())])
+        wanted = {letter + "%02d" % i for letter, last in (("H", 45), ("J", 23), ("B", 22), ("M", 16))
+                  for i in range(1, last + 1)}
+        self.assertEqual(sorted(wanted ^ named), ["H36"] if not os.path.exists(os.path.join(here, "test_slow.py")) else [])
 
 
 if __name__ == "__main__":
