@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Every case directory under tests/golden: the request is decoded, computed on every kernel level and answered, and the
- * answer is held against expect.json (an independent float64 program) and torch.json (eager PyTorch). README.md says
- * what the files are and what tolerances hold.
+ * Every case directory under tests/golden: the request is decoded, computed on every kernel level, and on a GPU where
+ * there is one, and answered; the answer is held against expect.json (an independent float64 program) and torch.json
+ * (eager PyTorch). README.md says what the files are and what tolerances hold.
  *
  *   golden [directory [case...]]      run from the repository root
  */
@@ -18,7 +18,8 @@
 #include "proto.h"
 
 enum { MAX_CASES = 1024, MAX_OPTIONS = 16, PATH_BYTES = 512 };
-#define JSON_MEMORY ((size_t)256 << 20)
+#define JSON_MEMORY   ((size_t)256 << 20)
+#define DEVICE_MEMORY ((size_t)128 << 20)
 
 static char wrong[400]; /* why the running case fails: the first reason; empty while it is fine */
 
@@ -518,7 +519,25 @@ static bool run_levels(const char *directory, const proto_request *request) {
     return good;
 }
 
-static bool run_case(const char *directory) {
+/* On the device: other bits than the levels', within the same tolerances. */
+static bool run_device(bx_context *device, const char *directory, proto_request *request) {
+    computation c = {0};
+    proto_buffer answers[2] = {{0}, {0}};
+    bx_error error = {0};
+    request->batch.explained = true;
+    bool good = compute_on(&c, device, request->criterion, request->priors, &request->batch, request->gradients,
+                           &error) == BX_OK ||
+                fail("%s at %s: %s", error.code, error.path, error.text);
+    good = good && encode(&answers[0], PROTO_JSON, request, &c.result) &&
+           encode(&answers[1], PROTO_SAFETENSORS, request, &c.result) &&
+           judge(directory, &c.result, &answers[0], &answers[1]);
+    proto_buffer_free(&answers[0]);
+    proto_buffer_free(&answers[1]);
+    computation_free(&c);
+    return good;
+}
+
+static bool run_case(bx_context *device, const char *directory) {
     proto_encoding encoding;
     proto_option options[MAX_OPTIONS] = {{"device", "cpu"}};
     size_t n_options = 1;
@@ -542,7 +561,7 @@ static bool run_case(const char *directory) {
                                     &proto_catalog_builtin, &limits, &error) != BX_OK) {
         fail("decode: %s at \"%s\": %s", error.code, error.path, error.text);
     } else {
-        good = run_levels(directory, &request);
+        good = device ? run_device(device, directory, &request) : run_levels(directory, &request);
         proto_request_free(&request);
     }
     free(body.data);
@@ -585,23 +604,55 @@ static bool chosen(const char *name, int argc, char **argv) {
     return all;
 }
 
+/* One pass over the chosen cases: on every level, or on the device. */
+static void run_cases(bx_context *device, char **chosen_names, size_t n, const char *root, int *passed, int *failed) {
+    for (size_t i = 0; i < n; i++) {
+        char directory[PATH_BYTES];
+        join(directory, root, chosen_names[i]);
+        bool good = run_case(device, directory);
+        *passed += good;
+        *failed += !good;
+        if (!good) {
+            printf("%s%s: %s\n", device ? "cuda: " : "", chosen_names[i], wrong);
+        }
+    }
+}
+
+/* The first GPU, or NULL; why not to *error. */
+static bx_context *open_device(bx_error *error) {
+    bx_context *context = NULL;
+    bx_device device;
+    if (bx_devices(&device, 1, error) > 0 && (bx_context_open(&context, device.name, NULL, error) != BX_OK ||
+                                              bx_context_reserve(context, DEVICE_MEMORY, error) != BX_OK)) {
+        fprintf(stderr, "golden: %s: %s\n", device.name, error->text);
+        exit(2);
+    }
+    return context;
+}
+
 int main(int argc, char **argv) {
     const char *root = argc > 1 ? argv[1] : "tests/golden";
     static char *names[MAX_CASES];
-    size_t n = list_cases(root, names);
+    size_t n = 0, all = list_cases(root, names);
     int passed = 0, failed = 0;
-    /* no proto_init(): its allocation budget would bound this program's own trees as well */
-    for (size_t i = 0; i < n; i++) {
-        char directory[PATH_BYTES];
-        join(directory, root, names[i]);
+    bx_error error = {0};
+    bx_context *device = open_device(&error);
+    for (size_t i = 0; i < all; i++) {
         if (chosen(names[i], argc, argv)) {
-            bool good = run_case(directory);
-            passed += good;
-            failed += !good;
-            if (!good) {
-                printf("%s: %s\n", names[i], wrong);
-            }
+            char *name = names[i];
+            names[i] = names[n];
+            names[n++] = name;
         }
+    }
+    /* no proto_init(): its allocation budget would bound this program's own trees as well */
+    run_cases(NULL, names, n, root, &passed, &failed);
+    if (device) {
+        run_cases(device, names, n, root, &passed, &failed);
+    } else {
+        printf("cuda: skipped (%s)\n", error.text);
+    }
+    bx_context_close(device);
+    for (size_t i = 0; i < all; i++) {
         free(names[i]);
     }
     printf("%d passed, %d failed\n", passed, failed);

@@ -311,7 +311,8 @@ static guarded encoded(const float *x, size_t n, bx_dtype dtype, size_t skew) {
 static void random_annotations(scene *s, float scale) {
     const int32_t n = s->batch.n_images, k = bx_criterion_classes(&s->criterion, s->batch.n_columns);
     for (int32_t i = 0; i < n; i++) {
-        s->first[i + 1] = s->first[i] + (one_in(3) ? 0 : one_in(3) ? 30 : 1 + below(5));
+        const int32_t many = s->priors->n < 1000 && one_in(12) ? 100 + below(200) : 30;
+        s->first[i + 1] = s->first[i] + (one_in(3) ? 0 : one_in(3) ? many : 1 + below(5));
     }
     const int32_t g = s->first[n];
     s->boxes = checked(malloc((size_t)g * 16 + 1));

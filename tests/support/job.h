@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A batch computed from beginning to end in one thread, its units in the order that boxloss.h gives. Memory is poisoned
- * before a job gets it, so that nothing can lean on zeros.
+ * A batch computed from beginning to end in one thread: its units in the order that boxloss.h gives, or as a whole on a
+ * device. Memory is poisoned before a job gets it, so that nothing can lean on zeros.
  */
 #ifndef JOB_H
 #define JOB_H
@@ -89,6 +89,30 @@ static inline bx_status compute(computation *c, const char *level, const bx_crit
     }
     bx_context_close(context);
     return status;
+}
+
+/* The same as a whole, on a device that has reserved enough. */
+static inline bx_status compute_on(computation *c, bx_context *device, const bx_criterion *criterion,
+                                   const bx_priors *priors, const bx_batch *batch, bx_gradients gradients,
+                                   bx_error *error) {
+    memset(c, 0, sizeof *c);
+    bx_status status = bx_plan_init(&c->plan, criterion, priors, batch, gradients, error);
+    if (status != BX_OK) {
+        return status;
+    }
+    c->work = poisoned(c->plan.work_bytes);
+    bx_job_init(&c->job, &c->plan, batch, c->work);
+    status = bx_job_begin(device, &c->job, error);
+    if (status == BX_OK) {
+        status = bx_job_run(device, &c->job, error);
+    }
+    if (status == BX_OK && gradients != BX_GRADIENTS_NONE) {
+        c->gradients = poisoned(bx_gradient_bytes(&c->plan, bx_job_gradient_rows(&c->job)));
+        bx_job_place_gradients(&c->job, c->gradients);
+        status = bx_job_rows(device, &c->job, error);
+    }
+    bx_job_end(device, &c->job);
+    return status == BX_OK ? bx_finish(&c->result, &c->job, error) : status;
 }
 
 #endif
