@@ -58,7 +58,7 @@ static bx_status check_cost(request *r) {
 /* Whether what is planned so is worth a GPU that nobody named, and fits on it. Shared memory, which its client may make
  * shorter at any time, is read by a GPU only where that is asked for. */
 static bool suits_device(const request *r, const bx_plan *plan) {
-    const devices *d = r->server->devices;
+    devices *d = r->server->devices;
     return d && !strcmp(r->decoded_request.device, "auto") && !devices_lost(d) && !plan->streamed &&
            r->n_regions == 0 && cost_us(r, plan) >= INLINE_US &&
            bx_plan_device_bytes(plan, &r->decoded_request.batch) <= devices_job_bytes(d);

@@ -10,8 +10,10 @@
  * rows are in, and gives the runner back when its client is gone, at its deadline at the latest.
  *
  * What a GPU could not do is done by the cpu, from the beginning, or refused if the GPU was named. An error that ends
- * CUDA for this process ends the use of all GPUs, once and for all.
+ * CUDA for this process ends the use of all GPUs, once and for all; so does a runner that does not come back from the
+ * driver when its request is over, and nothing waits for that one.
  */
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -19,23 +21,25 @@
 
 #define CONTEXTS   2                 /* of each GPU: one copies while the other computes */
 #define FEED_BYTES ((size_t)1 << 20) /* of rows, that are worth telling the GPU of */
+#define STUCK_NS   (5 * NS_PER_S)    /* after its request was cancelled, a runner is back, or the driver hangs */
 
 typedef struct runner {
     devices *all;
     int gpu;
     bx_context *context;
     pthread_t thread;
-    bool started;
     pthread_cond_t wake;
-    request *request; /* what it computes, a reference; NULL: it is free */
+    request *request;          /* what it computes, a reference; NULL: it is free */
+    atomic_llong cancelled_ns; /* when that was cancelled; 0: it was not */
 } runner;
 
 struct devices {
     pthread_mutex_t lock;
+    pthread_cond_t ended; /* a thread has */
     bool required, stopping;
     size_t job_bytes;
-    atomic_bool loss_logged;
-    size_t n_gpus, n_runners;
+    atomic_bool given_up, loss_logged;
+    size_t n_gpus, n_runners, n_started, n_ended;
     gpu gpus[MOST_DEVICES];
     runner runners[MOST_DEVICES * CONTEXTS]; /* those of a GPU together, in the order of the GPUs */
     request *first, *last;                   /* the queue; a reference each */
@@ -61,8 +65,25 @@ size_t devices_busy(devices *d, size_t i) {
     return n;
 }
 
-bool devices_lost(const devices *d) {
-    return d && bx_devices_lost();
+static void tell_loss(devices *d, const char *name, const char *cause) {
+    if (!atomic_exchange(&d->loss_logged, true)) {
+        LOG(LOG_ERROR, "device", {"device", name, 0},
+            {"text", "no GPU is used any more until this daemon is started again", 0}, {"cause", cause, 0});
+    }
+}
+
+bool devices_lost(devices *d) {
+    if (!d || bx_devices_lost() || atomic_load(&d->given_up)) {
+        return d != NULL;
+    }
+    for (size_t i = 0; i < d->n_runners; i++) {
+        const int64_t since = atomic_load(&d->runners[i].cancelled_ns);
+        if (since > 0 && now_ns() - since > STUCK_NS) {
+            atomic_store(&d->given_up, true);
+            tell_loss(d, d->gpus[d->runners[i].gpu].device.name, "the driver does not come back");
+        }
+    }
+    return atomic_load(&d->given_up);
 }
 
 bool devices_are_required(const devices *d) {
@@ -217,14 +238,17 @@ void device_forget(request *r) {
     }
     pthread_mutex_lock(&d->lock);
     const bool waited = r->placement.state == WAITING_FOR_DEVICE;
+    runner *w = r->placement.runner;
     if (waited) {
         for (request *i = d->first; i != r; i = i->placement.next) {
             before = i;
         }
         take_out(d, before, r);
         r->placement.state = OFF_DEVICE;
-    } else if (r->placement.runner) {
-        pthread_cond_signal(&r->placement.runner->wake);
+    } else if (w) {
+        long long not_before = 0;
+        atomic_compare_exchange_strong(&w->cancelled_ns, &not_before, now_ns());
+        pthread_cond_signal(&w->wake);
     }
     pthread_mutex_unlock(&d->lock);
     if (waited) {
@@ -306,9 +330,8 @@ static void run(runner *w, request *r) {
     }
     request_mark_begun(r);
     bx_status status = compute(w, r, &ours, &error);
-    if (status != BX_OK && devices_lost(d) && !atomic_exchange(&d->loss_logged, true)) {
-        LOG(LOG_ERROR, "device", {"device", d->gpus[w->gpu].device.name, 0},
-            {"text", "every GPU is lost to this process until it is started again", 0}, {"cause", error.text, 0});
+    if (bx_devices_lost()) {
+        tell_loss(d, d->gpus[w->gpu].device.name, error.text);
     }
     if (atomic_load(&r->cancelled)) {
         return; /* whatever was computed means nothing */
@@ -341,11 +364,14 @@ static void *runner_main(void *argument) {
         pthread_mutex_lock(&d->lock);
         r->placement.runner = NULL;
         w->request = NULL;
+        atomic_store(&w->cancelled_ns, 0);
         take_next(w);
         pthread_mutex_unlock(&d->lock);
         request_unref(r);
         pthread_mutex_lock(&d->lock);
     }
+    d->n_ended++;
+    pthread_cond_signal(&d->ended);
     pthread_mutex_unlock(&d->lock);
     return NULL;
 }
@@ -386,6 +412,7 @@ static bx_status open_context(devices *d, int i, bx_error *error) {
     w->all = d;
     w->gpu = i;
     pthread_cond_init(&w->wake, NULL);
+    atomic_init(&w->cancelled_ns, 0);
     d->n_runners++;
     copy_text(d->gpus[i].level, sizeof d->gpus[i].level, bx_context_level(w->context));
     return bx_context_reserve(w->context, d->job_bytes, error);
@@ -395,7 +422,6 @@ static void close_context(devices *d) {
     runner *w = &d->runners[--d->n_runners];
     bx_context_close(w->context);
     pthread_cond_destroy(&w->wake);
-    *w = (runner){.all = NULL};
 }
 
 /* Its contexts with their memory; none of them after a failure. */
@@ -461,12 +487,11 @@ static bx_status add_named(devices *d, const bx_device *found, int32_t n, const 
 }
 
 static bx_status start_threads(devices *d, bx_error *error) {
-    for (size_t i = 0; i < d->n_runners; i++) {
-        runner *w = &d->runners[i];
+    for (; d->n_started < d->n_runners; d->n_started++) {
+        runner *w = &d->runners[d->n_started];
         if (pthread_create(&w->thread, NULL, runner_main, w)) {
             return bx_fail(error, BX_BUSY, "threads", "cannot start a thread for %s", d->gpus[w->gpu].device.name);
         }
-        w->started = true;
     }
     return BX_OK;
 }
@@ -490,38 +515,53 @@ bx_status devices_start(devices **out, const options *o, bx_error *missing, bx_e
     if (!d) {
         return bx_fail(error, BX_NOMEM, "out_of_memory", "no memory for the devices");
     }
+    pthread_condattr_t monotonic;
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
     pthread_mutex_init(&d->lock, NULL);
+    pthread_cond_init(&d->ended, &monotonic);
+    pthread_condattr_destroy(&monotonic);
+    atomic_init(&d->given_up, false);
     atomic_init(&d->loss_logged, false);
     d->required = strcmp(o->device, "auto") != 0;
     d->job_bytes = (size_t)o->device_memory / CONTEXTS;
     bx_status status = add_gpus(d, o->device, missing, error);
     status = status == BX_OK ? start_threads(d, error) : status;
     if (status != BX_OK || d->n_gpus == 0) {
-        devices_stop(d);
+        devices_stop(d); /* its threads have nothing to do yet */
         return status;
     }
     *out = d;
     return BX_OK;
 }
 
-void devices_stop(devices *d) {
+bool devices_stop(devices *d) {
     if (!d) {
-        return;
+        return true;
     }
+    const int64_t until = now_ns() + STUCK_NS;
+    const struct timespec deadline = {.tv_sec = until / NS_PER_S, .tv_nsec = until % NS_PER_S};
     pthread_mutex_lock(&d->lock);
     d->stopping = true;
     for (size_t i = 0; i < d->n_runners; i++) {
         pthread_cond_signal(&d->runners[i].wake);
     }
+    for (int rc = 0; d->n_ended < d->n_started && rc != ETIMEDOUT;) {
+        rc = pthread_cond_timedwait(&d->ended, &d->lock, &deadline);
+    }
+    const bool all_ended = d->n_ended == d->n_started;
     pthread_mutex_unlock(&d->lock);
-    for (size_t i = 0; i < d->n_runners; i++) {
-        if (d->runners[i].started) {
-            pthread_join(d->runners[i].thread, NULL);
-        }
+    if (!all_ended) {
+        return false;
+    }
+    for (size_t i = 0; i < d->n_started; i++) {
+        pthread_join(d->runners[i].thread, NULL);
     }
     while (d->n_runners > 0) {
         close_context(d);
     }
+    pthread_cond_destroy(&d->ended);
     pthread_mutex_destroy(&d->lock);
     free(d);
+    return true;
 }

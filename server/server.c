@@ -27,7 +27,10 @@ static long usable_cores(void) {
 
 static void free_parts(server *s) {
     http_stop(s);
-    devices_stop(s->devices); /* which may leave something to the pool */
+    if (!devices_stop(s->devices)) { /* which may leave something to the pool */
+        LOG(LOG_ERROR, "stop", {"text", "a GPU's driver does not come back; the process ends without it", 0});
+        _exit(0);
+    }
     s->devices = NULL;
     pool_stop(s->pool); /* whose lookups may call the clerk */
     pool_stop(s->clerk);

@@ -188,14 +188,15 @@ bool devices_are_named_well(const char *option);
  * there are none. What `auto` makes do without is told in `missing`: there is no GPU, or ("device_failed") one cannot
  * be used. Errors: BX_DEVICE "device_unavailable": one that is named cannot be used; BX_NOMEM; BX_BUSY "threads". */
 BX_MUST_USE bx_status devices_start(devices **devices, const options *options, bx_error *missing, bx_error *error);
-/* When every request was answered or abandoned. All of these take NULL for no devices. */
-void devices_stop(devices *devices);
+/* When every request was answered or abandoned. False: a thread does not come back from the driver; what it works on
+ * must stay. All of these take NULL for no devices. */
+bool devices_stop(devices *devices);
 /* The i-th, NULL past the end; how many threads each has, and how many of the i-th's have something to do. */
 const gpu *devices_at(const devices *devices, size_t i);
 size_t devices_threads(const devices *devices);
 size_t devices_busy(devices *devices, size_t i);
 /* Whether there were any, and none will ever work again; whether nothing may stand in for them. */
-bool devices_lost(const devices *devices);
+bool devices_lost(devices *devices);
 bool devices_are_required(const devices *devices);
 /* What a job may take of a GPU's memory. */
 size_t devices_job_bytes(const devices *devices);
