@@ -5,7 +5,7 @@
 `save`/`load` write and read safetensors, `Batch` makes SSD-like batches, `Case` is the TestCase that every end-to-end
 test derives from: it owns one daemon per class and checks after each test that the daemon is still healthy.
 
-The binary is $LOSSD, or build/lossd of this checkout.
+The binary is $LOSSD, or build/lossd of this checkout. No daemon sees a GPU of this machine unless its test says so.
 """
 import array
 import json
@@ -63,13 +63,14 @@ def environment(extra=None):
     """The caller's environment without any LOSSD_* of its own, and without whatever the caller has registered."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("LOSSD")}
     env["LOSSD_DATA_DIR"] = "/nonexistent/lossd-data"
+    env["CUDA_VISIBLE_DEVICES"] = ""
     env.update(extra or {})
     return env
 
 
-def command(*flags, env=None, timeout=PATIENCE):
+def command(*flags, env=None, timeout=PATIENCE, binary=None):
     """Run the binary to its end: (exit code, stdout, stderr)."""
-    done = subprocess.run([BINARY, *flags], env=environment(env), stdin=subprocess.DEVNULL, capture_output=True,
+    done = subprocess.run([binary or BINARY, *flags], env=environment(env), stdin=subprocess.DEVNULL, capture_output=True,
                           timeout=timeout)
     return done.returncode, done.stdout.decode(), done.stderr.decode()
 
@@ -82,9 +83,9 @@ def given(flags, env, name):
 
 class Daemon:
     """A running daemon on a free loopback port, with a data directory of its own that it has to make itself (unless the
-    flags or the environment say where). `user`: the id it runs as, where we may choose."""
+    flags or the environment say where). `user`: the id it runs as, where we may choose; `binary`: another one."""
 
-    def __init__(self, *flags, env=None, user=None):
+    def __init__(self, *flags, env=None, user=None, binary=None):
         if not given(flags, env, "listen"):
             flags = ("--listen", "127.0.0.1:0", *flags)
         self.home = tempfile.TemporaryDirectory(prefix="lossd-")  # goes with this object
@@ -92,12 +93,12 @@ class Daemon:
         if not given(flags, env, "data-dir"):
             flags = ("--data-dir", self.data, *flags)
         self.errors = tempfile.TemporaryFile()
-        options, binary = {}, BINARY
+        options, binary = {}, binary or BINARY
         if user is not None:   # who may not be allowed where this checkout lies
             options = {"user": user, "group": user, "extra_groups": [], "cwd": "/"}
             self.place = tempfile.TemporaryDirectory()
             os.chmod(self.place.name, 0o755)
-            binary = shutil.copy(BINARY, self.place.name)
+            binary = shutil.copy(binary, self.place.name)
         self.process = subprocess.Popen([binary, *flags], env=environment(env), stdin=subprocess.DEVNULL,
                                         stdout=subprocess.PIPE, stderr=self.errors, **options)
         self.pid = self.process.pid
