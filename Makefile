@@ -62,7 +62,7 @@ LIB_OBJ    := $(patsubst %.c,$(B)/%.o,$(filter-out lib/cpu_simd.c $(if $(NVCC),,
 PROTO_OBJ  := $(patsubst %.c,$(B)/%.o,$(wildcard proto/*.c))
 SERVER_OBJ := $(patsubst %.c,$(B)/%.o,$(wildcard server/*.c))
 ARCHIVES   := $(B)/libproto.a $(B)/libboxloss.a
-LDLIBS     := $(CUDA_LIBS) -lmicrohttpd -ljansson -lsqlite3 -lz -lm -lpthread
+LDLIBS     := $(CUDA_LIBS) -lmicrohttpd -lgnutls -ljansson -lsqlite3 -lz -lm -lpthread
 
 UNIT    := $(patsubst tests/unit/%.c,$(B)/unit/%,$(wildcard tests/unit/test_*.c)) \
            $(patsubst tests/unit/%.cc,$(B)/unit/%,$(wildcard tests/unit/test_*.cc))

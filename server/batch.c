@@ -159,7 +159,10 @@ static bx_status decode(request *r, size_t bytes, bool by_worker, bool makes) {
         r->error = shorter;
         return shorter.status;
     }
-    if (r->decoded && !lease_promise(&r->lease, r->decoded_request.memory_bytes)) {
+    if (r->decoded && r->decoded_request.run[0] && r->right < RIGHT_WRITE) {
+        status = bx_fail(&r->error, BX_INVALID, "forbidden", "recording takes a token that may write");
+        bx_at(&r->error, "run");
+    } else if (r->decoded && !lease_promise(&r->lease, r->decoded_request.memory_bytes)) {
         status = request_no_memory(r, BX_BUSY, r->decoded_request.memory_bytes, &r->error);
     }
     return status;

@@ -64,6 +64,9 @@ void head_add(head *h, const char *name, const char *value) {
         {"Inference-Header-Content-Length", &h->infer, &h->n_infer},
         {"Accept-Encoding", &h->accept_encoding, NULL},
         {"Sec-Fetch-Site", &h->site, NULL},
+        {"Origin", &h->origin, &h->n_origin},
+        {"Access-Control-Request-Method", &h->wanted_method, NULL},
+        {"Authorization", &h->authorization, &h->n_authorization},
     };
     for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
         const bool perhaps = (*name | 0x20) == (*known[i].name | 0x20);
@@ -130,6 +133,9 @@ bool head_check(head *h, refusal *why) {
     }
     if (!is_host(h->host)) {
         return refuse(why, 400, "framing_host", "The Host header is not a host with or without a port.");
+    }
+    if (h->n_authorization > 1) {
+        return refuse(why, 400, "framing_authorization", "More than one Authorization header.");
     }
     if (h->n_length > 1) {
         return refuse(why, 400, "framing_duplicate_length", "More than one Content-Length header.");

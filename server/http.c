@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Requests and their answers by libmicrohttpd, which is used in this file and in listen.c only.
+ * Requests and their answers by libmicrohttpd, which is used in this file, reply.c and listen.c only.
  *
  * Each request is an `exchange`, made when its first line has been read and freed when it is completed. Its handler is
  * called with the headers, with each piece of the body, and a last time when the body is complete; only the first and
@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "access.h"
 #include "http.h"
 
 /* A refused body up to this size is read, so that the client sees the answer. */
@@ -28,15 +29,18 @@ typedef struct exchange {
     bool begun, suspended;
     bool malformed_uri, long_uri, close;
     bool unbearable;    /* we ended the connection in mid-body, perhaps with an answer */
+    bool unread;        /* the body, or some of it, will not be */
     bool protocol;      /* of the Open Inference Protocol: errors are as it says them */
     char model[64];     /* of an inference, to be counted */
     const route *route; /* NULL: none */
     char target[192];   /* for the log */
     char method[16];
     char id[136];
-    request *post;     /* what is being received or computed */
-    answer refusal;    /* without it: the answer once the body is read */
-    int64_t body_left; /* of a body that is read only to be ignored */
+    char who[TOKEN_NAME]; /* the token's name */
+    char origin[128];     /* of the page that may read the answer; empty: none, or this daemon's own */
+    request *post;        /* what is being received or computed */
+    answer refusal;       /* without it: the answer once the body is read */
+    int64_t body_left;    /* of a body that is read only to be ignored */
     int64_t pieces;
     int64_t began_ns;
     size_t bytes_in, bytes_out;
@@ -71,38 +75,6 @@ void http_on_connection(void *cls, struct MHD_Connection *connection, void **con
 
 /* ---- answering --------------------------------------------------------------------------------------------------- */
 
-static struct MHD_Response *make_response(answer *a, bool protocol) {
-    static char no_memory[] = "{\"type\":\"about:blank\",\"title\":\"Service Unavailable\",\"status\":503,"
-                              "\"detail\":\"No memory for the answer.\",\"code\":\"out_of_memory\"}",
-                no_memory_there[] = "{\"error\":\"No memory for the answer.\"}";
-    if (protocol && a->status >= 400 && !a->body.failed) {
-        proto_infer_problem(&a->body);
-        a->type = PROTO_TYPE_JSON;
-    }
-    if (a->body.failed) {
-        char *text = protocol ? no_memory_there : no_memory;
-        answer_free(a);
-        *a = (answer){.status = 503, .type = protocol ? PROTO_TYPE_JSON : PROTO_TYPE_PROBLEM, .retry_after = 1};
-        a->body.bytes = strlen(text);
-        return MHD_create_response_from_buffer(a->body.bytes, text, MHD_RESPMEM_PERSISTENT);
-    }
-    struct MHD_Response *response =
-        MHD_create_response_from_buffer_with_free_callback(a->body.bytes, a->body.data, &free);
-    if (response) {
-        a->body = (proto_buffer){.bytes = a->body.bytes}; /* the data is the response's now */
-    }
-    return response;
-}
-
-/* A page may load only what this daemon serves, and nobody may frame it. */
-static void add_page_headers(struct MHD_Response *response) {
-    MHD_add_response_header(response, "Content-Security-Policy",
-                            "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-                            "img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'");
-    MHD_add_response_header(response, "Referrer-Policy", "no-referrer");
-    MHD_add_response_header(response, "X-Frame-Options", "DENY");
-}
-
 /* An inference has its answer. */
 static void count_inference(const exchange *x, int status) {
     if (x->model[0]) {
@@ -112,45 +84,15 @@ static void count_inference(const exchange *x, int status) {
 
 /* Queue an answer; takes it. */
 static enum MHD_Result send_answer(exchange *x, answer a) {
-    struct MHD_Response *response = make_response(&a, x->protocol);
+    const bool close = x->close || x->listener->ops || atomic_load(&x->server->closing);
+    const char *const *origins = x->server->options.cors_origin;
+    struct MHD_Response *response =
+        http_response(&a, &(reply){x->protocol, close, x->id, x->origin, origins[0] != NULL});
     if (!response) {
         answer_free(&a);
         return MHD_NO;
     }
-    char number[24];
     count_inference(x, a.status);
-    if (a.json_bytes > 0) {
-        snprintf(number, sizeof number, "%zu", a.json_bytes);
-        MHD_add_response_header(response, "Inference-Header-Content-Length", number);
-    }
-    if (a.coding != PROTO_IDENTITY) {
-        MHD_add_response_header(response, MHD_HTTP_HEADER_CONTENT_ENCODING, proto_coding_name(a.coding));
-    }
-    if (a.tells_codings) {
-        MHD_add_response_header(response, MHD_HTTP_HEADER_ACCEPT_ENCODING, "gzip, deflate");
-    }
-    if (a.type) {
-        MHD_add_response_header(response, MHD_HTTP_HEADER_CONTENT_TYPE, a.type);
-    }
-    MHD_add_response_header(response, "X-Request-Id", x->id);
-    MHD_add_response_header(response, MHD_HTTP_HEADER_CACHE_CONTROL, *a.etag ? "no-cache" : "no-store");
-    if (*a.etag) {
-        MHD_add_response_header(response, MHD_HTTP_HEADER_ETAG, a.etag);
-    }
-    MHD_add_response_header(response, "X-Content-Type-Options", "nosniff");
-    if (a.type && !strcmp(a.type, PROTO_TYPE_HTML)) {
-        add_page_headers(response);
-    }
-    if (*a.allow) {
-        MHD_add_response_header(response, MHD_HTTP_HEADER_ALLOW, a.allow);
-    }
-    if (a.retry_after) {
-        snprintf(number, sizeof number, "%d", a.retry_after);
-        MHD_add_response_header(response, MHD_HTTP_HEADER_RETRY_AFTER, number);
-    }
-    if (x->close || x->listener->ops || atomic_load(&x->server->closing)) {
-        MHD_add_response_header(response, MHD_HTTP_HEADER_CONNECTION, "close");
-    }
     x->status = a.status;
     x->bytes_out = a.body.bytes;
     set_phase(x, PHASE_ANSWER, 20 + (int64_t)a.body.bytes / SLOWEST);
@@ -165,6 +107,7 @@ static enum MHD_Result refuse(exchange *x, const head *h, answer a) {
     bool body = h->chunked || h->content_length > 0;
     x->close |= body && (h->expects_continue || h->content_length > DISCARD_LIMIT);
     if (x->close) {
+        x->unread = body;
         return send_answer(x, a);
     }
     x->refusal = a;
@@ -176,6 +119,15 @@ static enum MHD_Result refuse(exchange *x, const head *h, answer a) {
 static enum MHD_Result refuse_why(exchange *x, const head *h, refusal why) {
     answer a = answer_problem(why.status, why.code, why.detail, "", x->id);
     a.retry_after = why.status == 503;
+    return refuse(x, h, a);
+}
+
+/* Who is not let in is told so before anything of the body is read. */
+static enum MHD_Result deny(exchange *x, const head *h, refusal why) {
+    answer a = answer_problem(why.status, why.code, why.detail, "", x->id);
+    a.retry_after = why.status == 429;
+    a.challenge = gate_challenge(&why);
+    x->close |= h->chunked || h->content_length > 0;
     return refuse(x, h, a);
 }
 
@@ -371,6 +323,38 @@ static const route *find_route(const exchange *x, const char *method, const char
     return found;
 }
 
+/* Whether the page that asks is another site's, whose reader's browser would do it unasked. */
+static bool is_cross_site(const exchange *x, const head *h, const char *method) {
+    const bool reads = !strcmp(method, "GET") || !strcmp(method, "HEAD");
+    return !reads && h->site && !strcmp(h->site, "cross-site") && !*x->origin;
+}
+
+/* Whose page's request this is, if that is to be known. */
+static void take_origin(exchange *x, const head *h) {
+    if (h->n_origin == 1 && strlen(h->origin) < sizeof x->origin &&
+        origins_have(x->server->options.cors_origin, h->origin)) {
+        strcpy(x->origin, h->origin);
+    }
+}
+
+/* The browser asks first whether that page may ask: nothing is done, and no token is sent. False: it is something else.
+ */
+static bool is_preflight(const exchange *x, const head *h, const char *method, const char *url, answer *out) {
+    char name[ROUTE_NAME];
+    *out = (answer){.status = 204, .allows_origin = true};
+    return *x->origin && h->wanted_method && !strcmp(method, MHD_HTTP_METHOD_OPTIONS) &&
+           !route_find(method, url, name, out->allow) && *out->allow;
+}
+
+/* Whether the token's role is enough, as far as the head tells what is asked for; otherwise the answer. */
+static bool is_let_in(exchange *x, const head *h, const route *route, right *right, refusal *why) {
+    const union MHD_ConnectionInfo *from = MHD_get_connection_info(x->connection, MHD_CONNECTION_INFO_CLIENT_ADDRESS);
+    const bool records = route && route->how == ROUTE_BATCH &&
+                         MHD_lookup_connection_value(x->connection, MHD_GET_ARGUMENT_KIND, "run") != NULL;
+    const credentials shown = {h->authorization, from ? from->client_addr : NULL, records};
+    return gate_check(x->server->gate, x->server->metrics, route, &shown, right, x->who, why);
+}
+
 static enum MHD_Result begin(exchange *x, const char *url, const char *method, const char *version) {
     head h = {.method = method,
               .malformed_uri = x->malformed_uri,
@@ -387,16 +371,26 @@ static enum MHD_Result begin(exchange *x, const char *url, const char *method, c
         x->close = true;
         return refuse_why(x, &h, why);
     }
-    const bool reads = !strcmp(method, "GET") || !strcmp(method, "HEAD");
-    if (!reads && h.site && !strcmp(h.site, "cross-site")) { /* its reader's browser would do it unasked */
+    char text[ROUTE_NAME];
+    answer unknown;
+    take_origin(x, &h);
+    if (is_cross_site(x, &h, method)) {
         return refuse_why(x, &h,
                           (refusal){403, "cross_site", "A page of another site may not post, put or delete here."});
     }
-    char text[ROUTE_NAME];
-    answer unknown;
+    if (is_preflight(x, &h, method, url, &unknown)) {
+        return refuse(x, &h, unknown);
+    }
     const route *route = find_route(x, method, url, text, &unknown);
     const char *name = *text ? text : NULL;
+    right right;
     x->route = route;
+    if (!is_let_in(x, &h, route, &right, &why)) {
+        if (!route) {
+            answer_free(&unknown);
+        }
+        return deny(x, &h, why);
+    }
     if (!route) {
         return refuse(x, &h, unknown);
     }
@@ -422,7 +416,8 @@ static enum MHD_Result begin(exchange *x, const char *url, const char *method, c
         copy_text(x->model, sizeof x->model, name);
         accept = PROTO_INFER;
     }
-    admission wanted = {.route = route, .name = name, .accept = accept, .if_none_match = h.if_none_match, .id = x->id};
+    admission wanted = {
+        .route = route, .name = name, .right = right, .accept = accept, .if_none_match = h.if_none_match, .id = x->id};
     if (route->how == ROUTE_BY_CLERK && route->has_body && !head_condition(&h, &wanted.condition, &why)) {
         return refuse_why(x, &h, why);
     }
@@ -570,15 +565,19 @@ void http_on_completed(void *cls, struct MHD_Connection *connection, void **cont
     }
     *context = NULL;
     set_phase(x, PHASE_IDLE, x->server->options.idle_timeout);
+    if (x->unread && code == MHD_REQUEST_TERMINATED_COMPLETED_OK) {
+        peer_linger(x->peer);
+    }
     if (x->post && request_expired(x->post)) {
         x->status = 408; /* written by the reaper */
         count_inference(x, x->status);
     }
     if (x->begun) {
         LOG(LOG_INFO, "request", {"id", x->id, 0}, {"method", x->method, 0}, {"target", x->target, 0},
-            {"status", NULL, x->status}, {"bytes_in", NULL, (double)x->bytes_in},
-            {"bytes_out", NULL, (double)x->bytes_out}, {"receive_ms", NULL, x->timing.receive_ms},
-            {"queue_ms", NULL, x->timing.queue_ms}, {"compute_ms", NULL, x->timing.compute_ms},
+            {"as", *x->who ? x->who : "unknown", 0}, {"status", NULL, x->status},
+            {"bytes_in", NULL, (double)x->bytes_in}, {"bytes_out", NULL, (double)x->bytes_out},
+            {"receive_ms", NULL, x->timing.receive_ms}, {"queue_ms", NULL, x->timing.queue_ms},
+            {"compute_ms", NULL, x->timing.compute_ms},
             {"total_ms", NULL, (double)(now_ns() - x->began_ns) / NS_PER_MS},
             {"end", code == MHD_REQUEST_TERMINATED_COMPLETED_OK ? "sent" : "broken", 0});
     }

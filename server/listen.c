@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <netdb.h>
+#include <netinet/in.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
@@ -17,6 +18,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "access.h"
 #include "http.h"
 
 #define READ_POOL       ((size_t)512 << 10) /* half of it is read at a time; with 256 KiB uploads are 7 % slower */
@@ -55,6 +57,14 @@ bool address_resolve(const char *listen, struct addrinfo **out) {
     return split_address(listen, host, &port) && !getaddrinfo(host, port, &hints, out);
 }
 
+bool address_is_loopback(const struct sockaddr *address) {
+    if (address->sa_family == AF_INET) {
+        return (ntohl(((const struct sockaddr_in *)(const void *)address)->sin_addr.s_addr) >> 24) == 127;
+    }
+    return address->sa_family == AF_INET6 &&
+           IN6_IS_ADDR_LOOPBACK(&((const struct sockaddr_in6 *)(const void *)address)->sin6_addr);
+}
+
 static bx_status open_listener(listener *l, const char *text, int *port, bx_error *error) {
     const char *flag = l->ops ? "--ops-listen" : "--listen", *variable = l->ops ? "LOSSD_OPS_LISTEN" : "LOSSD_LISTEN";
     struct addrinfo *address;
@@ -88,14 +98,18 @@ static bx_status open_listener(listener *l, const char *text, int *port, bx_erro
 /* The library's own timeout only backs up the reaper's, which answers where it can. */
 static bx_status start_daemon(listener *l, unsigned threads, unsigned connections, size_t pool, bx_error *error) {
     const options *o = &l->server->options;
+    const bool encrypted = *o->tls_cert;
+    struct MHD_OptionItem tls[] = {{MHD_OPTION_HTTPS_CERT_CALLBACK2, 0, (void *)tls_retrieve()},
+                                   {MHD_OPTION_HTTPS_PRIORITIES, 0, (void *)TLS_PRIORITIES},
+                                   {MHD_OPTION_END, 0, NULL}};
     l->daemon = MHD_start_daemon(
-        MHD_USE_EPOLL_INTERNAL_THREAD | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG, 0, NULL, NULL, http_on_request, l,
-        MHD_OPTION_EXTERNAL_LOGGER, on_message, NULL, MHD_OPTION_LISTEN_SOCKET, l->fd, MHD_OPTION_THREAD_POOL_SIZE,
-        threads, MHD_OPTION_CONNECTION_LIMIT, connections, MHD_OPTION_CONNECTION_TIMEOUT,
+        MHD_USE_EPOLL_INTERNAL_THREAD | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG | (encrypted ? MHD_USE_TLS : 0), 0,
+        NULL, NULL, http_on_request, l, MHD_OPTION_EXTERNAL_LOGGER, on_message, NULL, MHD_OPTION_LISTEN_SOCKET, l->fd,
+        MHD_OPTION_THREAD_POOL_SIZE, threads, MHD_OPTION_CONNECTION_LIMIT, connections, MHD_OPTION_CONNECTION_TIMEOUT,
         (unsigned)(o->idle_timeout + o->request_timeout + o->header_timeout), MHD_OPTION_CONNECTION_MEMORY_LIMIT, pool,
         MHD_OPTION_STRICT_FOR_CLIENT, 1, MHD_OPTION_SIGPIPE_HANDLED_BY_APP, 1, MHD_OPTION_URI_LOG_CALLBACK,
         http_on_target, l, MHD_OPTION_NOTIFY_COMPLETED, http_on_completed, l, MHD_OPTION_NOTIFY_CONNECTION,
-        http_on_connection, l, MHD_OPTION_END);
+        http_on_connection, l, MHD_OPTION_ARRAY, encrypted ? tls : &tls[2], MHD_OPTION_END);
     return l->daemon ? BX_OK : bx_fail(error, BX_INTERNAL, "http", "libmicrohttpd does not start");
 }
 
@@ -123,7 +137,7 @@ bx_status http_listen(server *server, bx_error *error) {
 bx_status http_start(server *server, bx_error *error) {
     const options *o = &server->options;
     http *h = server->http;
-    bx_status status = peers_start(&h->peers, error);
+    bx_status status = peers_start(&h->peers, *o->tls_cert, error);
     if (status == BX_OK) {
         status = start_daemon(&h->main, (unsigned)o->http_threads, (unsigned)o->connection_limit, READ_POOL, error);
     }

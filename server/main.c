@@ -2,10 +2,10 @@
 /*
  * lossd: options, signals, exit codes. 0: stopped as asked; 1: could not start, or unhealthy; 2: bad usage; 65: what
  * was recorded is damaged, or a newer version's; 69: a GPU that --device names cannot be used; 73: what is recorded
- * cannot be written; 75: another daemon uses the data directory; 98: the port is in use.
+ * cannot be written; 75: another daemon uses the data directory; 78: the file of tokens or of TLS cannot be used; 98:
+ * the port is in use.
  */
 #include <netdb.h>
-#include <netinet/in.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,19 +13,20 @@
 #include <sys/time.h>
 #include <unistd.h>
 
-#include "server.h"
+#include "access.h"
 
 static int usage(const char *message) {
     fprintf(stderr, "lossd: %s\n", message);
     return 2;
 }
 
-static bool is_loopback(const struct sockaddr *address) {
-    if (address->sa_family == AF_INET) {
-        return (ntohl(((const struct sockaddr_in *)(const void *)address)->sin_addr.s_addr) >> 24) == 127;
+/* What the daemon says to a request; its length, or -1. */
+static long ask(int fd, bool encrypted, const char *request, char *answer, size_t size) {
+    if (encrypted) {
+        return tls_ask(fd, request, answer, size);
     }
-    return address->sa_family == AF_INET6 &&
-           IN6_IS_ADDR_LOOPBACK(&((const struct sockaddr_in6 *)(const void *)address)->sin6_addr);
+    const size_t bytes = strlen(request);
+    return send(fd, request, bytes, MSG_NOSIGNAL) == (ssize_t)bytes ? recv(fd, answer, size, MSG_WAITALL) : -1;
 }
 
 /* --healthcheck: GET /healthz at --ops-listen or --listen (a wildcard means this host). */
@@ -38,12 +39,13 @@ static int healthcheck(const options *o) {
     }
     struct timeval patience = {3, 0};
     int fd = socket(address->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    char text[256] = "GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    char text[256];
     bool ok = fd >= 0 && !setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience) &&
               !setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience) &&
-              !connect(fd, address->ai_addr, address->ai_addrlen) &&
-              send(fd, text, strlen(text), MSG_NOSIGNAL) == (ssize_t)strlen(text);
-    ssize_t n = ok ? recv(fd, text, sizeof text - 1, MSG_WAITALL) : -1;
+              !connect(fd, address->ai_addr, address->ai_addrlen);
+    long n = ok ? ask(fd, *o->tls_cert, "GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", text,
+                      sizeof text - 1)
+                : -1;
     text[n > 0 ? n : 0] = '\0';
     if (fd >= 0) {
         close(fd);
@@ -69,19 +71,27 @@ static const char *check_options(const options *o, log_level *level) {
     if (strcmp(o->durability, "disk") && strcmp(o->durability, "process")) {
         return "--durability: disk or process";
     }
+    if (!*o->tls_cert != !*o->tls_key) {
+        return "--tls-cert and --tls-key: one does not go without the other";
+    }
+    const char *origin;
+    if (!origins_check(o->cors_origin, &origin)) {
+        return "--cors-origin: origins as browsers say them, such as https://host:8443: small letters, no path, no *";
+    }
     if (!*o->data_dir) {
         return "--data-dir: an empty name";
     }
     if (!address_resolve(o->listen, &address)) {
         return "--listen: not HOST:PORT of this machine, such as 127.0.0.1:8080 (ports end at 65535)";
     }
-    bool local = is_loopback(address->ai_addr), open = !local && !o->allow_anonymous;
+    const bool guarded = *o->token_file || o->allow_anonymous;
+    bool local = address_is_loopback(address->ai_addr), open = !local && !guarded;
     freeaddrinfo(address);
     if (!local && o->shared_memory) {
         return "--shared-memory: only with a loopback --listen, since who asks could read this machine's objects";
     }
     if (open) {
-        return "--listen: an address that is not loopback needs --allow-anonymous";
+        return "--listen: an address that is not loopback needs --token-file or --allow-anonymous";
     }
     if (!*o->ops_listen) {
         return NULL;
@@ -89,14 +99,15 @@ static const char *check_options(const options *o, log_level *level) {
     if (!address_resolve(o->ops_listen, &address)) {
         return "--ops-listen: not HOST:PORT of this machine, such as 127.0.0.1:8081 (ports end at 65535)";
     }
-    open = !is_loopback(address->ai_addr) && !o->allow_anonymous;
+    open = !address_is_loopback(address->ai_addr) && !guarded;
     freeaddrinfo(address);
-    return open ? "--ops-listen: an address that is not loopback needs --allow-anonymous" : NULL;
+    return open ? "--ops-listen: an address that is not loopback needs --token-file or --allow-anonymous" : NULL;
 }
 
 /* One line of what listens where, for whoever waits for the port. */
-static void announce(const char *what, const char *listen, int port) {
-    printf("lossd %s %s on http://%.*s:%d\n", LOSSD_VERSION, what, (int)(strrchr(listen, ':') - listen), listen, port);
+static void announce(const char *what, bool encrypted, const char *listen, int port) {
+    printf("lossd %s %s on http%s://%.*s:%d\n", LOSSD_VERSION, what, encrypted ? "s" : "",
+           (int)(strrchr(listen, ':') - listen), listen, port);
 }
 
 /* After a start that failed. */
@@ -104,11 +115,8 @@ static int exit_code(const bx_error *error) {
     static const struct {
         const char *code;
         int exit;
-    } table[] = {{"store_broken", 65},
-                 {"device_unavailable", 69},
-                 {"store_read_only", 73},
-                 {"store_unavailable", 75},
-                 {"listen", 98}};
+    } table[] = {{"store_broken", 65},      {"device_unavailable", 69}, {"store_read_only", 73},
+                 {"store_unavailable", 75}, {CONFIGURATION, 78},        {"listen", 98}};
     for (size_t i = 0; error->status != BX_INVALID && i < sizeof table / sizeof *table; i++) {
         if (!strcmp(error->code, table[i].code)) {
             return table[i].exit;
@@ -141,6 +149,7 @@ int main(int argc, char **argv) {
         return usage(wrong);
     }
     log_setup(level, !strcmp(o->log_format, "json"));
+    process_harden(o->core_dumps);
 
     sigset_t signals;
     sigemptyset(&signals);
@@ -158,15 +167,18 @@ int main(int argc, char **argv) {
         fprintf(stderr, "lossd: %s\n", error.text);
         return exit_code(&error);
     }
-    announce("listening", o->listen, server.port);
+    announce("listening", *o->tls_cert, o->listen, server.port);
     if (*o->ops_listen) {
-        announce("ops", o->ops_listen, server.ops_port);
+        announce("ops", *o->tls_cert, o->ops_listen, server.ops_port);
     }
     fflush(stdout);
 
     int received = SIGHUP;
     while (received == SIGHUP) {
         sigwait(&signals, &received);
+        if (received == SIGHUP) {
+            server_reload(&server);
+        }
     }
     server_stop(&server);
     if (bx_devices_lost()) { /* the driver's handlers at exit may wait for a device that hangs */

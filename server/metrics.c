@@ -14,7 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "server.h"
+#include "access.h"
 
 /* The upper bounds of buckets: from a small request to one that takes all of its time. */
 static const struct {
@@ -49,6 +49,7 @@ struct metrics {
     counter request_bytes[N_ENCODINGS], response_bytes;
     counter stored, not_stored;
     counter computed[1 + MOST_DEVICES], fallbacks; /* by request->device */
+    counter denied[N_DENIALS], reloaded[2];        /* fine, or not */
     histogram commits;
     int64_t began_ns; /* the process, since 1970 */
     size_t n_routes;
@@ -124,6 +125,14 @@ void metrics_store_commit(metrics *m, double seconds, long stored, long failed) 
     observe(&m->commits, (int64_t)(seconds * NS_PER_S));
     add(&m->stored, stored);
     add(&m->not_stored, failed);
+}
+
+void metrics_denied(metrics *m, denial how) {
+    add(&m->denied[how], 1);
+}
+
+void metrics_reloaded(metrics *m, bool fine) {
+    add(&m->reloaded[!fine], 1);
 }
 
 /* ---- the process, as /proc tells --------------------------------------------------------------------------------- */
@@ -372,6 +381,22 @@ static void write_store_results_total(page *p, const row *r) {
     put_counters(p, r, ends, 2, (const int64_t[]){get(&p->metrics->stored), get(&p->metrics->not_stored)}, NULL);
 }
 
+static void write_auth_refusals_total(page *p, const row *r) {
+    static const char *const reasons[N_DENIALS] = {
+        [DENIED_MISSING] = "missing", [DENIED_WRONG] = "wrong", [DENIED_ROLE] = "role", [DENIED_GUESSING] = "guessing"};
+    int64_t denied[N_DENIALS];
+    for (int i = 0; i < N_DENIALS; i++) {
+        denied[i] = get(&p->metrics->denied[i]);
+    }
+    put_counters(p, r, reasons, N_DENIALS, denied, NULL);
+}
+
+static void write_reloads_total(page *p, const row *r) {
+    static const char *const ends[] = {"ok", "failed"};
+    const counter *c = p->metrics->reloaded;
+    put_counters(p, r, ends, 2, (const int64_t[]){get(&c[0]), get(&c[1])}, NULL);
+}
+
 static void write_receive_seconds(page *p, const row *r) {
     put_times(p, r, RECEIVE);
 }
@@ -485,6 +510,7 @@ BY_DEVICE(device_healthy, 1, gpu_healthy)
 BY_DEVICE(device_memory_bytes, memory_limit(p->server->memory), gpu_memory)
 BY_DEVICE(device_threads, pool_workers(p->server->pool), gpu_threads)
 BY_DEVICE(device_threads_busy, pool_busy(p->server->pool), gpu_threads_busy)
+NUMBER(tls_not_after_seconds, tls_not_after())
 NUMBER(process_resident_memory_bytes, p->process.resident_bytes)
 NUMBER(process_virtual_memory_bytes, p->process.virtual_bytes)
 NUMBER(process_open_fds, p->process.open_files)

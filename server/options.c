@@ -10,7 +10,7 @@
 
 #include "server.h"
 
-typedef enum option_kind { TEXT, NUMBER, SWITCH } option_kind;
+typedef enum option_kind { TEXT, NUMBER, SWITCH, LIST } option_kind;
 
 typedef struct option_row {
     option_kind kind;
@@ -24,7 +24,8 @@ static const option_row rows[] = {
     {TEXT, offsetof(options, field), name, argument, value, help, 0, 0},
 #define OPTION_NUMBER(field, name, argument, value, least, most, help)                                                 \
     {NUMBER, offsetof(options, field), name, argument, value, help, least, most},
-#define OPTION_SWITCH(field, name, help) {SWITCH, offsetof(options, field), name, NULL, "0", help, 0, 0},
+#define OPTION_SWITCH(field, name, help)         {SWITCH, offsetof(options, field), name, NULL, "0", help, 0, 0},
+#define OPTION_LIST(field, name, argument, help) {LIST, offsetof(options, field), name, argument, "", help, 0, 0},
 #include "options.def"
 };
 enum { N_ROWS = sizeof rows / sizeof *rows };
@@ -49,6 +50,20 @@ static bool parse_number(const char *text, const option_row *row, long *out) {
     return true;
 }
 
+/* One more; an empty one is none. */
+static bool append(const char **list, const char *value, const char *source, char message[256]) {
+    size_t n = 0;
+    while (list[n]) {
+        n++;
+    }
+    if (n == OPTION_MOST) {
+        snprintf(message, 256, "%s: at most %d times; commas take more", source, OPTION_MOST);
+        return false;
+    }
+    list[n] = *value ? value : NULL;
+    return true;
+}
+
 static bool set(options *options, const option_row *row, const char *value, const char *source, char message[256]) {
     char *field = (char *)options + row->offset;
     switch (row->kind) {
@@ -69,6 +84,8 @@ static bool set(options *options, const option_row *row, const char *value, cons
             return false;
         }
         return true;
+    case LIST:
+        return append((const char **)(void *)field, value, source, message);
     }
     return false;
 }
@@ -93,7 +110,16 @@ static bool parse_environment(options *options, char message[256]) {
     return true;
 }
 
+/* The flag wins: what the variable listed does not count. */
+static void forget_list(options *options, const option_row *row, bool *forgotten) {
+    if (row->kind == LIST && !*forgotten) {
+        memset((char *)options + row->offset, 0, (OPTION_MOST + 1) * sizeof(char *));
+        *forgotten = true;
+    }
+}
+
 static bool parse_arguments(options *options, int argc, char **argv, char message[256]) {
+    bool forgotten[N_ROWS] = {false};
     for (int a = 1; a < argc; a++) {
         const char *text = strcmp(argv[a], "-h") ? argv[a] : "--help";
         const option_row *row = NULL;
@@ -117,6 +143,7 @@ static bool parse_arguments(options *options, int argc, char **argv, char messag
         }
         char source[64];
         snprintf(source, sizeof source, "--%s", row->name);
+        forget_list(options, row, &forgotten[row - rows]);
         if (!set(options, row, value, source, message)) {
             return false;
         }

@@ -7,19 +7,26 @@
  * between two requests. A socket is shut down only under the lock that also guards its removal, so never after it was
  * closed. Requests are failed outside the lock, with a reference.
  */
+#include <errno.h>
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "server.h"
 
 #define LOOK_NS  (50 * NS_PER_MS)
 #define AGAIN_NS (60 * NS_PER_S) /* after acting on a peer */
 
-enum { AT_ONCE = 64 };
+#define LINGER_NS    (10 * NS_PER_S)
+#define LINGER_LOOK  (5 * NS_PER_MS)
+#define LINGER_BYTES ((int64_t)64 << 20)
+
+enum { AT_ONCE = 64, LINGERERS = 16 };
 
 struct peer {
     peers *all;
@@ -33,12 +40,21 @@ struct peer {
     int hung_up; /* looks in a row that found the sending side closed */
 };
 
+/* A socket whose connection is over but for what its client still sends. */
+typedef struct lingerer {
+    int fd;
+    int64_t deadline_ns, left;
+} lingerer;
+
 struct peers {
     pthread_mutex_t lock;
     pthread_cond_t wake;
     pthread_t reaper;
     peer *first;
+    lingerer lingering[LINGERERS];
+    size_t n_lingering;
     bool started, stopping;
+    bool encrypted; /* nothing may be written behind TLS' back */
 };
 
 /* ---- connections come and go ------------------------------------------------------------------------------------- */
@@ -109,9 +125,13 @@ peer_end peer_ended(peer *p) {
 
 /* ---- the reaper -------------------------------------------------------------------------------------------------- */
 
-/* libmicrohttpd cannot answer in mid-body, but nothing has been written on this socket for this request, so we may. */
+/* libmicrohttpd cannot answer in mid-body, but nothing has been written on this socket for this request, so we may; not
+ * where TLS is spoken. */
 static void write_problem(const peer *p, bool protocol, int status, const char *code, const char *detail) {
     char text[1024];
+    if (p->all->encrypted) {
+        return;
+    }
     answer a = answer_problem(status, code, detail, "", p->id);
     if (protocol) {
         proto_infer_problem(&a.body);
@@ -190,6 +210,42 @@ static void fail_all(request **requests, size_t n, int status, const char *code,
     }
 }
 
+/* ---- lingering --------------------------------------------------------------------------------------------------- */
+
+void peer_linger(peer *p) {
+    peers *all = p->all;
+    pthread_mutex_lock(&all->lock);
+    const int fd = all->n_lingering < LINGERERS ? fcntl(p->fd, F_DUPFD_CLOEXEC, 0) : -1;
+    if (fd >= 0) {
+        shutdown(fd, SHUT_WR);
+        all->lingering[all->n_lingering++] = (lingerer){fd, now_ns() + LINGER_NS, LINGER_BYTES};
+        pthread_cond_signal(&all->wake);
+    }
+    pthread_mutex_unlock(&all->lock);
+}
+
+/* Whether more may come. What is read is dropped by the kernel. */
+static bool drop_what_came(lingerer *l, int64_t now) {
+    ssize_t n = 1;
+    while (n > 0 && l->left > 0) {
+        n = recv(l->fd, NULL, (size_t)l->left, MSG_TRUNC | MSG_DONTWAIT);
+        l->left -= n > 0 ? n : 0;
+    }
+    return n < 0 && (errno == EAGAIN || errno == EINTR) && l->left > 0 && now < l->deadline_ns;
+}
+
+static void look_at_lingering(peers *all, int64_t now) {
+    size_t kept = 0;
+    for (size_t i = 0; i < all->n_lingering; i++) {
+        if (drop_what_came(&all->lingering[i], now)) {
+            all->lingering[kept++] = all->lingering[i];
+        } else {
+            close(all->lingering[i].fd);
+        }
+    }
+    all->n_lingering = kept;
+}
+
 static void *reaper_main(void *argument) {
     peers *all = argument;
     pthread_mutex_lock(&all->lock);
@@ -199,7 +255,8 @@ static void *reaper_main(void *argument) {
         pthread_mutex_unlock(&all->lock);
         fail_all(late, n, 504, "timeout", "The computation took longer than --request-timeout.");
         pthread_mutex_lock(&all->lock);
-        int64_t until = now_ns() + LOOK_NS;
+        look_at_lingering(all, now_ns());
+        int64_t until = now_ns() + (all->n_lingering > 0 ? LINGER_LOOK : LOOK_NS);
         struct timespec t = {.tv_sec = until / NS_PER_S, .tv_nsec = until % NS_PER_S};
         if (!all->stopping) {
             pthread_cond_timedwait(&all->wake, &all->lock, &t);
@@ -225,11 +282,12 @@ void peers_fail(peers *all, int status, const char *code, const char *detail) {
 
 /* ---- start and stop ---------------------------------------------------------------------------------------------- */
 
-bx_status peers_start(peers **out, bx_error *error) {
+bx_status peers_start(peers **out, bool encrypted, bx_error *error) {
     peers *all = calloc(1, sizeof *all);
     if (!all) {
         return bx_fail(error, BX_NOMEM, "out_of_memory", "no memory for the list of connections");
     }
+    all->encrypted = encrypted;
     pthread_condattr_t monotonic;
     pthread_condattr_init(&monotonic);
     pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
@@ -256,6 +314,7 @@ void peers_stop(peers *all) {
         pthread_mutex_unlock(&all->lock);
         pthread_join(all->reaper, NULL);
     }
+    look_at_lingering(all, INT64_MAX);
     pthread_cond_destroy(&all->wake);
     pthread_mutex_destroy(&all->lock);
     free(all);

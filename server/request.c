@@ -106,6 +106,7 @@ static request *new_request(server *server, const admission *a, size_t need, ans
     r->route = a->route;
     r->encoding = a->encoding;
     r->guess = a->guess;
+    r->right = a->right;
     r->accept = a->accept;
     r->condition = a->condition;
     r->expected = a->expected;

@@ -19,8 +19,8 @@ static int http_status_of(const bx_error *error) {
     static const struct {
         const char *code;
         int status;
-    } by_code[] = {{"name_reserved", 409},       {"registry_full", 409}, {"store_full", 507},
-                   {"precondition_failed", 412}, {"unknown_run", 404},   {"timeout", 504}};
+    } by_code[] = {{"name_reserved", 409}, {"registry_full", 409}, {"store_full", 507}, {"precondition_failed", 412},
+                   {"forbidden", 403},     {"unknown_run", 404},   {"timeout", 504}};
     for (size_t i = 0; i < sizeof by_code / sizeof *by_code; i++) {
         if (!strcmp(error->code, by_code[i].code)) {
             return by_code[i].status;
@@ -36,6 +36,7 @@ const char *http_reason(int status) {
     } table[] = {
         {200, "OK"},
         {400, "Bad Request"},
+        {401, "Unauthorized"},
         {403, "Forbidden"},
         {404, "Not Found"},
         {405, "Method Not Allowed"},
@@ -49,6 +50,7 @@ const char *http_reason(int status) {
         {415, "Unsupported Media Type"},
         {417, "Expectation Failed"},
         {422, "Unprocessable Content"},
+        {429, "Too Many Requests"},
         {431, "Request Header Fields Too Large"},
         {500, "Internal Server Error"},
         {501, "Not Implemented"},
@@ -253,54 +255,58 @@ static answer delete_definition(const route_call *call) {
 #define CRITERIA DEFINITION_CRITERION
 #define MODEL    "/v2/models/{name}"
 #define REGION   "/v2/systemsharedmemory/region/{name}"
+#define OPEN     RIGHT_NONE
+#define READ     RIGHT_READ
+#define WRITE    RIGHT_WRITE
 #define VERSION  "/v2/models/{name}/versions/{version}"
 
-/* method, path, how, has_body, negotiates, task, kind, handler */
+/* method, path, who may (a read role's token, or a write role's, or anyone), how, has_body, negotiates, task, kind,
+ * handler */
 static const route routes[] = {
-    {"POST", "/v1/loss", ROUTE_BATCH, true, true, PROTO_LOSS, 0, NULL},
-    {"POST", "/v1/match", ROUTE_BATCH, true, true, PROTO_MATCH, 0, NULL},
-    {"GET", "/v1/priors", ROUTE_AT_ONCE, false, false, 0, PRIORS, list_definitions},
-    {"GET", "/v1/priors/{name}", ROUTE_BY_WORKER, false, true, 0, PRIORS, get_priors},
-    {"PUT", "/v1/priors/{name}", ROUTE_BY_CLERK, true, false, 0, PRIORS, put_definition},
-    {"DELETE", "/v1/priors/{name}", ROUTE_BY_CLERK, false, false, 0, PRIORS, delete_definition},
-    {"GET", "/v1/criteria", ROUTE_AT_ONCE, false, false, 0, CRITERIA, list_definitions},
-    {"GET", "/v1/criteria/{name}", ROUTE_AT_ONCE, false, false, 0, CRITERIA, get_criterion},
-    {"PUT", "/v1/criteria/{name}", ROUTE_BY_CLERK, true, false, 0, CRITERIA, put_definition},
-    {"DELETE", "/v1/criteria/{name}", ROUTE_BY_CLERK, false, false, 0, CRITERIA, delete_definition},
-    {"GET", "/v1/runs", ROUTE_BY_READER, false, false, 0, 0, get_runs},
-    {"GET", "/v1/runs/{name}", ROUTE_BY_READER, false, false, 0, 0, get_run},
-    {"DELETE", "/v1/runs/{name}", ROUTE_BY_WRITER, false, false, 0, 0, delete_run},
-    {"GET", "/v1/runs/{name}/steps", ROUTE_BY_READER, false, false, 0, 0, get_steps},
-    {"GET", "/healthz", ROUTE_OPS, false, false, 0, 0, get_healthz},
-    {"GET", "/readyz", ROUTE_OPS, false, false, 0, 0, get_readyz},
-    {"GET", "/metrics", ROUTE_OPS, false, false, 0, 0, get_metrics},
-    {"GET", "/version", ROUTE_OPS, false, false, 0, 0, get_version},
-    {"GET", "/openapi.yaml", ROUTE_AT_ONCE, false, false, 0, 0, get_asset},
-    {"GET", "/", ROUTE_AT_ONCE, false, false, 0, 0, get_asset},
-    {"GET", "/web/{name}", ROUTE_AT_ONCE, false, false, 0, 0, get_asset},
-    {"GET", "/v2", ROUTE_AT_ONCE, false, false, 0, 0, get_server},
-    {"GET", "/v2/", ROUTE_AT_ONCE, false, false, 0, 0, get_server},
-    {"GET", "/v2/health/live", ROUTE_AT_ONCE, false, false, 0, 0, get_live},
-    {"GET", "/v2/health/ready", ROUTE_AT_ONCE, false, false, 0, 0, get_ready},
-    {"GET", "/v2/models/stats", ROUTE_AT_ONCE, false, false, 0, 0, get_model_statistics},
-    {"GET", MODEL, ROUTE_AT_ONCE, false, false, 0, 0, get_model},
-    {"GET", MODEL "/ready", ROUTE_AT_ONCE, false, false, 0, 0, get_ready},
-    {"GET", MODEL "/config", ROUTE_AT_ONCE, false, false, 0, 0, get_model_config},
-    {"GET", MODEL "/stats", ROUTE_AT_ONCE, false, false, 0, 0, get_model_statistics},
-    {"POST", MODEL "/infer", ROUTE_BATCH, true, false, PROTO_LOSS, 0, NULL},
-    {"GET", VERSION, ROUTE_AT_ONCE, false, false, 0, 0, get_model},
-    {"GET", VERSION "/ready", ROUTE_AT_ONCE, false, false, 0, 0, get_ready},
-    {"GET", VERSION "/config", ROUTE_AT_ONCE, false, false, 0, 0, get_model_config},
-    {"GET", VERSION "/stats", ROUTE_AT_ONCE, false, false, 0, 0, get_model_statistics},
-    {"POST", VERSION "/infer", ROUTE_BATCH, true, false, PROTO_LOSS, 0, NULL},
-    {"GET", "/v2/systemsharedmemory/status", ROUTE_AT_ONCE, false, false, 0, 0, get_regions},
-    {"GET", REGION "/status", ROUTE_AT_ONCE, false, false, 0, 0, get_regions},
-    {"POST", REGION "/register", ROUTE_BY_WORKER, true, false, 0, 0, post_register},
-    {"POST", REGION "/unregister", ROUTE_AT_ONCE, false, false, 0, 0, post_unregister},
-    {"POST", "/v2/systemsharedmemory/unregister", ROUTE_AT_ONCE, false, false, 0, 0, post_unregister},
-    {"POST", "/v2/repository/index", ROUTE_AT_ONCE, false, false, 0, 0, post_index},
-    {"POST", "/v2/repository/models/{name}/load", ROUTE_AT_ONCE, false, false, 0, 0, post_load},
-    {"POST", "/v2/repository/models/{name}/unload", ROUTE_AT_ONCE, false, false, 0, 0, post_unload},
+    {"POST", "/v1/loss", READ, ROUTE_BATCH, true, true, PROTO_LOSS, 0, NULL},
+    {"POST", "/v1/match", READ, ROUTE_BATCH, true, true, PROTO_MATCH, 0, NULL},
+    {"GET", "/v1/priors", READ, ROUTE_AT_ONCE, false, false, 0, PRIORS, list_definitions},
+    {"GET", "/v1/priors/{name}", READ, ROUTE_BY_WORKER, false, true, 0, PRIORS, get_priors},
+    {"PUT", "/v1/priors/{name}", WRITE, ROUTE_BY_CLERK, true, false, 0, PRIORS, put_definition},
+    {"DELETE", "/v1/priors/{name}", WRITE, ROUTE_BY_CLERK, false, false, 0, PRIORS, delete_definition},
+    {"GET", "/v1/criteria", READ, ROUTE_AT_ONCE, false, false, 0, CRITERIA, list_definitions},
+    {"GET", "/v1/criteria/{name}", READ, ROUTE_AT_ONCE, false, false, 0, CRITERIA, get_criterion},
+    {"PUT", "/v1/criteria/{name}", WRITE, ROUTE_BY_CLERK, true, false, 0, CRITERIA, put_definition},
+    {"DELETE", "/v1/criteria/{name}", WRITE, ROUTE_BY_CLERK, false, false, 0, CRITERIA, delete_definition},
+    {"GET", "/v1/runs", READ, ROUTE_BY_READER, false, false, 0, 0, get_runs},
+    {"GET", "/v1/runs/{name}", READ, ROUTE_BY_READER, false, false, 0, 0, get_run},
+    {"DELETE", "/v1/runs/{name}", WRITE, ROUTE_BY_WRITER, false, false, 0, 0, delete_run},
+    {"GET", "/v1/runs/{name}/steps", READ, ROUTE_BY_READER, false, false, 0, 0, get_steps},
+    {"GET", "/healthz", OPEN, ROUTE_OPS, false, false, 0, 0, get_healthz},
+    {"GET", "/readyz", OPEN, ROUTE_OPS, false, false, 0, 0, get_readyz},
+    {"GET", "/metrics", READ, ROUTE_OPS, false, false, 0, 0, get_metrics},
+    {"GET", "/version", READ, ROUTE_OPS, false, false, 0, 0, get_version},
+    {"GET", "/openapi.yaml", READ, ROUTE_AT_ONCE, false, false, 0, 0, get_asset},
+    {"GET", "/", OPEN, ROUTE_AT_ONCE, false, false, 0, 0, get_asset},
+    {"GET", "/web/{name}", OPEN, ROUTE_AT_ONCE, false, false, 0, 0, get_asset},
+    {"GET", "/v2", READ, ROUTE_AT_ONCE, false, false, 0, 0, get_server},
+    {"GET", "/v2/", READ, ROUTE_AT_ONCE, false, false, 0, 0, get_server},
+    {"GET", "/v2/health/live", READ, ROUTE_AT_ONCE, false, false, 0, 0, get_live},
+    {"GET", "/v2/health/ready", READ, ROUTE_AT_ONCE, false, false, 0, 0, get_ready},
+    {"GET", "/v2/models/stats", READ, ROUTE_AT_ONCE, false, false, 0, 0, get_model_statistics},
+    {"GET", MODEL, READ, ROUTE_AT_ONCE, false, false, 0, 0, get_model},
+    {"GET", MODEL "/ready", READ, ROUTE_AT_ONCE, false, false, 0, 0, get_ready},
+    {"GET", MODEL "/config", READ, ROUTE_AT_ONCE, false, false, 0, 0, get_model_config},
+    {"GET", MODEL "/stats", READ, ROUTE_AT_ONCE, false, false, 0, 0, get_model_statistics},
+    {"POST", MODEL "/infer", READ, ROUTE_BATCH, true, false, PROTO_LOSS, 0, NULL},
+    {"GET", VERSION, READ, ROUTE_AT_ONCE, false, false, 0, 0, get_model},
+    {"GET", VERSION "/ready", READ, ROUTE_AT_ONCE, false, false, 0, 0, get_ready},
+    {"GET", VERSION "/config", READ, ROUTE_AT_ONCE, false, false, 0, 0, get_model_config},
+    {"GET", VERSION "/stats", READ, ROUTE_AT_ONCE, false, false, 0, 0, get_model_statistics},
+    {"POST", VERSION "/infer", READ, ROUTE_BATCH, true, false, PROTO_LOSS, 0, NULL},
+    {"GET", "/v2/systemsharedmemory/status", READ, ROUTE_AT_ONCE, false, false, 0, 0, get_regions},
+    {"GET", REGION "/status", READ, ROUTE_AT_ONCE, false, false, 0, 0, get_regions},
+    {"POST", REGION "/register", WRITE, ROUTE_BY_WORKER, true, false, 0, 0, post_register},
+    {"POST", REGION "/unregister", WRITE, ROUTE_AT_ONCE, false, false, 0, 0, post_unregister},
+    {"POST", "/v2/systemsharedmemory/unregister", WRITE, ROUTE_AT_ONCE, false, false, 0, 0, post_unregister},
+    {"POST", "/v2/repository/index", READ, ROUTE_AT_ONCE, false, false, 0, 0, post_index},
+    {"POST", "/v2/repository/models/{name}/load", WRITE, ROUTE_AT_ONCE, false, false, 0, 0, post_load},
+    {"POST", "/v2/repository/models/{name}/unload", WRITE, ROUTE_AT_ONCE, false, false, 0, 0, post_unload},
 };
 
 const route *route_at(size_t i) {

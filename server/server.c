@@ -2,12 +2,13 @@
 /*
  * The daemon as one object: start and stop of its parts, in order.
  */
+#include <netdb.h>
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-#include "server.h"
+#include "access.h"
 
 /* Cores this process may use: its affinity, and the quota of its cgroup. */
 static long usable_cores(void) {
@@ -50,6 +51,9 @@ static void free_parts(server *s) {
     s->models = NULL;
     metrics_free(s->metrics);
     s->metrics = NULL;
+    gate_free(s->gate);
+    s->gate = NULL;
+    tls_use(NULL);
 }
 
 /* ---- what could not be read at the start ------------------------------------------------------------------------- */
@@ -101,6 +105,61 @@ const char *server_readiness(server *s, const char **code) {
     return NULL;
 }
 
+/* ---- tokens and TLS ---------------------------------------------------------------------------------------------- */
+
+static bool is_public(const char *listen) {
+    struct addrinfo *address;
+    if (!*listen || !address_resolve(listen, &address)) {
+        return false;
+    }
+    const bool loopback = address_is_loopback(address->ai_addr);
+    freeaddrinfo(address);
+    return !loopback;
+}
+
+/* All of it, or nothing of it is taken up. */
+static bx_status read_secrets(server *s, bx_error *error) {
+    const options *o = &s->options;
+    tokens *tokens = NULL;
+    certificate *certificate = NULL;
+    bx_status status = *o->token_file ? tokens_read(&tokens, o->token_file, error) : BX_OK;
+    if (status == BX_OK && *o->tls_cert) {
+        status = certificate_read(&certificate, o->tls_cert, o->tls_key, error);
+    }
+    if (status != BX_OK) {
+        tokens_free(tokens);
+        return status;
+    }
+    if (tokens && tokens_are_short(tokens)) {
+        LOG(LOG_WARN, "tokens", {"text", "a token of less than 16 characters can be guessed", 0});
+    }
+    gate_use(s->gate, tokens);
+    tls_use(certificate);
+    return BX_OK;
+}
+
+static void warn_of_access(const options *o) {
+    if (*o->token_file && o->allow_anonymous) {
+        LOG(LOG_WARN, "tokens", {"text", "--allow-anonymous means nothing beside --token-file", 0});
+    }
+    if (*o->token_file && !*o->tls_cert && (is_public(o->listen) || is_public(o->ops_listen))) {
+        LOG(LOG_WARN, "tokens",
+            {"text", "tokens cross the network in clear text; --tls-cert and --tls-key, or a proxy, would hide them",
+             0});
+    }
+}
+
+void server_reload(server *s) {
+    bx_error error = {0};
+    const bool fine = read_secrets(s, &error) == BX_OK;
+    metrics_reloaded(s->metrics, fine);
+    if (fine) {
+        LOG(LOG_INFO, "reload", {"token_file", s->options.token_file, 0}, {"tls_cert", s->options.tls_cert, 0});
+    } else {
+        LOG(LOG_ERROR, "reload", {"text", error.text, 0}, {"kept", "tokens and TLS as they were", 0});
+    }
+}
+
 /* ---- start and stop ---------------------------------------------------------------------------------------------- */
 
 static void log_devices(const devices *d, const bx_error *missing) {
@@ -129,9 +188,11 @@ bx_status server_start(server *s, bx_error *error) {
     s->directory = data_dir_new(o->data_dir);
     s->metrics = metrics_new();
     s->shm = o->shared_memory ? shm_new() : NULL;
-    bx_status status = s->memory && s->models && s->directory && s->metrics && (s->shm || !o->shared_memory)
+    s->gate = gate_new();
+    bx_status status = s->memory && s->models && s->directory && s->metrics && s->gate && (s->shm || !o->shared_memory)
                            ? BX_OK
                            : bx_fail(error, BX_NOMEM, "out_of_memory", "no memory to start");
+    status = status == BX_OK ? read_secrets(s, error) : status;
     status = status == BX_OK ? devices_start(&s->devices, o, &missing, error) : status;
     if (s->devices) {
         memory_on_pin(s->memory, bx_pin, bx_unpin);
@@ -158,6 +219,7 @@ bx_status server_start(server *s, bx_error *error) {
         LOG(LOG_WARN, "start",
             {"text", "--max-body needs two and a half times as much of --memory-limit; larger bodies get 413", 0});
     }
+    warn_of_access(o);
     LOG(LOG_INFO, "start", {"version", LOSSD_VERSION, 0}, {"listen", o->listen, 0}, {"port", NULL, s->port},
         {"workers", NULL, (double)workers}, {"cpu_level", pool_level(s->pool), 0}, {"data_dir", o->data_dir, 0});
     log_devices(s->devices, &missing);

@@ -26,10 +26,13 @@
 
 /* ---- options ----------------------------------------------------------------------------------------------------- */
 
+#define OPTION_MOST 16 /* of an option that may be given several times */
+
 typedef struct options {
 #define OPTION_TEXT(field, name, argument, value, help)                const char *field;
 #define OPTION_NUMBER(field, name, argument, value, least, most, help) long field;
 #define OPTION_SWITCH(field, name, help)                               bool field;
+#define OPTION_LIST(field, name, argument, help)                       const char *field[OPTION_MOST + 1];
 #include "options.def"
 } options;
 
@@ -418,6 +421,12 @@ BX_MUST_USE bx_status region_check(const region *region, bx_error *error);
 BX_MUST_USE bx_status region_write(const region *region, size_t offset, const void *data, size_t bytes,
                                    bx_error *error);
 
+/* ---- roles ------------------------------------------------------------------------------------------------------- */
+
+/* What a token allows, and a route asks for: nothing; to look and to compute; to record, register and delete too. */
+typedef enum right { RIGHT_NONE, RIGHT_READ, RIGHT_WRITE } right;
+typedef struct gate gate; /* access.h */
+
 /* ---- server ------------------------------------------------------------------------------------------------------ */
 
 typedef struct server {
@@ -437,6 +446,7 @@ typedef struct server {
     atomic_long tickets;  /* admitted requests that compute */
     atomic_long at_clerk; /* and those for the clerk */
     atomic_long at_reader;
+    gate *gate;
     struct http *http;
     int port, ops_port;
 } server;
@@ -444,6 +454,8 @@ typedef struct server {
 BX_MUST_USE bx_status server_start(server *server, bx_error *error);
 /* Why /readyz says 503, and with which code (NULL is accepted); NULL: it does not. */
 const char *server_readiness(server *server, const char **code);
+/* Read tokens and TLS again; when any of it cannot be used, all of it stays as it is, which is logged. */
+void server_reload(server *server);
 /* Stop accepting, answer what was accepted within the drain time, stop. */
 void server_stop(server *server);
 
@@ -465,12 +477,14 @@ typedef struct answer {
     int status;
     const char *type;
     proto_buffer body;
-    int retry_after;     /* seconds; 0: no header */
-    char etag[48];       /* with its quotes; empty: no header, and nobody may keep the answer */
-    char allow[40];      /* for 405 */
-    size_t json_bytes;   /* of an inference's answer, where bytes of tensors follow; 0: no header */
-    proto_coding coding; /* of the body */
-    bool tells_codings;  /* it names those that bodies may have */
+    int retry_after;       /* seconds; 0: no header */
+    char etag[48];         /* with its quotes; empty: no header, and nobody may keep the answer */
+    char allow[40];        /* for 405 */
+    size_t json_bytes;     /* of an inference's answer, where bytes of tensors follow; 0: no header */
+    proto_coding coding;   /* of the body */
+    bool tells_codings;    /* it names those that bodies may have */
+    const char *challenge; /* WWW-Authenticate, of a 401; NULL: no header */
+    bool allows_origin;    /* it says what the page of another origin may send */
 } answer;
 
 typedef struct route route;
@@ -509,6 +523,7 @@ typedef struct admission {
     const route *route;
     const char *name; /* the {name} part of the path; NULL: none */
     proto_encoding encoding, accept;
+    right right;     /* of whoever asks */
     bool guess;      /* the first byte decides the encoding */
     size_t expected; /* bytes of the body; 0: not known (chunked), or the route takes none */
     condition condition;
@@ -531,7 +546,8 @@ struct request {
     char name[PROTO_RUN_LENGTH + 2]; /* cut: no name is that long */
     char id[136];
     proto_encoding encoding, accept;
-    bool guess; /* the first byte decides the encoding */
+    right right; /* of whoever asks */
+    bool guess;  /* the first byte decides the encoding */
     condition condition;
     char if_none_match[128]; /* cut; empty: none */
     proto_option *query;
@@ -715,7 +731,10 @@ typedef struct head {
     const char *host, *length, *transfer, *expect, *type, *encoding, *accept, *id;
     const char *if_match, *if_none_match, *content_range; /* of a PUT; the second of a GET too */
     int n_infer;
-    const char *site;                    /* Sec-Fetch-Site: whose page of a browser asks */
+    const char *site, *origin; /* Sec-Fetch-Site and Origin: whose page of a browser asks */
+    const char *wanted_method; /* Access-Control-Request-Method */
+    const char *authorization;
+    int n_origin, n_authorization;
     const char *infer, *accept_encoding; /* Inference-Header-Content-Length; of an inference */
     /* known after head_check */
     int64_t content_length; /* -1: none */
@@ -755,8 +774,8 @@ typedef enum phase { PHASE_HEAD, PHASE_BODY, PHASE_COMPUTE, PHASE_ANSWER, PHASE_
 typedef struct peers peers;
 typedef struct peer peer;
 
-/* Starts the reaper thread. */
-BX_MUST_USE bx_status peers_start(peers **peers, bx_error *error);
+/* Starts the reaper thread. Where connections are `encrypted` it cannot write on them. */
+BX_MUST_USE bx_status peers_start(peers **peers, bool encrypted, bx_error *error);
 void peers_stop(peers *peers);
 /* A new connection in its first phase; NULL when out of memory: it must then be closed. */
 peer *peer_add(peers *peers, int fd, int64_t seconds);
@@ -768,6 +787,9 @@ void peer_extend(peer *peer, int64_t seconds);
 void peer_phase(peer *peer, phase phase, int64_t seconds, request *post, const char *id);
 /* Answer a request in the middle of its body, after which its connection must be closed. False: it is over already. */
 bool peer_refuse(peer *peer, bool protocol, int status, const char *code, const char *detail);
+/* Its client may still be sending what nobody will read; only that its socket goes on a while, and what comes is
+ * dropped, lets it see its answer before the connection ends. To be called before the socket is closed. */
+void peer_linger(peer *peer);
 /* Why its connection is over, if it is: the reaper ended it because a phase took too long, or the client left. */
 typedef enum peer_end { PEER_HERE, PEER_LATE, PEER_LEFT } peer_end;
 peer_end peer_ended(peer *peer);
@@ -783,6 +805,8 @@ BX_MUST_USE bx_status http_start(server *server, bx_error *error);
 /* HOST:PORT or [HOST]:PORT; free with freeaddrinfo. */
 struct addrinfo;
 BX_MUST_USE bool address_resolve(const char *listen, struct addrinfo **out);
+struct sockaddr;
+bool address_is_loopback(const struct sockaddr *address);
 /* Of --listen; that of --ops-listen answers until http_stop has stopped everything else. */
 void http_close_listener(server *server);
 /* Wait until nothing is being answered, at most until the deadline. */
@@ -812,6 +836,7 @@ typedef struct route_call {
 /* A path of the HTTP interface with one of its methods. */
 struct route {
     const char *method, *path; /* {name} stands for one segment, {version} for that of a model */
+    right right;               /* at least, of whoever asks */
     enum {
         ROUTE_AT_ONCE,   /* the receiving thread calls the handler */
         ROUTE_OPS,       /* the same, and --ops-listen has it too */
@@ -919,6 +944,9 @@ typedef struct measured {
     int64_t ns; /* from its headers to the last byte of its answer */
 } measured;
 
+/* Why a request was not let in: it has no token, or a wrong one; its token's role; too many wrong ones before. */
+typedef enum denial { DENIED_MISSING, DENIED_WRONG, DENIED_ROLE, DENIED_GUESSING, N_DENIALS } denial;
+
 /* NULL when out of memory. Any thread may count. */
 metrics *metrics_new(void);
 void metrics_free(metrics *metrics);
@@ -929,6 +957,9 @@ void metrics_computed(metrics *metrics, int device);
 void metrics_fallback(metrics *metrics);
 /* The store has committed so many results, or failed to. */
 void metrics_store_commit(metrics *metrics, double seconds, long stored, long failed);
+void metrics_denied(metrics *metrics, denial how);
+/* Tokens and TLS were read again, or could not be. */
+void metrics_reloaded(metrics *metrics, bool fine);
 /* What /metrics answers. */
 answer get_metrics(const route_call *call);
 

@@ -18,7 +18,8 @@ import lossd  # noqa: E402
 TINY = lossd.tiny().safetensors()
 OPTIONS = """listen ops-listen workers http-threads device device-memory cpu-level data-dir max-body max-json memory-limit
 queue-limit connection-limit request-timeout header-timeout idle-timeout drain-delay drain-timeout allow-anonymous
-shared-memory log-format log-level healthcheck version help durability keep-steps keep-days""".split()
+shared-memory log-format log-level healthcheck version help durability keep-steps keep-days
+token-file tls-cert tls-key cors-origin core-dumps""".split()
 
 
 class Flags(lossd.Case):

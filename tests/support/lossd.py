@@ -27,8 +27,8 @@ import unittest
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 BINARY = os.path.abspath(os.environ.get("LOSSD") or os.path.join(ROOT, "build", "lossd"))
 PATIENCE = 30.0  # seconds before a wait is a failure; generous, for sanitizer builds on a busy machine
-OPS = re.compile(r"^lossd \S+ ops on http://([0-9A-Za-z.-]+|\[[0-9a-f:]+\]):(\d+)$")
-READY = re.compile(r"^lossd (\S+) listening on http://([0-9A-Za-z.-]+|\[[0-9a-f:]+\]):(\d+)$")
+OPS = re.compile(r"^lossd \S+ ops on https?://([0-9A-Za-z.-]+|\[[0-9a-f:]+\]):(\d+)$")
+READY = re.compile(r"^lossd (\S+) listening on https?://([0-9A-Za-z.-]+|\[[0-9a-f:]+\]):(\d+)$")
 SANITIZER = re.compile(r"(AddressSanitizer|LeakSanitizer|ThreadSanitizer|UndefinedBehaviorSanitizer|runtime error:)")
 
 JSON = "application/json"
@@ -39,8 +39,9 @@ CODES = {
     400: """json_depth json_empty json_not_object json_syntax json_duplicate_key json_nan json_number_range
             bin_truncated bin_header_length bin_header bin_offset bin_layout bin_shape_overflow bin_size
             framing_duplicate_length framing_cl_te framing_header framing_host framing_transfer_encoding
-            framing_request_line framing_chunks uri_malformed""",
-    403: "cross_site",
+            framing_request_line framing_chunks uri_malformed framing_authorization""",
+    401: "unauthorized invalid_token",
+    403: "cross_site forbidden",
     404: "not_found unknown_priors unknown_criterion unknown_run", 405: "method_not_allowed", 406: "not_acceptable",
     408: "body_timeout", 409: "name_reserved registry_full", 411: "length_required",
     412: "precondition_failed",
@@ -51,6 +52,7 @@ CODES = {
             duplicate_option invalid_option invalid_name criterion_range criterion_conflict priors_range
             priors_conflict prior_degenerate box_inverted box_degenerate box_not_finite box_range label_range
             target_not_finite prediction_not_finite not_probability loss_overflow""",
+    429: "too_many_failures",
     431: "headers_too_large", 501: "framing_transfer_encoding",
     503: """queue_full memory_full draining device_unavailable device_failed device_lost store_unavailable store_busy
             out_of_memory""", 504: "timeout",
@@ -64,6 +66,8 @@ def environment(extra=None):
     env = {k: v for k, v in os.environ.items() if not k.startswith("LOSSD")}
     env["LOSSD_DATA_DIR"] = "/nonexistent/lossd-data"
     env["CUDA_VISIBLE_DEVICES"] = ""
+    if os.geteuid() != 0:
+        env["LOSSD_CORE_DUMPS"] = "1"   # or /proc tells nobody but root of it
     env.update(extra or {})
     return env
 

@@ -87,7 +87,11 @@ static request *admit(connection *c, const char *method, const char *path, const
                       proto_encoding encoding, size_t bytes) {
     answer refused;
     char name[ROUTE_NAME], allow[40];
-    admission a = {.route = route_find(method, path, name, allow), .encoding = encoding, .expected = bytes, .id = "x"};
+    admission a = {.route = route_find(method, path, name, allow),
+                   .right = RIGHT_WRITE,
+                   .encoding = encoding,
+                   .expected = bytes,
+                   .id = "x"};
     a.name = name;
     request *r = request_admit(&s, &a, &refused);
     ck_assert_ptr_nonnull(r);
@@ -279,6 +283,7 @@ START_TEST(test_no_memory_for_gradients) {
         char name[ROUTE_NAME];
         char allow[40];
         admission wanted = {.route = route_find("POST", "/v1/loss", name, allow),
+                            .right = RIGHT_WRITE,
                             .encoding = PROTO_SAFETENSORS,
                             .expected = body_bytes,
                             .id = "x"};
