@@ -2,14 +2,14 @@
 # docker build -t lossd .    (without an engine or a registry: deploy/build-image.sh)
 # docker run -p 127.0.0.1:8080:8080 -v lossd:/data -e LOSSD_ALLOW_ANONYMOUS=1 lossd
 #
-# The first stage compiles and runs every test; the second holds the binary and its four libraries. What clients register
+# The first stage compiles and runs every test; the second holds the binary and its five libraries. What clients register
 # and record is kept in /data; everything else may be read-only.
 
 FROM docker.io/library/debian:trixie-slim AS build
 RUN apt-get update \
  && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
-        curl gcc libc6-dev make pkg-config libjansson-dev libjs-dygraphs libmicrohttpd-dev libsqlite3-dev zlib1g-dev \
-        check chromium chromium-driver haproxy nginx prometheus python3 python3-jsonschema python3-numpy \
+        curl gcc libc6-dev make pkg-config libgnutls28-dev libjansson-dev libjs-dygraphs libmicrohttpd-dev \
+        libsqlite3-dev zlib1g-dev check chromium chromium-driver haproxy nginx openssl prometheus python3 python3-jsonschema python3-numpy \
         python3-requests python3-selenium python3-torch python3-yaml slowhttptest \
  && apt-get clean && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
@@ -19,7 +19,7 @@ RUN make WERROR=1 && make test && make install DESTDIR=/stage
 FROM docker.io/library/debian:trixie-slim
 RUN apt-get update \
  && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
-        libjansson4 libmicrohttpd12t64 libsqlite3-0 zlib1g \
+        libgnutls30t64 libjansson4 libmicrohttpd12t64 libsqlite3-0 zlib1g \
  && apt-get clean && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/debconf/* /var/log/apt /var/log/dpkg.log \
  && install -d -o 65532 -g 65532 -m 750 /data
 COPY --from=build /stage/usr/local/bin/lossd /usr/local/bin/lossd

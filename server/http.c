@@ -84,10 +84,12 @@ static void count_inference(const exchange *x, int status) {
 
 /* Queue an answer; takes it. */
 static enum MHD_Result send_answer(exchange *x, answer a) {
-    const bool close = x->close || x->listener->ops || atomic_load(&x->server->closing);
-    const char *const *origins = x->server->options.cors_origin;
-    struct MHD_Response *response =
-        http_response(&a, &(reply){x->protocol, close, x->id, x->origin, origins[0] != NULL});
+    const reply how = {.protocol = x->protocol,
+                       .close = x->close || x->listener->ops || atomic_load(&x->server->closing),
+                       .id = x->id,
+                       .origin = x->origin,
+                       .has_origins = x->server->options.cors_origin[0] != NULL};
+    struct MHD_Response *response = http_response(&a, &how);
     if (!response) {
         answer_free(&a);
         return MHD_NO;
