@@ -2,7 +2,7 @@
 //
 // The page: what is chosen, what is shown, and when the daemon is asked. All asking is in `poll`, one at a time.
 
-import { History, Latest, Metrics, RunList, Trouble, version } from "./feed.js";
+import { hasToken, History, Latest, Metrics, RunList, Trouble, useToken, version } from "./feed.js";
 import { Chart, Group, Histogram, MOST_RUNS, short, smoothed, swatch } from "./charts.js";
 
 const EVERY_MS = 2000;
@@ -153,6 +153,7 @@ let timer = 0;
 let asking = false;
 let again = false;
 let failures = 0;
+let locked = false; // until a token is given, nothing is asked
 let paused = false;
 
 /** Everything that is new. Whether something is. */
@@ -206,6 +207,7 @@ async function poll() {
         say("lossd answers again.");
       }
       failures = 0;
+      lock(false);
       $("trouble").textContent = "";
       document.documentElement.dataset.state = feed.list.rows.length > 0 ? "some" : "none";
       if (changed) {
@@ -220,7 +222,9 @@ async function poll() {
       if (!(trouble instanceof Trouble)) {
         reportError(trouble); // a fault of this page; the next look may go well
       }
-      const text = `${trouble instanceof Trouble ? trouble.message : "This page failed"}; trying again every few seconds.`;
+      lock(trouble.status === 401);
+      const why = trouble instanceof Trouble ? trouble.message : "This page failed";
+      const text = locked ? `${why}.` : `${why}; trying again every few seconds.`;
       if ($("trouble").textContent !== text) { // an alert is read out each time it is written
         $("trouble").textContent = text;
       }
@@ -233,7 +237,7 @@ async function poll() {
 
 function schedule() {
   clearTimeout(timer);
-  if (!paused && document.visibilityState === "visible") {
+  if (!paused && !locked && document.visibilityState === "visible") {
     timer = setTimeout(poll, Math.min(10000, EVERY_MS * 2 ** Math.max(0, failures - 1)));
   }
 }
@@ -246,10 +250,42 @@ function pollNow() {
 document.addEventListener("visibilitychange", () => {
   clearTimeout(timer);
   feed.metrics.forget();
-  if (document.visibilityState === "visible" && !paused) {
+  if (document.visibilityState === "visible" && !paused && !locked) {
     pollNow();
   }
 });
+
+// ---- the door ---------------------------------------------------------------------------------------------------
+
+function lock(now) {
+  if (now && !locked) {
+    $("token").value = "";
+  }
+  locked = now;
+  document.documentElement.toggleAttribute("data-locked", now);
+}
+
+/** The version, and a command that records: they need the token too. */
+function introduce() {
+  const header = hasToken() ? " -H \"Authorization: Bearer $TOKEN\"" : "";
+  $("command").textContent = `curl -s${header} '${location.origin}/v1/loss?run=first&step=1' \\\n` +
+    "  --data-binary @tests/golden/bccd-ssd300/request.safetensors";
+  version().then((text) => { $("version").textContent = text; }, () => {});
+}
+
+function connectDoor() {
+  $("door").addEventListener("submit", (event) => {
+    event.preventDefault();
+    const text = $("token").value.trim();
+    if (!/^[!-~]+$/.test(text)) { // no header can carry it
+      $("trouble").textContent = "A token is made of visible ASCII characters.";
+      return;
+    }
+    useToken(text);
+    introduce();
+    pollNow();
+  });
+}
 
 // ---- showing ----------------------------------------------------------------------------------------------------
 
@@ -516,7 +552,7 @@ function connectControls() {
   }
 }
 
-$("command").textContent = `curl -s '${location.origin}/v1/loss?run=first&step=1' \\\n  --data-binary @tests/golden/bccd-ssd300/request.safetensors`;
 connectControls();
-version().then((text) => { $("version").textContent = text; }, () => {});
+connectDoor();
+introduce();
 pollNow();

@@ -14,9 +14,57 @@ export class Trouble extends Error {
   }
 }
 
+// ---- the token: of this tab, until it is closed ------------------------------------------------------------------
+
+const KEY = "lossd-token";
+let held = null; // where the browser keeps nothing
+
+function token() {
+  try {
+    return sessionStorage.getItem(KEY) ?? held;
+  } catch {
+    return held;
+  }
+}
+
+/** What is sent from now on; null: nothing. */
+export function useToken(text) {
+  held = text;
+  try {
+    if (text === null) {
+      sessionStorage.removeItem(KEY);
+    } else {
+      sessionStorage.setItem(KEY, text);
+    }
+  } catch {
+    // it is held
+  }
+}
+
+export const hasToken = () => token() !== null;
+
+/** Why the daemon does not let us in. A token it does not know is not sent again. */
+function refusal(answer) {
+  const known = answer.headers.get("WWW-Authenticate")?.includes("invalid_token");
+  switch (answer.status) {
+    case 401:
+      useToken(null);
+      return new Trouble(known ? "lossd does not know this token" : "lossd asks for a token", 401);
+    case 403:
+      return new Trouble("This token may not read that", 403);
+    case 429:
+      return new Trouble("Too many wrong tokens came from this address", 429);
+    default:
+      return null;
+  }
+}
+
 /** GET. With `tag` the answer may be 304: then `fresh` is false and there is no body. */
 async function ask(path, tag, read) {
   const headers = tag ? { "If-None-Match": tag } : {};
+  if (hasToken()) {
+    headers.Authorization = `Bearer ${token()}`;
+  }
   let answer;
   try {
     answer = await fetch(path, { cache: "no-store", headers, signal: AbortSignal.timeout(PATIENCE_MS) });
@@ -29,7 +77,7 @@ async function ask(path, tag, read) {
   } catch {
     throw new Trouble("lossd does not answer");
   }
-  throw new Trouble(`lossd answers ${answer.status} to ${path.split("?")[0]}`, answer.status);
+  throw refusal(answer) ?? new Trouble(`lossd answers ${answer.status} to ${path.split("?")[0]}`, answer.status);
 }
 
 /** A path asked again and again: keeps the last body and its entity tag. */

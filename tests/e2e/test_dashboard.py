@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -294,6 +295,56 @@ class Dashboard(lossd.Case):
 
     def lossd_near(self, number, text):
         self.near(float(text), number, 1e-3)
+
+    def test_it_asks_for_a_token(self):
+        """The page is open, what it shows is not: a wrong token and a right one, a reload, another tab, one that is
+        taken back."""
+        self.expected += r"|status of 401"
+        with tempfile.TemporaryDirectory() as home:
+            path = os.path.join(home, "tokens")
+
+            def put(text):
+                with open(path, "w", encoding="ascii") as out:
+                    out.write(text)
+                os.chmod(path, 0o600)
+
+            put("read viewer a-token-for-the-page\nwrite trainer a-token-for-training\n")
+            with lossd.Daemon("--token-file", path) as daemon, self.instead(daemon):
+                write = {"Authorization": "Bearer a-token-for-training"}
+                for step in range(3):
+                    body = lossd.bccd().pick([0]).safetensors()
+                    target = "/v1/loss?run=guarded&step=%d" % step
+                    self.assertEqual(daemon.post(target, body, lossd.SAFETENSORS, write).status, 200)
+                self.browser.get("about:blank")
+                self.browser.get(self.url("/"))
+                self.wait(lambda: self.find("#door").is_displayed())
+                self.assertEqual(self.find("#trouble").text, "lossd asks for a token.")
+                self.assertFalse(self.find("#empty-title").is_displayed())
+                self.no_sideways_scrolling()
+                self.picture("token")
+                asked = len(self.requests("/v1/runs"))
+                time.sleep(3)
+                self.assertEqual(len(self.requests("/v1/runs")), 0, asked)   # nothing is asked meanwhile
+                self.find("#token").send_keys("a-wrong-token", Keys.ENTER)
+                self.wait(lambda: self.find("#trouble").text == "lossd does not know this token.")
+                self.assertEqual(self.find("#token").get_attribute("value"), "a-wrong-token")
+                self.find("#token").clear()
+                self.find("#token").send_keys("  a-token-for-the-page ")
+                self.find("#door button").click()
+                self.wait(lambda: self.shows("guarded", 2))
+                self.wait(lambda: self.text("#version")[0])
+                self.assertFalse(self.find("#door").is_displayed())
+                self.assertEqual(self.find("#trouble").text, "")
+                self.assertNotIn("token-for", self.browser.current_url + self.browser.page_source)
+                self.browser.refresh()
+                self.wait(lambda: self.shows("guarded", 2))   # it is kept
+                put("write trainer a-token-for-training\n")
+                daemon.signal(signal.SIGHUP)
+                self.wait(lambda: self.find("#door").is_displayed())
+                self.assertEqual(self.find("#trouble").text, "lossd does not know this token.")
+                self.assertEqual(self.script("return sessionStorage.length"), 0)
+                self.assertEqual(self.script("return localStorage.getItem('lossd')").find("token"), -1)
+                self.assertNotIn("a-token-for", daemon.log())
 
     def test_it_grows_while_results_come(self):
         with Poster(self.daemon, "live", pause=.04) as poster:

@@ -30,7 +30,8 @@ class Certificates:
         self.openssl("req", "-new", "-newkey", *KINDS[kind], "-nodes", "-subj", "/CN=" + name, "-keyout", key, "-out", request)
         extension = self.path("extension")
         with open(extension, "w", encoding="ascii") as out:
-            out.write("subjectAltName=IP:127.0.0.1\nbasicConstraints=critical,CA:TRUE\n")
+            out.write("subjectAltName=IP:127.0.0.1\nbasicConstraints=critical,CA:TRUE\n"
+                      "keyUsage=critical,digitalSignature,keyCertSign\n")
         self.openssl("x509", "-req", "-in", request, "-signkey", key, "-out", certificate, "-extfile", extension,
                      "-days", "2")
         os.chmod(key, 0o600)
@@ -42,7 +43,8 @@ class Certificates:
         self.openssl("req", "-new", "-newkey", *KINDS["ec"], "-nodes", "-subj", "/CN=" + name, "-keyout", key, "-out", request)
         extension = self.path("extension")
         with open(extension, "w", encoding="ascii") as out:
-            out.write("subjectAltName=IP:127.0.0.1\nbasicConstraints=critical,CA:FALSE\n")
+            out.write("subjectAltName=IP:127.0.0.1\nbasicConstraints=critical,CA:FALSE\n"
+                      "keyUsage=critical,digitalSignature\nauthorityKeyIdentifier=keyid,issuer\n")
         self.openssl("x509", "-req", "-in", request, "-CA", issuer[0], "-CAkey", issuer[1], "-CAcreateserial", "-days", "2",
                      "-extfile", extension, "-out", certificate)
         with open(issuer[0], encoding="ascii") as file, open(certificate, "a", encoding="ascii") as out:
