@@ -9,8 +9,8 @@ FROM docker.io/library/debian:trixie-slim AS build
 RUN apt-get update \
  && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
         curl gcc libc6-dev make pkg-config libgnutls28-dev libjansson-dev libjs-dygraphs libmicrohttpd-dev \
-        libsqlite3-dev zlib1g-dev check chromium chromium-driver haproxy nginx openssl prometheus python3 python3-jsonschema python3-numpy \
-        python3-requests python3-selenium python3-torch python3-yaml slowhttptest \
+        libsqlite3-dev zlib1g-dev check chromium chromium-driver haproxy nginx openssl prometheus python3 \
+        python3-jsonschema python3-numpy python3-requests python3-selenium python3-torch python3-yaml slowhttptest strace \
  && apt-get clean && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY . .

@@ -321,7 +321,8 @@ function renderState() {
   const link = failures > 0 ? "lost" : paused ? "paused" : "live";
   document.documentElement.dataset.link = link;
   const time = new Date().toLocaleTimeString([], { hour12: false });
-  $("state").textContent = link === "live" ? `Live, ${time}` : link === "paused" ? "Paused" : "No answer";
+  $("state").textContent = link === "live" ? `Live, ${time}` : link === "paused" ? "Paused"
+    : locked ? "No token" : "No answer";
 }
 
 const items = new Map(); // of the list, by name

@@ -58,6 +58,7 @@ def check_compose():
 
     text = read("compose.yaml")
     assert set(parse(text)) == {"lossd", "prometheus", "grafana"}
+    assert set(parse(read("compose-tokens.yaml"))) == {"lossd"}
     refused(ValueError, parse, text.replace("mem_limit", "memory_limit", 1))
     refused(ValueError, parse, text.replace("interval: 10s", "interval: soon", 1))
 

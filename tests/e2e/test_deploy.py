@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What deploy/ holds against the daemon that it starts and watches: the Kubernetes manifest, the compose file, Prometheus'
 configuration and alerts, Grafana's dashboard. `make deploy-check` compares them with the schemas of others."""
+import configparser
 import json
 import math
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -32,6 +34,15 @@ def read(name):
 
 def load(name):
     return yaml.safe_load(read(name))
+
+
+class Gather(dict):
+    """Of a key that is there several times, all values, a line each."""
+
+    def __setitem__(self, key, value):
+        if isinstance(value, list) and key in self:
+            value = self[key] + value
+        super().__setitem__(key, value)
 
 
 def size(text):
@@ -69,10 +80,11 @@ def free_port():
         return s.getsockname()[1]
 
 
-def fetch(port, target):
+def fetch(port, target, headers=None):
     """Status and body from this machine."""
+    request = urllib.request.Request("http://127.0.0.1:%d%s" % (port, target), headers=headers or {})
     try:
-        with urllib.request.urlopen("http://127.0.0.1:%d%s" % (port, target), timeout=lossd.PATIENCE) as answer:
+        with urllib.request.urlopen(request, timeout=lossd.PATIENCE) as answer:
             return answer.status, answer.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()
@@ -125,19 +137,27 @@ class Kubernetes(unittest.TestCase):
         ops = free_port()
         env = dict(image()[0], **self.env)
         del env["LOSSD_DATA_DIR"]
-        env.update(LOSSD_LISTEN="127.0.0.1:0", LOSSD_OPS_LISTEN="127.0.0.1:%d" % ops)
+        home = tempfile.TemporaryDirectory()
+        self.addCleanup(home.cleanup)
+        tokens = os.path.join(home.name, "tokens")
+        with open(tokens, "w", encoding="ascii") as out:
+            out.write("write trainer %s\nread prometheus %s\n" % ("w" * 64, "r" * 64))
+        os.chmod(tokens, self.pod["volumes"][0]["secret"]["defaultMode"])
+        env.update(LOSSD_LISTEN="127.0.0.1:0", LOSSD_OPS_LISTEN="127.0.0.1:%d" % ops, LOSSD_TOKEN_FILE=tokens)
+        read, write = ({"Authorization": "Bearer " + letter * 64} for letter in "rw")
         probes = [self.container[name]["httpGet"]["path"] for name in ("startupProbe", "livenessProbe", "readinessProbe")]
         scraped = self.set["template"]["metadata"]["annotations"]["prometheus.io/path"]
         with lossd.Daemon(env=env) as daemon:
-            self.assertEqual([fetch(ops, path)[0] for path in probes + [scraped]], [200, 200, 200, 200])
-            self.assertIn(b"\nlossd_ready 1\n", fetch(ops, scraped)[1])
-            self.assertEqual(fetch(ops, "/v1/priors")[0], 404)
-            self.assertEqual(daemon.post("/v1/loss", lossd.tiny().safetensors()).status, 200)
+            self.assertEqual([fetch(ops, path)[0] for path in probes + [scraped]], [200, 200, 200, 401])
+            self.assertIn(b"\nlossd_ready 1\n", fetch(ops, scraped, read)[1])
+            self.assertEqual(fetch(ops, "/v1/priors", read)[0], 404)
+            self.assertEqual(daemon.post("/v1/loss", lossd.tiny().safetensors()).status, 401)
+            self.assertEqual(daemon.post("/v1/loss", lossd.tiny().safetensors(), None, write).status, 200)
             daemon.signal()
             self.assertTrue(lossd.until(lambda: fetch(ops, probes[2])[0] == 503))
             self.assertEqual([fetch(ops, path)[0] for path in probes], [200, 200, 503])
-            self.assertIn(b"\nlossd_ready 0\n", fetch(ops, scraped)[1])
-            self.assertEqual(daemon.post("/v1/loss", lossd.tiny().safetensors()).status, 200)
+            self.assertIn(b"\nlossd_ready 0\n", fetch(ops, scraped, read)[1])
+            self.assertEqual(daemon.post("/v1/loss", lossd.tiny().safetensors(), None, write).status, 200)
 
     def test_times_fit(self):
         delay, drain = int(self.option("LOSSD_DRAIN_DELAY")), int(self.option("LOSSD_DRAIN_TIMEOUT"))
@@ -161,10 +181,20 @@ class Kubernetes(unittest.TestCase):
         self.assertEqual(own, {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}})
         self.assertIs(self.pod["automountServiceAccountToken"], False)
         self.assertIs(self.pod["enableServiceLinks"], False)
-        self.assertFalse({"hostNetwork", "hostPID", "hostIPC", "volumes"} & set(self.pod))
+        self.assertFalse({"hostNetwork", "hostPID", "hostIPC"} & set(self.pod))
+
+    def test_S16_tokens_are_a_secret(self):
+        """Mounted for the pod's group alone; nothing secret in the environment or in this file."""
+        volume, = self.pod["volumes"]
+        self.assertEqual((set(volume), volume["secret"]["defaultMode"]), ({"name", "secret"}, 0o440))
+        mount = next(m for m in self.container["volumeMounts"] if m["name"] == volume["name"])
+        self.assertIs(mount["readOnly"], True)
+        self.assertEqual(os.path.dirname(self.env["LOSSD_TOKEN_FILE"]), mount["mountPath"])
+        self.assertNotIn("LOSSD_ALLOW_ANONYMOUS", self.env)
+        self.assertFalse([r for r in self.all if r["kind"] == "Secret"])
 
     def test_volume_and_budget(self):
-        mount, = self.container["volumeMounts"]
+        mount = next(m for m in self.container["volumeMounts"] if m["name"] == "data")
         claim, = self.set["volumeClaimTemplates"]
         self.assertEqual((mount["name"], mount["mountPath"]), (claim["metadata"]["name"], image()[0]["LOSSD_DATA_DIR"]))
         self.assertEqual(self.set["replicas"], 1)
@@ -190,6 +220,20 @@ class Compose(unittest.TestCase):
         connections = int(env.get("LOSSD_CONNECTION_LIMIT") or defaults()["LOSSD_CONNECTION_LIMIT"])
         self.assertGreaterEqual(size(self.services["lossd"]["mem_limit"]),
                                 size(env["LOSSD_MEMORY_LIMIT"]) + connections * PER_CONNECTION + BASE)
+
+    def test_with_tokens(self):
+        """What the second file changes: the daemon takes tokens from a secret, and nobody is anonymous."""
+        more = load("compose-tokens.yaml")
+        service, = more["services"].items()
+        self.assertEqual(service[0], "lossd")
+        env = service[1]["environment"]
+        self.assertLessEqual(set(env), set(defaults()))
+        self.assertEqual(env, {"LOSSD_ALLOW_ANONYMOUS": "0", "LOSSD_TOKEN_FILE": "/run/secrets/tokens"})
+        self.assertEqual((service[1]["secrets"], set(more["secrets"])), (["tokens"], {"tokens"}))
+        with open(os.path.join(lossd.ROOT, ".gitignore"), encoding="utf-8") as file:
+            self.assertIn("deploy/tokens", file.read().split())
+        with open(os.path.join(lossd.ROOT, ".dockerignore"), encoding="utf-8") as file:
+            self.assertIn("deploy/tokens", file.read().split())
 
     def test_contained(self):
         for name, service in self.services.items():
@@ -249,6 +293,109 @@ class Compose(unittest.TestCase):
         self.assertEqual(source["jsonData"]["timeInterval"], load("prometheus.yml")["global"]["scrape_interval"])
         provider, = load(self.mounted("grafana", provisioning + "dashboards/lossd.yaml"))["providers"]
         self.assertEqual(provider["options"]["path"], os.path.dirname(dashboard))
+
+
+class Systemd(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.unit = configparser.RawConfigParser(strict=False, dict_type=Gather)
+        cls.unit.optionxform = str
+        cls.unit.read_string(read("lossd.service"))
+        cls.service = {k: v.split("\n") for k, v in cls.unit["Service"].items()}
+        cls.env = dict(line.split("=", 1) for line in cls.service["Environment"])
+
+    def test_options(self):
+        self.assertLessEqual(set(self.env), set(defaults()))
+        self.assertNotIn("LOSSD_ALLOW_ANONYMOUS", self.env)
+        self.assertIn("127.0.0.1:", self.env["LOSSD_LISTEN"])
+        connections = int(self.env.get("LOSSD_CONNECTION_LIMIT") or defaults()["LOSSD_CONNECTION_LIMIT"])
+        self.assertGreaterEqual(size(self.service["MemoryMax"][0]),
+                                size(self.env["LOSSD_MEMORY_LIMIT"]) + connections * PER_CONNECTION + BASE)
+        drain = int(defaults()["LOSSD_DRAIN_DELAY"]) + int(defaults()["LOSSD_DRAIN_TIMEOUT"])
+        self.assertGreater(int(self.service["TimeoutStopSec"][0]), drain)
+
+    def test_tokens_are_credentials(self):
+        name, source = self.service["LoadCredential"][0].split(":")
+        self.assertEqual(self.env["LOSSD_TOKEN_FILE"], "%d/" + name)
+        self.assertTrue(source.startswith("/etc/"))
+        self.assertNotIn("SetCredential", self.service)   # a secret in the unit is everyone's to read
+
+    def test_S18_contained(self):
+        for key, value in (("DynamicUser", "yes"), ("NoNewPrivileges", "yes"), ("CapabilityBoundingSet", ""), ("ProtectSystem", "strict"),
+                           ("MemoryDenyWriteExecute", "yes"), ("LimitCORE", "0"), ("StateDirectory", "lossd"),
+                           ("SystemCallArchitectures", "native"), ("IPAddressDeny", "any"), ("UMask", "0077")):
+            self.assertEqual(self.service[key], [value], key)
+
+    @unittest.skipUnless(shutil.which("systemd-analyze"), "systemd-analyze is not installed")
+    def test_S18_exposure(self):
+        done = subprocess.run(["systemd-analyze", "security", "--offline=true", os.path.join(DEPLOY, "lossd.service")],
+                              capture_output=True, text=True, timeout=lossd.PATIENCE)
+        exposure = re.search(r"Overall exposure level for lossd.service: ([0-9.]+)", done.stdout)
+        self.assertTrue(exposure, done.stdout + done.stderr)
+        self.assertLessEqual(float(exposure[1]), 1.5)
+
+    def allowed(self):
+        """The names that the unit's filter lets through, as this machine's systemd knows its sets."""
+        text = subprocess.run(["systemd-analyze", "syscall-filter"], check=True, capture_output=True, text=True,
+                              timeout=lossd.PATIENCE).stdout
+        sets, current = {}, None
+        for line in text.splitlines():
+            if line.startswith("@"):
+                current = sets.setdefault(line.strip(), set())
+            elif line.startswith("    ") and not line.strip().startswith("#") and current is not None:
+                current.add(line.strip())
+            elif line.startswith("#"):
+                current = None
+
+        def expand(name):
+            return set().union(*map(expand, sets[name])) if name.startswith("@") else {name}
+
+        allowed, denied = expand("@default"), set()
+        for line in self.service["SystemCallFilter"]:
+            names = set().union(*map(expand, line.lstrip("~").split()))
+            allowed, denied = (allowed - names, denied | names) if line[0] == "~" else (allowed | names, denied - names)
+        return allowed, denied
+
+    @unittest.skipUnless(shutil.which("systemd-analyze") and shutil.which("strace"), "systemd-analyze and strace are not both installed")
+    def test_S19_the_filter_lets_through_what_is_called(self):
+        """Start, every kind of request, a reload and the stop, traced."""
+        allowed, denied = self.allowed()
+        with tempfile.TemporaryDirectory() as home:
+            who = {"user": 65532, "group": 65532, "extra_groups": []} if os.geteuid() == 0 else {}   # SQLite knows root
+            binary = shutil.copy(lossd.BINARY, home)
+            os.chmod(home, 0o777)
+            trace, tokens = os.path.join(home, "trace"), os.path.join(home, "tokens")
+            with open(tokens, "w", encoding="ascii") as out:
+                out.write("write a a-token-that-is-long\n")
+            os.chmod(tokens, 0o600)
+            if who:
+                os.chown(tokens, who["user"], who["group"])
+            process = subprocess.Popen(["strace", "-f", "-qq", "-o", trace, binary, "--listen", "127.0.0.1:0", "--data-dir",
+                                        os.path.join(home, "data"), "--token-file", tokens],
+                                       env=lossd.environment({"ASAN_OPTIONS": "detect_leaks=0"}), cwd=home, **who,
+                                       stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            line = process.stdout.readline()
+            if not lossd.READY.match(line.strip()):
+                process.communicate()
+                self.skipTest("strace may not trace here")
+            try:
+                port, bearer = int(line.rsplit(":", 1)[1]), {"Authorization": "Bearer a-token-that-is-long"}
+                with lossd.Connection(port) as connection:
+                    for method, target, body in (("GET", "/", None), ("GET", "/metrics", None), ("GET", "/v1/runs", None),
+                                                 ("POST", "/v1/loss?run=a&step=1", lossd.random_batch(1).safetensors()),
+                                                 ("PUT", "/v1/priors/mine", b'{"generator":"grid","image_size":64}'),
+                                                 ("DELETE", "/v1/runs/a", None)):
+                        self.assertLess(connection.request(method, target, body, bearer).status, 300, target)
+                daemon = int(subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout)
+                os.kill(daemon, signal.SIGHUP)
+                os.kill(daemon, signal.SIGTERM)
+            finally:
+                process.communicate(timeout=lossd.PATIENCE)
+            with open(trace, encoding="utf-8", errors="replace") as file:
+                called = set(re.findall(r"^\d+ +(?:<\.\.\. )?([a-z_0-9]+)[ (]", file.read(), re.M))
+        self.assertGreater(len(called), 30)
+        self.assertEqual(called & denied, set())
+        self.assertEqual(called - allowed - {"execve", "exit_group"}, set())   # strace's own, and of @default
 
 
 class Alerts(unittest.TestCase):
