@@ -151,6 +151,10 @@ $(B)/libproto.a: $(PROTO_OBJ)
 $(B)/lossd: $(SERVER_OBJ) $(ARCHIVES)
 	$(call say,LD)
 	$(Q)$(CC) $(LDHARD) $(LDFLAGS_$(CONFIG)) $(LDFLAGS) $^ $(LDLIBS) -o $@
+# With bugs on purpose, for tests/e2e/test_detectors.py.
+$(B)/planted: $(B)/tests/support/plants.o $(SERVER_OBJ) $(ARCHIVES)
+	$(call say,LD)
+	$(Q)$(CC) $(LDHARD) $(LDFLAGS_$(CONFIG)) $(LDFLAGS) $^ -Wl,--wrap=head_check,--wrap=answer_problem $(LDLIBS) -o $@
 
 # The allocation-failure suite holds the whole daemon but main() and makes our own allocations fail by index.
 $(B)/unit/test_alloc: $(B)/tests/unit/test_alloc.o $(filter-out $(B)/server/main.o,$(SERVER_OBJ)) $(ARCHIVES)
@@ -254,7 +258,7 @@ docker: ## build the container image, with docker, podman or buildah
 # Every suite prints 'N passed, N failed'; tests/run adds them up.
 test: all ## build with address and undefined-behaviour sanitizers and run every test; and look at the daemon's hardening
 	@$(MAKE) --no-print-directory CONFIG=test check
-check: deps-test $(B)/lossd $(B)/lossd-emulated $(UNIT) $(KERNELS) $(GOLDEN)
+check: deps-test $(B)/lossd $(B)/lossd-emulated $(B)/planted $(UNIT) $(KERNELS) $(GOLDEN)
 	@$(TEST_ENV) tests/run $(UNIT) $(KERNELS) $(PTX) $(GOLDEN) tests/golden/sources tests/e2e/run.py
 TEST_ENV = LOSSD=$(B)/lossd LOSSD_EMULATED=$(B)/lossd-emulated NVCC=$(NVCC) \
            CUDA_FLAGS="$(CUDA_FLAGS)" HARNESS=$(B)/kernels/cuda
@@ -266,7 +270,7 @@ kernels: deps-test $(KERNELS) ## every kernel level and device against the refer
 SANITIZED = $(if $(filter require,$(CUDA)),tests/support/sanitized)
 golden: deps-test $(GOLDEN) ## independent float64 and PyTorch numbers, and these made again
 	@tests/run $(GOLDEN) tests/golden/sources
-e2e: deps-test $(B)/lossd $(B)/lossd-emulated ## the real daemon over the wire
+e2e: deps-test $(B)/lossd $(B)/lossd-emulated $(B)/planted ## the real daemon over the wire
 	@$(TEST_ENV) tests/run tests/e2e/run.py
 e2e-kill: deps-test $(B)/lossd ## kill it under load TRIALS times (100): what was acknowledged is there
 	@LOSSD=$(B)/lossd /usr/bin/python3 tests/support/kill.py

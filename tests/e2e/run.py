@@ -66,6 +66,7 @@ def main():
     if len(sys.argv) > 1:
         tests = [t for t in tests if any(part in t.id() for part in sys.argv[1:])]
     result = Result()
+    result.failfast = bool(os.environ.get("FAILFAST"))   # at the first subtest too
     unittest.TestSuite(tests).run(result)
     if os.environ.get("TIMES"):
         for seconds, name in sorted(result.slow, reverse=True)[:15]:

@@ -116,7 +116,7 @@ class Hostile(lossd.Case):
     def tearDownClass(cls):
         if cls.daemon:
             most = cls.before[2] + margin()
-            lossd.until(lambda: cls.held()[2] <= most, 10)
+            lossd.until(lambda: cls.held()[2] <= most, 3)
             after = cls.held()[2]
             recorded = cls.daemon.get("/v1/runs").json()["runs"]
             hidden = [event for event in cls.executed() if event["id"] == SMUGGLED.decode()]
@@ -129,7 +129,7 @@ class Hostile(lossd.Case):
     def tearDown(self):
         self.healthy()
         self.assertNotIn(SMUGGLED.decode(), [event["id"] for event in self.executed()])
-        self.assertTrue(lossd.until(lambda: self.held()[:2] <= self.before[:2]),
+        self.assertTrue(lossd.until(lambda: self.held()[:2] <= self.before[:2], 3),
                         "%r threads and descriptors, %r before" % (self.held()[:2], self.before[:2]))
 
     def healthy(self, daemon=None):
