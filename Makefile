@@ -78,7 +78,7 @@ C_FILES := $(wildcard lib/*.[ch] lib/loss/*.h proto/*.[ch] server/*.[ch] tests/*
            tests/*/*.cc tests/*/*/*.cc)
 CC_FILES := $(filter %.cu %.cc,$(C_FILES))
 
-.PHONY: all run demo test check unit golden kernels e2e e2e-kill e2e-clients deploy-check screenshot tsan bench bench-peers cover layers \
+.PHONY: all run demo test check unit golden kernels e2e e2e-kill e2e-slow e2e-clients deploy-check screenshot tsan bench bench-peers cover layers \
         lint format format-check install docker clean help deps-build deps-demo deps-test deps-bench deps-bench-peers deps-clients deps-lint
 .SECONDARY:
 .DELETE_ON_ERROR:
@@ -274,6 +274,8 @@ e2e: deps-test $(B)/lossd $(B)/lossd-emulated $(B)/planted ## the real daemon ov
 	@$(TEST_ENV) tests/run tests/e2e/run.py
 e2e-kill: deps-test $(B)/lossd ## kill it under load TRIALS times (100): what was acknowledged is there
 	@LOSSD=$(B)/lossd /usr/bin/python3 tests/support/kill.py
+e2e-slow: deps-test all ## 1,000 slow clients of each kind for 4 minutes, and what is hostile, against the release build
+	@ATTACKERS=1000 SECONDS=240 LOSSD=build/lossd /usr/bin/python3 tests/e2e/run.py test_slow test_hostile
 # The protocol's own client; not part of `test`, which needs nothing but Debian's packages.
 e2e-clients: deps-clients $(B)/lossd build/clients/.ready ## Triton's client from PyPI against the real daemon
 	@LOSSD=$(B)/lossd build/clients/bin/python tests/clients/triton.py

@@ -9,10 +9,12 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/sockios.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -172,6 +174,16 @@ static bool has_hung_up(peer *p) {
     return p->hung_up >= 2;
 }
 
+/* What a client has not taken of its answer in all that time would stay in the kernel's buffer, megabytes of it, for
+ * minutes after the connection is closed. */
+static void forget_unsent(int fd) {
+    const struct linger none = {.l_onoff = 1, .l_linger = 0};
+    int unsent = 0;
+    if (!ioctl(fd, SIOCOUTQ, &unsent) && unsent > 0) {
+        setsockopt(fd, SOL_SOCKET, SO_LINGER, &none, sizeof none);
+    }
+}
+
 /* Deal with one overdue peer; a request whose computation is overdue is returned with a reference. */
 static request *reap(peer *p) {
     p->deadline_ns += AGAIN_NS;
@@ -181,6 +193,8 @@ static request *reap(peer *p) {
     }
     if (p->phase == PHASE_BODY && p->post && request_expire(p->post)) {
         write_problem(p, is_protocol(p->post->route->path), 408, "body_timeout", "The body did not arrive in time.");
+    } else {
+        forget_unsent(p->fd);
     }
     shutdown(p->fd, SHUT_RDWR);
     p->end = PEER_LATE;

@@ -46,7 +46,8 @@ LENGTHS = {
 }
 
 CHUNKS = {
-    "signed": b"+" + INSIDE, "hexadecimal": b"0x" + INSIDE, "zeros": b"0" * 40 + INSIDE, "negative": b"-1\r\n" + INSIDE,
+    "signed": b"+" + INSIDE, "hexadecimal": b"0x" + INSIDE, "zeros": b"0" * 40 + INSIDE,
+    "negative": b"-1\r\n" + INSIDE,
     "beyond 64 bits": b"1" + b"0" * 16 + INSIDE, "beyond 32 bits": b"1%08x\r\n" % N + INNER, "no size": b"\r\n" + INSIDE,
     "space before": b" " + INSIDE, "space behind": INSIDE.replace(b"\r\n", b" \r\n", 1),
     "extension": INSIDE.replace(b"\r\n", b";a=b\r\n", 1), "extension with a line": INSIDE.replace(b"\r\n", b";a\nb\r\n", 1),
