@@ -19,6 +19,7 @@
 #define MAX_PIECES     65536                /* of tiny chunks */
 #define TINY           64
 #define ID_DIGITS      10
+#define UNCOUNTED      ((size_t)64 << 10) /* an answer up to this size is a part of what a connection takes */
 #define OPS_SECONDS    2 /* for the headers of a request for operations: who asks is near, and others wait */
 
 typedef struct exchange {
@@ -40,6 +41,7 @@ typedef struct exchange {
     char origin[128];     /* of the page that may read the answer; empty: none, or this daemon's own */
     request *post;        /* what is being received or computed */
     answer refusal;       /* without it: the answer once the body is read */
+    lease lease;          /* of that, if it is a long one */
     int64_t body_left;    /* of a body that is read only to be ignored */
     int64_t pieces;
     int64_t began_ns;
@@ -357,6 +359,17 @@ static bool is_let_in(exchange *x, const head *h, const route *route, right *rig
     return gate_check(x->server->gate, x->server->metrics, route, &shown, right, x->who, why);
 }
 
+/* What is answered at once is counted as well: clients that do not read would collect it. */
+static answer count_answer(exchange *x, answer a) {
+    if (x->listener->ops || a.body.bytes <= UNCOUNTED || lease_begin(&x->lease, x->server->memory, a.body.capacity)) {
+        return a;
+    }
+    answer_free(&a);
+    a = answer_problem(503, "memory_full", "The memory for answers in flight is full; try again soon.", "", x->id);
+    a.retry_after = 1;
+    return a;
+}
+
 static enum MHD_Result begin(exchange *x, const char *url, const char *method, const char *version) {
     head h = {.method = method,
               .malformed_uri = x->malformed_uri,
@@ -431,7 +444,7 @@ static enum MHD_Result begin(exchange *x, const char *url, const char *method, c
                                                 .request_id = x->id,
                                                 .if_none_match = h.if_none_match});
         if (a.status) {
-            return refuse(x, &h, a);
+            return refuse(x, &h, count_answer(x, a));
         }
     }
     return begin_request(x, &h, &wanted);
@@ -588,6 +601,7 @@ void http_on_completed(void *cls, struct MHD_Connection *connection, void **cont
         request_abandon(x->post);
     }
     answer_free(&x->refusal);
+    lease_end(&x->lease);
     free(x);
     atomic_fetch_sub(&l->exchanges, 1);
 }

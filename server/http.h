@@ -24,6 +24,7 @@ typedef struct listener {
 typedef struct http {
     listener main, ops;
     peers *peers;
+    unsigned most; /* connections at main */
     atomic_long suspended;
     atomic_bool stopping; /* nothing may be suspended any more */
     char id_prefix[ID_PREFIX + 1];

@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -21,10 +22,14 @@
 #include "access.h"
 #include "http.h"
 
-#define READ_POOL       ((size_t)512 << 10) /* half of it is read at a time; with 256 KiB uploads are 7 % slower */
+#define READ_POOL ((size_t)512 << 10) /* half of it is read at a time; with 256 KiB uploads are 7 % slower */
+#define REST_BYTES                                                                                                     \
+    ((size_t)128 << 10) /* of a connection besides: what describes it, and an answer that is not counted */
 #define OPS_POOL        ((size_t)16 << 10)
 #define OPS_CONNECTIONS 64
 #define OPS_FINISH_NS   (NS_PER_S / 10)
+#define SPARE_FILES     32 /* descriptors for the files of the store, and what libraries open for a moment */
+#define LEAST           4  /* connections */
 
 static void on_message(void *cls, const char *format, va_list arguments) {
     (void)cls;
@@ -110,7 +115,7 @@ static bx_status start_daemon(listener *l, unsigned threads, unsigned connection
         MHD_OPTION_STRICT_FOR_CLIENT, 1, MHD_OPTION_SIGPIPE_HANDLED_BY_APP, 1, MHD_OPTION_URI_LOG_CALLBACK,
         http_on_target, l, MHD_OPTION_NOTIFY_COMPLETED, http_on_completed, l, MHD_OPTION_NOTIFY_CONNECTION,
         http_on_connection, l, MHD_OPTION_ARRAY, encrypted ? tls : &tls[2], MHD_OPTION_END);
-    return l->daemon ? BX_OK : bx_fail(error, BX_INTERNAL, "http", "libmicrohttpd does not start");
+    return l->daemon ? BX_OK : bx_fail(error, BX_BUSY, "threads", "libmicrohttpd does not get its threads");
 }
 
 bx_status http_listen(server *server, bx_error *error) {
@@ -134,12 +139,43 @@ bx_status http_listen(server *server, bx_error *error) {
     return status;
 }
 
+/* Connections never take the descriptors that the rest needs: there are as many as the limit of open files has room
+ * for, once that has been raised as far as we may. */
+static bx_status fit_connections(http *h, const options *o, bx_error *error) {
+    struct rlimit files;
+    const int next = dup(STDERR_FILENO); /* the lowest that is free */
+    if (next >= 0) {
+        close(next);
+    }
+    const rlim_t others = (rlim_t)(next >= 0 ? next : 0) + SPARE_FILES + 3 * (rlim_t)o->http_threads +
+                          (h->ops.fd >= 0 ? OPS_CONNECTIONS : 0);
+    const rlim_t wanted = others + (rlim_t)o->connection_limit;
+    h->most = (unsigned)o->connection_limit;
+    if (getrlimit(RLIMIT_NOFILE, &files) || files.rlim_cur >= wanted) {
+        return BX_OK;
+    }
+    files.rlim_cur = files.rlim_max < wanted ? files.rlim_max : wanted;
+    if (setrlimit(RLIMIT_NOFILE, &files) || next < 0 || files.rlim_cur < others + LEAST) {
+        return bx_fail(error, BX_BUSY, "threads",
+                       "of %llu open files that are allowed too few are left for connections; raise the limit (ulimit "
+                       "-n) to %llu",
+                       (unsigned long long)files.rlim_cur, (unsigned long long)wanted);
+    }
+    if (files.rlim_cur < wanted) {
+        h->most = (unsigned)(files.rlim_cur - others);
+        LOG(LOG_WARN, "start", {"text", "the limit of open files has no room for --connection-limit; there may be", 0},
+            {"connections", NULL, h->most});
+    }
+    return BX_OK;
+}
+
 bx_status http_start(server *server, bx_error *error) {
     const options *o = &server->options;
     http *h = server->http;
-    bx_status status = peers_start(&h->peers, *o->tls_cert, error);
+    bx_status status = fit_connections(h, o, error);
+    status = status == BX_OK ? peers_start(&h->peers, *o->tls_cert, error) : status;
     if (status == BX_OK) {
-        status = start_daemon(&h->main, (unsigned)o->http_threads, (unsigned)o->connection_limit, READ_POOL, error);
+        status = start_daemon(&h->main, (unsigned)o->http_threads, h->most, READ_POOL, error);
     }
     if (status == BX_OK && h->ops.fd >= 0) {
         status = start_daemon(&h->ops, 0, OPS_CONNECTIONS, OPS_POOL, error);
@@ -161,6 +197,10 @@ void http_close_listener(server *server) {
     if (fd >= 0) {
         close(fd);
     }
+}
+
+size_t http_most_bytes(server *server) {
+    return server->http->most * (READ_POOL + REST_BYTES) + OPS_CONNECTIONS * (OPS_POOL + REST_BYTES);
 }
 
 long http_connections(server *server) {

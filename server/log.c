@@ -2,8 +2,11 @@
 /*
  * One line per event on stderr, as logfmt or JSON. A line is built on the stack and written with one write(2), so lines
  * of different threads do not mix; control bytes and quotes are escaped, so one event is one line whatever it names.
+ * Nobody waits for whoever reads the log: a line for which a pipe has no room is dropped and counted.
  */
 #include <math.h>
+#include <poll.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
@@ -14,6 +17,8 @@
 static log_level threshold = LOG_INFO;
 static bool as_json = false;
 static const char *const names[] = {"error", "warn", "info", "debug"};
+static pthread_mutex_t writing = PTHREAD_MUTEX_INITIALIZER;
+static atomic_long dropped;
 
 int64_t now_ns(void) {
     struct timespec t;
@@ -90,6 +95,21 @@ bool log_wants(log_level level) {
     return level <= threshold;
 }
 
+/* A pipe that poll says can be written takes a line (PIPE_BUF) without waiting, as long as we are the only ones. */
+static void write_line(const line *out) {
+    struct pollfd log = {.fd = STDERR_FILENO, .events = POLLOUT};
+    pthread_mutex_lock(&writing);
+    const bool room = poll(&log, 1, 0) == 1 && (log.revents & POLLOUT);
+    if (!room || write(STDERR_FILENO, out->text, out->n) < 0) { /* which must not stop a request */
+        atomic_fetch_add(&dropped, 1);
+    }
+    pthread_mutex_unlock(&writing);
+}
+
+long log_dropped(void) {
+    return atomic_load(&dropped);
+}
+
 void log_line(log_level level, const char *event, const log_field *fields, size_t n_fields) {
     line out = {.n = 0};
     struct timespec t;
@@ -108,6 +128,5 @@ void log_line(log_level level, const char *event, const log_field *fields, size_
     }
     add(&out, as_json ? "}" : "");
     out.text[out.n++] = '\n';
-    ssize_t ignored = write(STDERR_FILENO, out.text, out.n);
-    (void)ignored; /* a log that cannot be written must not stop a request */
+    write_line(&out);
 }

@@ -1,16 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * lossd: options, signals, exit codes. 0: stopped as asked; 1: could not start, or unhealthy; 2: bad usage; 65: what
- * was recorded is damaged, or a newer version's; 69: a GPU that --device names cannot be used; 73: what is recorded
- * cannot be written; 75: another daemon uses the data directory; 78: the file of tokens or of TLS cannot be used; 98:
- * the port is in use.
+ * lossd: options, signals, exit codes. 0: stopped as asked; 1: could not start, unhealthy, or told twice to stop; 2:
+ * bad usage; 65: what was recorded is damaged, or a newer version's; 69: a GPU that --device names cannot be used, or
+ * the machine has no thread or descriptor left; 73: what is recorded cannot be written; 75: another daemon uses the
+ * data directory; 78: the file of tokens or of TLS cannot be used; 98: the port is in use.
  */
+#include <errno.h>
+#include <fcntl.h>
 #include <netdb.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/time.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "access.h"
@@ -115,7 +118,7 @@ static int exit_code(const bx_error *error) {
     static const struct {
         const char *code;
         int exit;
-    } table[] = {{"store_broken", 65},      {"device_unavailable", 69}, {"store_read_only", 73},
+    } table[] = {{"store_broken", 65},      {"device_unavailable", 69}, {"threads", 69}, {"store_read_only", 73},
                  {"store_unavailable", 75}, {CONFIGURATION, 78},        {"listen", 98}};
     for (size_t i = 0; error->status != BX_INVALID && i < sizeof table / sizeof *table; i++) {
         if (!strcmp(error->code, table[i].code)) {
@@ -125,10 +128,45 @@ static int exit_code(const bx_error *error) {
     return error->status == BX_INVALID ? 2 : 1;
 }
 
+#define TWICE_NS (NS_PER_S / 2) /* who tells a process and its group says it once */
+
+static int64_t told_ns; /* to stop */
+
+/* Whoever says it again does not want to wait. What was acknowledged is on the disk. */
+static void leave(int number) {
+    (void)number;
+    if (now_ns() - told_ns > TWICE_NS) {
+        _exit(1);
+    }
+}
+
+static void leave_if_told_again(void) {
+    sigset_t again;
+    sigemptyset(&again);
+    sigaddset(&again, SIGTERM);
+    sigaddset(&again, SIGINT);
+    told_ns = now_ns();
+    signal(SIGTERM, leave);
+    signal(SIGINT, leave);
+    pthread_sigmask(SIG_UNBLOCK, &again, NULL);
+}
+
+/* What is opened later must not come to be written to as if it were stderr. */
+static void fill_standard_descriptors(void) {
+    int fd = 0;
+    while (fd >= 0 && fd <= STDERR_FILENO) {
+        fd = open("/dev/null", O_RDWR);
+    }
+    if (fd >= 0) {
+        close(fd);
+    }
+}
+
 int main(int argc, char **argv) {
     static server server;
     char message[256];
     log_level level;
+    fill_standard_descriptors();
     if (!options_parse(&server.options, argc, argv, message)) {
         return usage(message);
     }
@@ -156,8 +194,10 @@ int main(int argc, char **argv) {
     sigaddset(&signals, SIGTERM);
     sigaddset(&signals, SIGINT);
     sigaddset(&signals, SIGHUP);
-    pthread_sigmask(SIG_BLOCK, &signals, NULL); /* every thread inherits this; they arrive at sigwait below */
+    pthread_sigmask(SIG_BLOCK, &signals, NULL); /* every thread inherits this; they arrive at sigtimedwait below */
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGUSR1, SIG_IGN);
+    signal(SIGUSR2, SIG_IGN);
     signal(SIGXFSZ, SIG_IGN); /* a file that may not grow is a full disk */
     proto_init();
 
@@ -174,12 +214,15 @@ int main(int argc, char **argv) {
     fflush(stdout);
 
     int received = SIGHUP;
-    while (received == SIGHUP) {
-        sigwait(&signals, &received);
+    while (received < 0 || received == SIGHUP) {
+        received = sigtimedwait(&signals, NULL, &(struct timespec){.tv_sec = SERVER_TEND_S});
         if (received == SIGHUP) {
             server_reload(&server);
+        } else if (received < 0 && errno == EAGAIN) {
+            server_tend(&server);
         }
     }
+    leave_if_told_again();
     server_stop(&server);
     if (bx_devices_lost()) { /* the driver's handlers at exit may wait for a device that hangs */
         _exit(0);

@@ -4,9 +4,10 @@
  *
  * A request leases bytes when it is admitted and turns them into buffers later, so what was admitted cannot run out of
  * its own body memory. Idle buffers are kept, because the pages of a fresh 28 MB buffer cost more than reading it; they
- * count against the limit too and go, the oldest first, when room is needed. What is pinned for a GPU stays so until
- * then. Invariant, under the lock: used + idle <= limit.
+ * count against the limit too and go, the oldest first, when room is needed, or when nobody has needed them for a while.
+ * What is pinned for a GPU stays so until then. Invariant, under the lock: used + idle <= limit.
  */
+#include <malloc.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -16,12 +17,15 @@
 #define MAX_IDLE 32
 #define MAPPED   ((size_t)1 << 20) /* from here buffers are mapped, on huge pages where the machine has them */
 #define HUGE     ((size_t)1 << 21)
+#define LITTLE   ((size_t)4 << 20) /* who uses no more leaves nothing behind that is worth looking for */
 
 struct memory {
     pthread_mutex_t lock;
     size_t limit, used, idle_bytes;
+    size_t most;   /* used, since memory_tend */
+    bool worked;   /* more than a little, since the heap was trimmed */
     buffer idle[MAX_IDLE];
-    int n_idle;
+    int n_idle, n_old; /* the old ones, which come first, were idle when memory_tend looked */
     bool (*reclaim)(void *context);
     void *reclaim_context;
     bool (*pin)(void *data, size_t bytes); /* NULL: there is nobody to pin for */
@@ -118,6 +122,7 @@ static void release_victims(const memory *m, const victims *v) {
 static buffer take_idle(memory *m, int i) {
     buffer b = m->idle[i];
     m->n_idle--;
+    m->n_old -= i < m->n_old;
     memmove(m->idle + i, m->idle + i + 1, (size_t)(m->n_idle - i) * sizeof *m->idle);
     m->idle_bytes -= b.bytes;
     return b;
@@ -133,6 +138,7 @@ static bool try_reserve(memory *m, size_t bytes) {
         v.buffers[v.n++] = take_idle(m, 0);
     }
     m->used += room ? bytes : 0;
+    m->most = m->used > m->most ? m->used : m->most;
     pthread_mutex_unlock(&m->lock);
     release_victims(m, &v);
     return room;
@@ -201,7 +207,7 @@ bx_status lease_take(lease *l, size_t bytes, buffer *out) {
     }
     buffer found = {.data = NULL};
     pthread_mutex_lock(&m->lock);
-    for (int i = 0; i < m->n_idle && !found.data; i++) {
+    for (int i = m->n_idle - 1; i >= 0 && !found.data; i--) { /* so that those that are too many become old */
         if (m->idle[i].bytes == size) {
             found = take_idle(m, i);
         }
@@ -237,6 +243,28 @@ void lease_give(lease *l, buffer *b) {
     m->idle_bytes += given.bytes;
     pthread_mutex_unlock(&m->lock);
     release_victims(m, &v);
+}
+
+void memory_tend(memory *m) {
+    victims v;
+    v.n = 0;
+    pthread_mutex_lock(&m->lock);
+    while (m->n_old > 0) {
+        v.buffers[v.n++] = take_idle(m, 0);
+    }
+    m->n_old = m->n_idle;
+    const bool quiet = m->most - m->used < LITTLE, trim = quiet && m->worked;
+    m->worked = !quiet;
+    m->most = m->used;
+    pthread_mutex_unlock(&m->lock);
+    release_victims(m, &v);
+#ifdef __GLIBC__
+    if (trim) {
+        malloc_trim(0);
+    }
+#else
+    (void)trim;
+#endif
 }
 
 void buffer_pin(const memory *m, buffer *b) {

@@ -10,6 +10,9 @@
 
 #include "access.h"
 
+#define BASE_BYTES   ((size_t)48 << 20) /* code, the built-in sets, the caches of SQLite, a heap with holes */
+#define THREAD_BYTES ((size_t)1 << 20)  /* stack, context and share of the heap of each that computes or receives */
+
 /* Cores this process may use: its affinity, and the quota of its cgroup. */
 static long usable_cores(void) {
     cpu_set_t set;
@@ -224,6 +227,15 @@ bx_status server_start(server *s, bx_error *error) {
         {"workers", NULL, (double)workers}, {"cpu_level", pool_level(s->pool), 0}, {"data_dir", o->data_dir, 0});
     log_devices(s->devices, &missing);
     return BX_OK;
+}
+
+size_t server_most_bytes(server *s) {
+    const size_t threads = pool_workers(s->pool) + (size_t)s->options.http_threads;
+    return memory_limit(s->memory) + http_most_bytes(s) + threads * THREAD_BYTES + BASE_BYTES;
+}
+
+void server_tend(server *s) {
+    memory_tend(s->memory);
 }
 
 void server_stop(server *s) {

@@ -57,8 +57,10 @@ typedef struct log_field {
 void log_setup(log_level level, bool json);
 bool log_level_from_name(const char *name, log_level *level);
 bool log_wants(log_level level);
-/* One line on stderr, written whole. LOG makes its fields only where they are wanted. */
+/* One line on stderr, written whole or dropped. LOG makes its fields only where they are wanted. */
 void log_line(log_level level, const char *event, const log_field *fields, size_t n_fields);
+/* How many lines nobody took. */
+long log_dropped(void);
 #define LOG(level, event, ...)                                                                                         \
     do {                                                                                                               \
         if (log_wants(level)) {                                                                                        \
@@ -104,6 +106,9 @@ void memory_on_full(memory *memory, bool (*reclaim)(void *context), void *contex
 /* How buffers are pinned, so that GPUs read and write them at full speed; without this none is. Set it before there are
  * other threads. */
 void memory_on_pin(memory *memory, bool (*pin)(void *data, size_t bytes), void (*unpin)(void *data));
+/* Now and then: what has been kept since the last time and not been needed is given back to the machine; so is the heap,
+ * once little is going on. */
+void memory_tend(memory *memory);
 size_t memory_limit(const memory *memory);
 size_t memory_used(memory *memory);
 
@@ -456,6 +461,11 @@ BX_MUST_USE bx_status server_start(server *server, bx_error *error);
 const char *server_readiness(server *server, const char **code);
 /* Read tokens and TLS again; when any of it cannot be used, all of it stays as it is, which is logged. */
 void server_reload(server *server);
+/* What the process can take of the machine's memory at most, GPUs' drivers not counted. */
+size_t server_most_bytes(server *server);
+/* To be called every SERVER_TEND_S: what is kept warm for nobody is given back. */
+#define SERVER_TEND_S 10
+void server_tend(server *server);
 /* Stop accepting, answer what was accepted within the drain time, stop. */
 void server_stop(server *server);
 
@@ -813,6 +823,8 @@ void http_close_listener(server *server);
 void http_finish(server *server, int64_t deadline_ns);
 /* Those open at --listen. */
 long http_connections(server *server);
+/* What connections can take of the machine's memory at most. */
+size_t http_most_bytes(server *server);
 /* Everything that still waits gets 503; then stop. */
 void http_stop(server *server);
 

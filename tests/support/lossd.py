@@ -26,6 +26,7 @@ import unittest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 BINARY = os.path.abspath(os.environ.get("LOSSD") or os.path.join(ROOT, "build", "lossd"))
+RELEASE = os.path.join(ROOT, "build", "release", "lossd")   # without sanitizers, whose heap is another one
 PATIENCE = 30.0  # seconds before a wait is a failure; generous, for sanitizer builds on a busy machine
 OPS = re.compile(r"^lossd \S+ ops on https?://([0-9A-Za-z.-]+|\[[0-9a-f:]+\]):(\d+)$")
 READY = re.compile(r"^lossd (\S+) listening on https?://([0-9A-Za-z.-]+|\[[0-9a-f:]+\]):(\d+)$")
@@ -89,7 +90,7 @@ class Daemon:
     """A running daemon on a free loopback port, with a data directory of its own that it has to make itself (unless the
     flags or the environment say where). `user`: the id it runs as, where we may choose; `binary`: another one."""
 
-    def __init__(self, *flags, env=None, user=None, binary=None):
+    def __init__(self, *flags, env=None, user=None, binary=None, **options):
         if not given(flags, env, "listen"):
             flags = ("--listen", "127.0.0.1:0", *flags)
         self.home = tempfile.TemporaryDirectory(prefix="lossd-")  # goes with this object
@@ -97,14 +98,15 @@ class Daemon:
         if not given(flags, env, "data-dir"):
             flags = ("--data-dir", self.data, *flags)
         self.errors = tempfile.TemporaryFile()
-        options, binary = {}, binary or BINARY
+        binary = binary or BINARY
         if user is not None:   # who may not be allowed where this checkout lies
-            options = {"user": user, "group": user, "extra_groups": [], "cwd": "/"}
+            options.update(user=user, group=user, extra_groups=[], cwd="/")
             self.place = tempfile.TemporaryDirectory()
             os.chmod(self.place.name, 0o755)
             binary = shutil.copy(binary, self.place.name)
+        options.setdefault("stderr", self.errors)
         self.process = subprocess.Popen([binary, *flags], env=environment(env), stdin=subprocess.DEVNULL,
-                                        stdout=subprocess.PIPE, stderr=self.errors, **options)
+                                        stdout=subprocess.PIPE, **options)
         self.pid = self.process.pid
         line = self._line()
         match = READY.match(line)
@@ -200,6 +202,22 @@ class Daemon:
 
     def descriptors(self):
         return len(os.listdir("/proc/%d/fd" % self.pid))
+
+    def memory(self, which="VmRSS"):
+        """Bytes that are resident; VmHWM: that ever were."""
+        with open("/proc/%d/status" % self.pid) as file:
+            return int(re.search(which + r":\s+(\d+) kB", file.read()).group(1)) * 1024
+
+    def processor(self):
+        """Seconds of it that were used."""
+        with open("/proc/%d/stat" % self.pid) as file:
+            fields = file.read().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def metric(self, name):
+        """The value of a metric without labels."""
+        page = self.get("/metrics").body.decode()
+        return float(re.search(r"^lossd_%s (\S+)$" % name, page, re.M).group(1))
 
     def __enter__(self):
         return self

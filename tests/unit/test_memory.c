@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Buffers that are pinned for GPUs: which ones, and that each is unpinned once, before it goes.
+ * Buffers that are kept: which ones go, and when; those that are pinned for GPUs are unpinned once, before they go.
  */
 #include "server.h"
 #include "../support/suite.h"
@@ -132,6 +132,56 @@ START_TEST(goes_unpinned) {
 }
 END_TEST
 
+/* What is used again in time stays, be there ever so many others. */
+START_TEST(goes_when_nobody_needs_it) {
+    memory_on_pin(budget, pin, unpin);
+    lease l = begin();
+    buffer many[6];
+    for (int i = 0; i < 6; i++) {
+        many[i] = take(&l, LARGE);
+        buffer_pin(budget, &many[i]);
+    }
+    for (int i = 0; i < 6; i++) {
+        lease_give(&l, &many[i]);
+    }
+    for (int round = 0; round < 4; round++) {
+        memory_tend(budget);
+        ck_assert_int_eq(pinned.n, round == 0 ? 6 : 1);
+        buffer b = take(&l, LARGE);
+        ck_assert(b.pinned);
+        lease_give(&l, &b);
+    }
+    memory_tend(budget);
+    memory_tend(budget);
+    ck_assert_int_eq(pinned.n, 0);
+    lease_end(&l);
+}
+END_TEST
+
+/* Among the old ones, too, and whoever takes them for want of room. */
+START_TEST(old_ones_may_go_otherwise) {
+    memory_on_pin(budget, pin, unpin);
+    lease l = begin();
+    buffer a = take(&l, LARGE), b = take(&l, 2 * LARGE), all;
+    buffer_pin(budget, &a);
+    buffer_pin(budget, &b);
+    lease_give(&l, &a);
+    lease_give(&l, &b);
+    memory_tend(budget);
+    a = take(&l, LARGE); /* not the last one */
+    ck_assert(a.pinned);
+    lease_give(&l, &a);
+    all = take(&l, LIMIT - 2 * LARGE); /* takes the old one's room */
+    ck_assert_int_eq(pinned.n, 1);
+    memory_tend(budget);
+    ck_assert_int_eq(pinned.n, 1); /* the other one is not old yet */
+    lease_give(&l, &all);
+    memory_tend(budget);
+    ck_assert_int_eq(pinned.n, 0);
+    lease_end(&l);
+}
+END_TEST
+
 int main(void) {
     TCase *cases = tcase_create("memory");
     tcase_add_checked_fixture(cases, setup, teardown);
@@ -139,6 +189,8 @@ int main(void) {
     tcase_add_test(cases, stays_pinned_while_it_is_warm);
     tcase_add_test(cases, refused);
     tcase_add_test(cases, goes_unpinned);
+    tcase_add_test(cases, goes_when_nobody_needs_it);
+    tcase_add_test(cases, old_ones_may_go_otherwise);
     Suite *suite = suite_create("memory");
     suite_add_tcase(suite, cases);
     return suite_run(suite);
