@@ -25,14 +25,14 @@ class Kill(unittest.TestCase):
         self.assertGreater(trials.ledger.acknowledged, 20 * n, str(trials))
         self.assertLess(trials.slowest, READY_SECONDS, str(trials))
 
-    def test_disk(self):
+    def test_L03_disk(self):
         self.trials(1, 5)
 
-    def test_process(self):
+    def test_L03_process(self):
         """What is to survive the process, and no more, does."""
         self.trials(2, 3, "--durability", "process")
 
-    def test_many_steps_are_let_go(self):
+    def test_L03_many_steps_are_let_go(self):
         """A kill in the middle of letting go; the ledger cannot tell, but the files and the runs themselves can."""
         trials = kill.Trials(3, "--keep-steps", "16")
         try:

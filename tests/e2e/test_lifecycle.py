@@ -104,7 +104,7 @@ class Flags(lossd.Case):
         with lossd.Daemon("--max-body=1M", env=env) as daemon:
             self.problem(daemon.post("/v1/loss", bytes(2000), lossd.SAFETENSORS), 400)
 
-    def test_port_in_use(self):
+    def test_L10_port_in_use(self):
         """That is found out before anything on the disk is opened or made."""
         with lossd.Daemon() as daemon, tempfile.TemporaryDirectory() as home:
             where = "127.0.0.1:%d" % daemon.port
@@ -158,7 +158,7 @@ class Flags(lossd.Case):
 class Stopping(lossd.Case):
     FLAGS = None
 
-    def test_idle(self):
+    def test_L01_idle(self):
         for number in (signal.SIGTERM, signal.SIGINT):
             daemon = lossd.Daemon()
             with daemon.connect() as rests:  # a keep-alive connection at rest must not delay it
@@ -168,7 +168,7 @@ class Stopping(lossd.Case):
                 self.assertEqual(daemon.wait(), 0)
                 self.assertLess(time.monotonic() - begin, 5)
 
-    def test_under_load_answers_what_it_received(self):
+    def test_L01_under_load_it_answers_what_it_received(self):
         daemon = lossd.Daemon("--workers", "1", "--drain-timeout", "25")
         body = lossd.bccd_bytes()
         want = lossd.stable(daemon.post("/v1/loss", body).body)
@@ -204,7 +204,7 @@ class Stopping(lossd.Case):
         with self.assertRaises(ConnectionRefusedError):
             daemon.connect()
 
-    def test_busy_clients_see_no_broken_answer(self):
+    def test_L01_busy_clients_see_no_broken_answer(self):
         """Clients that keep asking: each answer is whole; the end is a refused connection, a close or a 503."""
         daemon = lossd.Daemon("--workers", "2")
         counts = [0] * 4
@@ -233,7 +233,7 @@ class Stopping(lossd.Case):
         self.assertEqual(daemon.wait(), 0)
         self.assertIsNone(lossd.SANITIZER.search(daemon.log()), daemon.log()[-3000:])
 
-    def test_drain_delay(self):
+    def test_L01_drain_delay(self):
         daemon = lossd.Daemon("--drain-delay", "2")
         self.assertEqual(daemon.get("/readyz").status, 200)
         begin = time.monotonic()
@@ -245,7 +245,7 @@ class Stopping(lossd.Case):
         self.assertEqual(daemon.wait(), 0)
         self.assertGreater(time.monotonic() - begin, 1.5)
 
-    def test_drain_timeout(self):
+    def test_L02_drain_timeout(self):
         """A client that never finishes does not hold the exit for longer than --drain-timeout."""
         daemon = lossd.Daemon("--drain-timeout", "1", "--request-timeout", "60")
         with daemon.connect() as connection:
@@ -265,7 +265,7 @@ class Stopping(lossd.Case):
         with lossd.Daemon("--listen", "127.0.0.1:%d" % port) as again:
             self.assertEqual(again.post("/v1/loss", TINY).status, 200)
 
-    def test_other_signals(self):
+    def test_L07_other_signals(self):
         with lossd.Daemon() as daemon:
             for number in (signal.SIGPIPE, signal.SIGCHLD, signal.SIGHUP):
                 daemon.signal(number)
@@ -372,7 +372,7 @@ class Log(lossd.Case):
 class DrainDuringUploads(unittest.TestCase):
     """Stopping while bodies complete and connections are about to be suspended."""
 
-    def test_last_bytes_around_the_stop(self):
+    def test_L01_last_bytes_around_the_stop(self):
         body = lossd.bccd().pick([0]).safetensors()
         for delay in (0, 0.01, 0.03, 0.1):
             daemon = lossd.Daemon("--drain-timeout", "0", "--workers", "1", "--cpu-level", "ref")
@@ -392,7 +392,7 @@ class DrainDuringUploads(unittest.TestCase):
                 for connection in waiting:
                     connection.close()
 
-    def test_a_stalled_upload_does_not_hold_the_stop(self):
+    def test_L02_a_stalled_upload_does_not_hold_the_stop(self):
         daemon = lossd.Daemon("--drain-timeout", "1")
         with daemon:
             with daemon.connect() as connection:

@@ -63,7 +63,7 @@ class Starts(Case):
             out.seek(at)
             out.write(data)
 
-    def test_header_garbage(self):
+    def test_R06_header_garbage(self):
         self.prepared()
         self.damage(0, b"not a database, whatever its name says" * 30)
         self.refused(65, r"not a database.*left as it is.*\.recover.*--data-dir")
@@ -74,7 +74,7 @@ class Starts(Case):
         with lossd.Daemon("--data-dir", self.data) as daemon:   # all of it is in the log
             self.assertEqual(len(all_steps(daemon, "prepared")), 40)
 
-    def test_page_garbage(self):
+    def test_R06_page_garbage(self):
         for clean in (True, False):
             self.prepared(1500 if clean else 900, clean=clean)
             size = os.path.getsize(self.file)
@@ -97,7 +97,7 @@ class Starts(Case):
             shutil.rmtree(self.data)
             shutil.rmtree(sound)
 
-    def test_truncated(self):
+    def test_R06_truncated(self):
         self.prepared(1500)
         os.truncate(self.file, os.path.getsize(self.file) // 2)
         self.refused(65, "malformed")
@@ -108,7 +108,7 @@ class Starts(Case):
             self.assertEqual(self.names(daemon), [])
             self.record("new", 1, daemon=daemon)
 
-    def test_truncated_log(self):
+    def test_R06_truncated_log(self):
         """What the log has lost is lost; what is left is whole."""
         self.prepared(200, clean=False)
         log = self.file + "-wal"
@@ -122,14 +122,14 @@ class Starts(Case):
                 self.assertEqual(numbers(r), want)
             self.record("prepared", 500, daemon=daemon)
 
-    def test_missing_table(self):
+    def test_R06_missing_table(self):
         self.prepared()
         with sqlite3.connect(self.file) as db:
             db.execute("DROP TABLE chunk")
         db.close()
         self.refused(65, "malformed")
 
-    def test_newer_version(self):
+    def test_L13_newer_version(self):
         for clean in (True, False):
             with self.subTest(clean):
                 self.prepared(clean=clean)
@@ -151,7 +151,7 @@ class Starts(Case):
                 shutil.rmtree(self.data)
 
     @ROOT
-    def test_not_ours(self):
+    def test_R07_not_ours(self):
         self.prepared()
         for data, file in ((0o555, 0o444), (0o755, 0o644), (0o755, 0o600), (0o700, 0o600), (0, 0)):
             with self.subTest(data="%o" % data, file="%o" % file):
@@ -166,7 +166,7 @@ class Starts(Case):
             self.record("prepared", 99, daemon=daemon)
 
     @ROOT
-    def test_a_directory_that_is_not_ours(self):
+    def test_L11_a_directory_that_is_not_ours(self):
         """Nothing was recorded in it, so there is nothing to lose: losses are answered, and records are refused."""
         os.mkdir(self.data, 0o755)
         self.refused(73, "--data-dir", user=65532)   # unless it seems to be meant for runs
@@ -179,13 +179,13 @@ class Starts(Case):
             os.chown(self.data, 65532, 65532)
             self.record("a", 1, daemon=daemon)   # without a restart
 
-    def test_a_directory_in_its_place(self):
+    def test_R07_a_directory_in_its_place(self):
         os.makedirs(os.path.join(self.file, "x"))
         with self.assertRaisesRegex(RuntimeError, r"exit 73.*%s" % FILE):
             lossd.Daemon("--data-dir", self.data)
         self.assertEqual(os.listdir(self.data), [FILE])
 
-    def test_two_daemons(self):
+    def test_L09_two_daemons(self):
         """The directory is one's own as soon as a run is in it."""
         with lossd.Daemon("--data-dir", self.data) as daemon:
             self.record("first", 1, daemon=daemon)
@@ -213,7 +213,7 @@ class Starts(Case):
         with lossd.Daemon("--data-dir", self.data) as daemon:   # nothing is left of a lock
             self.assertEqual(self.names(daemon), ["first"])
 
-    def test_two_daemons_from_the_beginning(self):
+    def test_L09_two_daemons_from_the_beginning(self):
         with lossd.Daemon("--data-dir", self.data) as one, lossd.Daemon("--data-dir", self.data) as two:
             self.record("mine", 1, daemon=one)
             self.problem(two.post(target("theirs", 1), TINY), 503, "store_unavailable", "another daemon")
@@ -222,7 +222,7 @@ class Starts(Case):
             self.assertTrue(lossd.until(lambda: two.post(target("theirs", 1), TINY).status == 200, 5))
             self.assertEqual(self.names(two), ["mine", "theirs"])
 
-    def test_made_when_it_is_needed(self):
+    def test_L11_made_when_it_is_needed(self):
         with lossd.Daemon("--data-dir", self.data + "/") as daemon:
             self.assertEqual(self.names(daemon), [])
             self.problem(daemon.delete("/v1/runs/x"), 404, "unknown_run")
@@ -232,7 +232,7 @@ class Starts(Case):
             self.record("x", 0, daemon=daemon)
             self.assertEqual(os.stat(self.data).st_mode & 0o777, 0o700)
 
-    def test_again_and_again(self):
+    def test_L08_again_and_again(self):
         """Restarted under load on the same port: what was acknowledged stays."""
         times = int(os.environ.get("RESTARTS", "20"))
         acknowledged, stop = [set() for _ in range(4)], threading.Event()
@@ -306,7 +306,7 @@ class Faults(Case):
         self.addCleanup(other.close)
         return other
 
-    def test_locked(self):
+    def test_R05_locked(self):
         """Past the time that a backup may take; nobody else waits, whoever waits for the disk."""
         with lossd.Daemon("--data-dir", self.data, "--workers", "1", "--queue-limit", "4") as daemon:
             self.record("a", 1, daemon=daemon)
@@ -343,7 +343,7 @@ class Faults(Case):
             self.record("a", 2, daemon=daemon)
             self.assertEqual(self.names(daemon), ["a"])
 
-    def test_memory_while_locked(self):
+    def test_R05_memory_while_locked(self):
         """Whoever waits for the disk holds the answer only, streamed or not: there is room to compute."""
         batch = lossd.bccd()
         bodies = [lossd.bccd_bytes(), batch.safetensors(order=("boxes", "conf", "counts", "labels", "loc"))]
@@ -368,7 +368,7 @@ class Faults(Case):
                 other.execute("ROLLBACK")
             self.assertTrue(lossd.until(lambda: held() == 0), held())
 
-    def test_first_read_while_locked(self):
+    def test_R05_first_read_while_locked(self):
         """It does not wait for who records, either."""
         with lossd.Daemon("--data-dir", self.data) as daemon:
             self.good(daemon.post(target("a", 1), TINY))
@@ -386,7 +386,7 @@ class Faults(Case):
             lossd.together([record, read])
             other.execute("ROLLBACK")
 
-    def test_delete_while_locked(self):
+    def test_R05_delete_while_locked(self):
         """Who reads does not wait for who deletes."""
         with lossd.Daemon("--data-dir", self.data) as daemon:
             self.record("a", 1, daemon=daemon)
@@ -407,7 +407,7 @@ class Faults(Case):
             self.problem(daemon.delete("/v1/runs/a"), 404, "unknown_run")
             self.unknown("a", daemon)
 
-    def test_a_short_lock(self):
+    def test_R05_a_short_lock(self):
         """Is waited for."""
         with lossd.Daemon("--data-dir", self.data) as daemon:
             self.record("a", 1, daemon=daemon)
@@ -427,7 +427,7 @@ class Faults(Case):
             other.close()
             self.assertGreater(at, released)
 
-    def test_deadline_while_locked(self):
+    def test_R05_deadline_while_locked(self):
         """504: nobody knows whether it will be recorded; the same step again is."""
         with lossd.Daemon("--data-dir", self.data, "--request-timeout", "1") as daemon:
             self.record("a", 1, daemon=daemon)
@@ -441,7 +441,7 @@ class Faults(Case):
             self.record("late", 1, daemon=daemon)
             self.assertEqual(self.describe("late", daemon)["steps"], 1)
 
-    def test_stopped_while_locked(self):
+    def test_L02_stopped_while_locked(self):
         daemon = lossd.Daemon("--data-dir", self.data, "--drain-timeout", "1")
         self.record("a", 1, daemon=daemon)
         self.locked()
@@ -467,7 +467,7 @@ class Faults(Case):
             self.problem(answer, 503, "store_busy draining")
         self.assertIsNone(lossd.SANITIZER.search(daemon.log()), daemon.log()[-3000:])
 
-    def test_a_reader_elsewhere(self):
+    def test_R09_a_reader_elsewhere(self):
         """A backup that reads for long holds nobody up."""
         with lossd.Daemon("--data-dir", self.data) as daemon:
             self.fill("a", range(30), daemon)
@@ -502,7 +502,7 @@ class Faults(Case):
         self.assertEqual(all_steps(daemon, "kept"), rows)
         return acknowledged
 
-    def test_size_limit(self):
+    def test_R04_size_limit(self):
         """Of files (RLIMIT_FSIZE), as EDQUOT and EFBIG say it."""
         with lossd.Daemon("--data-dir", self.data) as daemon:
             unlimited = resource.RLIM_INFINITY
@@ -517,7 +517,7 @@ class Faults(Case):
         with lossd.Daemon("--data-dir", self.data) as daemon:
             self.assertEqual(self.names(daemon), names)
 
-    def test_full_disk(self):
+    def test_R04_full_disk(self):
         with tempfile.TemporaryDirectory() as home:
             if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "lossd-test", home],
                               stderr=subprocess.DEVNULL).returncode:
@@ -561,7 +561,7 @@ class Faults(Case):
             finally:
                 subprocess.run(["umount", "-l", home], check=True)
 
-    def test_runs_fill_their_disk(self):
+    def test_R04_runs_fill_their_disk(self):
         """Nothing else is on it: deleting a run makes room, again and again."""
         with tempfile.TemporaryDirectory() as home:
             if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "lossd-test", home],
@@ -580,7 +580,7 @@ class Faults(Case):
             finally:
                 subprocess.run(["umount", "-l", home], check=True)
 
-    def test_deleted_or_moved(self):
+    def test_R08_deleted_or_moved(self):
         for what in ("file", "directory", "moved", "replaced"):
             with self.subTest(what), lossd.Daemon("--data-dir", self.data) as daemon:
                 self.record("a", 1, daemon=daemon)
@@ -609,14 +609,14 @@ class Faults(Case):
                     self.assertEqual(self.describe("a", daemon)["steps"], 2)
             shutil.rmtree(self.data, ignore_errors=True)
 
-    def test_noticed_without_a_record(self):
+    def test_R08_noticed_without_a_record(self):
         with lossd.Daemon("--data-dir", self.data) as daemon:
             self.record("a", 1, daemon=daemon)
             os.unlink(self.file)
             self.ready(daemon, 503)
             self.compute(daemon)
 
-    def test_damaged(self):
+    def test_R06_damaged_while_it_runs(self):
         """It is noticed by whoever reads or writes; nothing more is written, and nothing is deleted."""
         with lossd.Daemon("--data-dir", self.data) as daemon:
             self.fill("a", range(100), daemon)
@@ -652,7 +652,7 @@ class Faults(Case):
         with self.assertRaisesRegex(RuntimeError, "exit 65"):
             lossd.Daemon("--data-dir", self.data)
 
-    def test_no_place(self):
+    def test_L11_no_place(self):
         for data in ("/nonexistent/lossd-data", "/proc/lossd", "/dev/null/data"):
             with self.subTest(data), lossd.Daemon("--data-dir", data) as daemon:
                 self.ready(daemon, 200, 1)
@@ -664,14 +664,14 @@ class Faults(Case):
                 self.problem(daemon.delete("/v1/runs/refused"), 404, "unknown_run")
                 self.assertEqual(len(self.warnings(daemon)), 1)
 
-    def test_a_file_for_a_place(self):
+    def test_L11_a_file_for_a_place(self):
         with open(self.data, "w"):
             pass
         status, out, err = lossd.command("--listen", "127.0.0.1:0", "--data-dir", self.data)
         self.assertEqual((status, out), (73, ""), err)
         self.assertRegex(err, "^lossd: [^\n]*%s\" is a file; name another --data-dir\n$" % re.escape(self.data))
 
-    def test_a_place_that_comes_later(self):
+    def test_L11_a_place_that_comes_later(self):
         parent = os.path.join(self.home.name, "later")
         with lossd.Daemon("--data-dir", os.path.join(parent, "data")) as daemon:
             self.refused(daemon, 503, "store_unavailable")

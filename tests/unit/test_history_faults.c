@@ -114,7 +114,7 @@ static bool fail_at(long k) {
     return fired;
 }
 
-START_TEST(every_call_fails) {
+START_TEST(R04_every_call_fails) {
     static const int codes[] = {SQLITE_IOERR_WRITE, SQLITE_FULL, SQLITE_IOERR_FSYNC};
     use_checkpoints();
     use_shim();
@@ -128,7 +128,7 @@ START_TEST(every_call_fails) {
 }
 END_TEST
 
-START_TEST(every_allocation_of_sqlite_fails) {
+START_TEST(R01_every_allocation_of_sqlite_fails) {
     use_failing_memory();
     for_ever = _i;
     long k = 1;
@@ -215,7 +215,7 @@ static int look_up(const versions v, int n) {
     return n;
 }
 
-START_TEST(power_cuts) {
+START_TEST(L05_power_cuts) {
     enum { CUTS = 100 };
     const history_options options = {.weak = _i};
     int lost = 0, whole = 0;
@@ -264,7 +264,7 @@ START_TEST(power_cuts) {
 END_TEST
 
 /* What is acknowledged in the weak mode survives the process at least. */
-START_TEST(killed) {
+START_TEST(L03_killed) {
     const history_options options = {.weak = _i};
     use_checkpoints();
     for (int round = 0; round < 8; round++) {
@@ -322,10 +322,10 @@ int main(void) {
     Suite *suite = suite_create("history faults");
     TCase *c = tcase_create("failing");
     tcase_set_timeout(c, 300);
-    tcase_add_loop_test(c, every_call_fails, 0, 6);
-    tcase_add_loop_test(c, every_allocation_of_sqlite_fails, 0, 2);
-    tcase_add_loop_test(c, power_cuts, 0, 2);
-    tcase_add_loop_test(c, killed, 0, 2);
+    tcase_add_loop_test(c, R04_every_call_fails, 0, 6);
+    tcase_add_loop_test(c, R01_every_allocation_of_sqlite_fails, 0, 2);
+    tcase_add_loop_test(c, L05_power_cuts, 0, 2);
+    tcase_add_loop_test(c, L03_killed, 0, 2);
     suite_add_tcase(suite, c);
     return suite_run(suite);
 }

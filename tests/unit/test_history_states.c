@@ -101,7 +101,7 @@ START_TEST(another_daemon_s) {
 END_TEST
 
 /* A reader in another process keeps the log from being emptied; it must not fill the disk. */
-START_TEST(log_kept_by_a_reader) {
+START_TEST(R09_log_kept_by_a_reader) {
     sqlite3 *other;
     bx_error error = {0};
     char log[160];
@@ -140,7 +140,7 @@ static void grow_log_and_put(void *context, const proto_step *step) {
 
 /* Nor does a read of our own that takes long: whoever records does not wait for it, and the log is emptied behind it.
  */
-START_TEST(log_kept_by_a_long_read) {
+START_TEST(R09_log_kept_by_a_long_read) {
     bx_error error = {0};
     char log[160];
     struct stat state;
@@ -622,8 +622,8 @@ int main(void) {
     tcase_add_checked_fixture(c, setup, teardown);
     tcase_add_test(c, locked_by_another);
     tcase_add_test(c, another_daemon_s);
-    tcase_add_test(c, log_kept_by_a_reader);
-    tcase_add_test(c, log_kept_by_a_long_read);
+    tcase_add_test(c, R09_log_kept_by_a_reader);
+    tcase_add_test(c, R09_log_kept_by_a_long_read);
     tcase_add_test(c, file_too_large);
     tcase_add_test(c, full_disk);
     tcase_add_test(c, not_a_database);

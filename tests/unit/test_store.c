@@ -546,7 +546,7 @@ static bool fail_at(long k) {
     return fired;
 }
 
-START_TEST(test_every_call_fails) {
+START_TEST(test_R04_every_call_fails) {
     static const int codes[] = {SQLITE_IOERR_WRITE, SQLITE_FULL, SQLITE_IOERR_FSYNC};
     use_shim();
     failure = codes[_i];
@@ -605,7 +605,7 @@ START_TEST(test_refused_is_not_kept) {
 }
 END_TEST
 
-START_TEST(test_every_allocation_of_sqlite_fails) {
+START_TEST(test_R01_every_allocation_of_sqlite_fails) {
     use_failing_memory();
     for_ever = _i;
     long k = 1;
@@ -643,8 +643,8 @@ int main(void) {
     suite_add_tcase(suite, c);
     TCase *failing = tcase_create("failing file system");
     tcase_set_timeout(failing, 300);
-    tcase_add_loop_test(failing, test_every_call_fails, 0, 3);
-    tcase_add_loop_test(failing, test_every_allocation_of_sqlite_fails, 0, 2);
+    tcase_add_loop_test(failing, test_R04_every_call_fails, 0, 3);
+    tcase_add_loop_test(failing, test_R01_every_allocation_of_sqlite_fails, 0, 2);
     suite_add_tcase(suite, failing);
     return suite_run(suite);
 }
