@@ -217,6 +217,12 @@ static int wait_for_lock(void *context, int attempt) {
     return attempt < BUSY_MS / WAIT_MS && !atomic_load(&d->hurried) && !usleep(WAIT_MS * 1000);
 }
 
+/* No database of ours has a negative one. */
+static int read_version(database *d, int64_t *version) {
+    const int rc = database_number(d, "PRAGMA user_version", version);
+    return rc == SQLITE_OK && *version < 0 ? SQLITE_CORRUPT : rc;
+}
+
 /* Open the file and read from it. */
 static int try_open(database *d, int flags, int64_t *version) {
     char settings[160];
@@ -234,7 +240,7 @@ static int try_open(database *d, int flags, int64_t *version) {
              d->synchronous);
     rc = database_run(d, settings);
     if (rc == SQLITE_OK) {
-        rc = database_number(d, "PRAGMA user_version", version);
+        rc = read_version(d, version);
     }
     d->readable = rc == SQLITE_OK && sqlite3_db_readonly(d->db, "main") == 1;
     return rc;
@@ -253,7 +259,7 @@ static int migrate(database *d, int64_t version) {
     const int wanted = d->kind->version;
     snprintf(mark, sizeof mark, "PRAGMA user_version=%d; COMMIT", wanted);
     int rc = database_run(d, "BEGIN IMMEDIATE");
-    rc = rc == SQLITE_OK ? database_number(d, "PRAGMA user_version", &version) : rc; /* nobody else has done it */
+    rc = rc == SQLITE_OK ? read_version(d, &version) : rc; /* nobody else has done it */
     for (; rc == SQLITE_OK && version < wanted; version++) {
         rc = database_run(d, d->kind->migrations[version]);
     }
