@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # The only build file. `make help` lists what it can do.
 #
-# Objects live in build/<configuration>/: release (default), test (address + undefined sanitizers), tsan, cover.
+# Objects live in build/<configuration>/: release (default), test (address + undefined sanitizers), tsan, cover, fuzz.
 
 VERSION := 0.2.0
 CONFIG  ?= release
@@ -25,9 +25,11 @@ CFLAGS_release = -O2 -g -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=3 $(HARDER)
 CFLAGS_test    := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 CFLAGS_tsan    := -O1 -g -fsanitize=thread -fno-omit-frame-pointer
 CFLAGS_cover   := -O0 -g --coverage -fprofile-update=atomic
+CFLAGS_fuzz    := -O1 -g -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 LDFLAGS_test   := -fsanitize=address,undefined
 LDFLAGS_tsan   := -fsanitize=thread
 LDFLAGS_cover  := --coverage
+LDFLAGS_fuzz   := -fsanitize=fuzzer,address,undefined
 
 ALL_CFLAGS = -std=c11 -D_GNU_SOURCE $(WARN) $(HARDEN) $(CFLAGS_$(CONFIG)) -Ilib -Iproto -Iserver -MMD -MP $(CFLAGS)
 # lib: IEEE arithmetic as written, so that every level gives the same bits (no contraction, never -ffast-math).
@@ -74,12 +76,16 @@ UNIT    := $(patsubst tests/unit/%.c,$(B)/unit/%,$(wildcard tests/unit/test_*.c)
 KERNELS := $(B)/kernels/harness $(B)/kernels/cuda $(B)/kernels/cuda-emulated
 GOLDEN  := $(B)/golden/golden $(B)/golden/golden-emulated
 PTX     := $(if $(NVCC),tests/support/ptx)
+FUZZERS := $(filter-out replay planted,$(patsubst tests/fuzz/%.c,%,$(wildcard tests/fuzz/*.c)))
+FUZZ    := $(FUZZERS:%=$(B)/fuzz/%)
 C_FILES := $(wildcard lib/*.[ch] lib/loss/*.h proto/*.[ch] server/*.[ch] tests/*/*.[ch] tests/*/*/*.h lib/*.cu \
            tests/*/*.cc tests/*/*/*.cc)
-CC_FILES := $(filter %.cu %.cc,$(C_FILES))
+CFUZZERS := $(filter-out replay planted,$(patsubst tests/fuzz/%.c,%,$(wildcard tests/fuzz/*.c)))
+FUZZ    := $(FUZZERS:%=$(B)/fuzz/%)
+C_FILES := $(filter %.cu %.cc,$(C_FILES))
 
-.PHONY: all run demo test check unit golden kernels e2e e2e-kill e2e-slow e2e-clients deploy-check screenshot tsan bench bench-peers cover layers \
-        lint format format-check install docker clean help deps-build deps-demo deps-test deps-bench deps-bench-peers deps-clients deps-lint
+.PHONY: all run demo test check unit golden kernels fuzz fuzz-regress fuzz-corpus fuzz-planted e2e e2e-kill e2e-slow e2e-clients deploy-check screenshot tsan bench bench-peers cover layers \
+        lint format format-check install docker clean help deps-build deps-demo deps-test deps-bench deps-bench-peers deps-clients deps-fuzz deps-lint
 .SECONDARY:
 .DELETE_ON_ERROR:
 
@@ -91,7 +97,7 @@ build/lossd: build/release/lossd
 
 # ---- what the machine needs -------------------------------------------------------------------------------------
 
-deps-build deps-demo deps-test deps-bench deps-bench-peers deps-clients deps-lint:
+deps-build deps-demo deps-test deps-bench deps-bench-peers deps-clients deps-fuzz deps-lint:
 	@DYGRAPHS=$(DYGRAPHS) NVCC=$(NVCC) deploy/deps $(@:deps-%=%)
 
 # ---- compile ----------------------------------------------------------------------------------------------------
@@ -171,6 +177,20 @@ $(B)/kernels/%: $(B)/tests/kernels/%.o $(ARCHIVES)
 	$(call say,LD)
 	$(Q)$(CC) $(LDHARD) $(LDFLAGS_$(CONFIG)) $(LDFLAGS) $^ $(LDLIBS) -o $@
 $(B)/golden/%: $(B)/tests/golden/%.o $(ARCHIVES)
+	@mkdir -p $(@D)
+	$(call say,LD)
+	$(Q)$(CC) $(LDHARD) $(LDFLAGS_$(CONFIG)) $(LDFLAGS) $^ $(LDLIBS) -o $@
+# A fuzz target is libFuzzer's where there is one, else it has a main that replays what is kept.
+$(B)/libserver.a: $(filter-out $(B)/server/main.o,$(SERVER_OBJ))
+	@rm -f $@
+	$(call say,AR)
+	$(Q)$(AR) rcs $@ $^
+FUZZ_MAIN := $(if $(filter fuzz,$(CONFIG)),,$(B)/tests/fuzz/replay.o)
+$(B)/fuzz/planted: $(B)/tests/fuzz/scan.o $(B)/tests/fuzz/planted.o $(FUZZ_MAIN) $(ARCHIVES)
+	@mkdir -p $(@D)
+	$(call say,LD)
+	$(Q)$(CC) $(LDHARD) $(LDFLAGS_$(CONFIG)) $(LDFLAGS) $^ -Wl,--wrap=proto_number_read $(LDLIBS) -o $@
+$(B)/fuzz/%: $(B)/tests/fuzz/%.o $(FUZZ_MAIN) $(B)/libserver.a $(ARCHIVES)
 	@mkdir -p $(@D)
 	$(call say,LD)
 	$(Q)$(CC) $(LDHARD) $(LDFLAGS_$(CONFIG)) $(LDFLAGS) $^ $(LDLIBS) -o $@
@@ -258,8 +278,8 @@ docker: ## build the container image, with docker, podman or buildah
 # Every suite prints 'N passed, N failed'; tests/run adds them up.
 test: all ## build with address and undefined-behaviour sanitizers and run every test; and look at the daemon's hardening
 	@$(MAKE) --no-print-directory CONFIG=test check
-check: deps-test $(B)/lossd $(B)/lossd-emulated $(B)/planted $(UNIT) $(KERNELS) $(GOLDEN)
-	@$(TEST_ENV) tests/run $(UNIT) $(KERNELS) $(PTX) $(GOLDEN) tests/golden/sources tests/e2e/run.py
+check: deps-test $(B)/lossd $(B)/lossd-emulated $(B)/planted $(UNIT) $(KERNELS) $(GOLDEN) $(FUZZ)
+	@$(TEST_ENV) tests/run $(UNIT) $(KERNELS) $(PTX) $(GOLDEN) tests/golden/sources $(FUZZ) tests/e2e/run.py
 TEST_ENV = LOSSD=$(B)/lossd LOSSD_EMULATED=$(B)/lossd-emulated NVCC=$(NVCC) \
            CUDA_FLAGS="$(CUDA_FLAGS)" HARNESS=$(B)/kernels/cuda
 unit: deps-test $(UNIT) ## unit suites only
@@ -270,6 +290,18 @@ kernels: deps-test $(KERNELS) ## every kernel level and device against the refer
 SANITIZED = $(if $(filter require,$(CUDA)),tests/support/sanitized)
 golden: deps-test $(GOLDEN) ## independent float64 and PyTorch numbers, and these made again
 	@tests/run $(GOLDEN) tests/golden/sources
+fuzz: deps-fuzz ## search for inputs that break TARGET, for SECONDS (300); without a TARGET, list them
+	@test -n "$(TARGET)" || { echo $(FUZZERS); exit 2; }
+	@$(MAKE) --no-print-directory CONFIG=fuzz CC=clang build/fuzz/fuzz/$(TARGET)
+	@/usr/bin/python3 tests/fuzz/fuzz.py search $(TARGET) $(or $(SECONDS),300)
+fuzz-regress: deps-test $(FUZZ) ## what fuzzing has found interesting, again, without libFuzzer
+	@tests/run $(FUZZ)
+fuzz-corpus: deps-fuzz ## keep of what TARGET has found whatever reaches more
+	@$(MAKE) --no-print-directory CONFIG=fuzz CC=clang build/fuzz/fuzz/$(TARGET)
+	@/usr/bin/python3 tests/fuzz/fuzz.py keep $(TARGET)
+fuzz-planted: deps-fuzz ## a bug that was planted on purpose must be found
+	@$(MAKE) --no-print-directory CONFIG=fuzz CC=clang build/fuzz/fuzz/planted
+	@/usr/bin/python3 tests/fuzz/fuzz.py planted
 e2e: deps-test $(B)/lossd $(B)/lossd-emulated $(B)/planted ## the real daemon over the wire
 	@$(TEST_ENV) tests/run tests/e2e/run.py
 e2e-kill: deps-test $(B)/lossd ## kill it under load TRIALS times (100): what was acknowledged is there

@@ -1,0 +1,240 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The bytes of one connection to a daemon in this process. Whatever they are, what comes back are whole answers with
+ * statuses that we know, each with the body that it announces; and nothing stays behind. The first byte says where the
+ * bytes are cut in two.
+ */
+#include <arpa/inet.h>
+#include <errno.h>
+#include <poll.h>
+#include <sys/socket.h>
+
+#include "daemon.h"
+
+static server daemon_here;
+static char answers[8 << 20];
+
+int LLVMFuzzerInitialize(int *argc, char ***argv) {
+    (void)argc, (void)argv;
+    log_setup(LOG_ERROR, false);
+    proto_init();
+    start_daemon(&daemon_here, "--workers=2");
+    return 0;
+}
+
+/* ---- a connection ------------------------------------------------------------------------------------------------ */
+
+static void send_all(int fd, const uint8_t *data, size_t n) {
+    for (ssize_t sent; n > 0; data += sent, n -= (size_t)sent) {
+        sent = send(fd, data, n, MSG_NOSIGNAL);
+        if (sent <= 0) {
+            return;
+        }
+    }
+}
+
+/* Everything that comes until the end. *whole: it was the daemon that ended it, in order. */
+static size_t receive_all(int fd, bool *whole) {
+    size_t n = 0;
+    int patience = 5;
+    *whole = false;
+    while (poll(&(struct pollfd){fd, POLLIN, 0}, 1, patience) == 1 && n < sizeof answers) {
+        const ssize_t got = recv(fd, answers + n, sizeof answers - n, 0);
+        if (got <= 0) {
+            *whole = got == 0;
+            return n;
+        }
+        n += (size_t)got;
+        patience = 300;
+    }
+    return n;
+}
+
+static size_t exchange(const uint8_t *data, size_t n, size_t cut, bool *whole) {
+    const struct sockaddr_in to = {.sin_family = AF_INET,
+                                   .sin_port = htons((uint16_t)daemon_here.port),
+                                   .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    const int fd = socket(AF_INET, SOCK_STREAM, 0);
+    CHECK(fd >= 0 && !connect(fd, (const struct sockaddr *)&to, sizeof to), "no connection: %s", strerror(errno));
+    cut = cut < n ? cut : n;
+    send_all(fd, data, cut);
+    if (cut < n) {
+        poll(NULL, 0, 1);
+        send_all(fd, data + cut, n - cut);
+    }
+    shutdown(fd, SHUT_WR);
+    const size_t got = receive_all(fd, whole);
+    if (!*whole) { /* it waits for more, which the daemon is to notice at once */
+        setsockopt(fd, SOL_SOCKET, SO_LINGER, &(struct linger){1, 0}, sizeof(struct linger));
+    }
+    close(fd);
+    return got;
+}
+
+/* ---- answers ----------------------------------------------------------------------------------------------------- */
+
+/* The value of a header, NULL: it is not there. `head` ends in an empty line. */
+static const char *header(const char *head, const char *end, const char *name) {
+    const size_t n = strlen(name);
+    for (const char *line = head; line < end; line = strstr(line, "\r\n") + 2) {
+        if (!strncasecmp(line, name, n) && line[n] == ':') {
+            return line + n + 1 + strspn(line + n + 1, " ");
+        }
+    }
+    return NULL;
+}
+
+static bool is_known(int status) {
+    static const int known[] = {200, 201, 204, 304, 400, 403, 404, 405, 406, 408, 409, 411,
+                                412, 413, 414, 415, 417, 422, 431, 501, 503, 505, 507};
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+        if (known[i] == status) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Read by our own reader, since jansson works for the daemon meanwhile; it wants an object. */
+static proto_node *parse(const char *text, size_t n) {
+    char *object = malloc(n + 16);
+    proto_node *root;
+    bx_error error = {0};
+    CHECK(object, "no memory");
+    const int begin = sprintf(object, "{\"a\":");
+    memcpy(object + begin, text, n);
+    object[(size_t)begin + n] = '}';
+    CHECK(proto_json_parse(&root, object, (size_t)begin + n + 1, (size_t)64 << 20, &error) == BX_OK, "%s in %.*s",
+          error.text, (int)n, text);
+    free(object);
+    return root;
+}
+
+static void check_json_here(const char *text, size_t n) {
+    proto_json_free(parse(text, n));
+}
+
+static void check_problem(const char *text, size_t n, int status) {
+    static const char *const needed[] = {"type", "title", "detail", "code", "request_id"};
+    proto_node *root = parse(text, n);
+    const proto_node *problem = proto_json_get(root, "a"), *number = proto_json_get(problem, "status");
+    CHECK(number && proto_json_int(number) == status, "status %d: %.*s", status, (int)n, text);
+    for (size_t i = 0; i < sizeof needed / sizeof *needed; i++) {
+        const proto_node *value = proto_json_get(problem, needed[i]);
+        CHECK(value && proto_json_kind(value) == PROTO_STRING, "no %s: %.*s", needed[i], (int)n, text);
+    }
+    CHECK(strcmp(proto_json_string(proto_json_get(problem, "code")), "internal") != 0, "%.*s", (int)n, text);
+    proto_json_free(root);
+}
+
+/* Prometheus' text format: a name, labels, a number. */
+static void check_page(const char *text, size_t n) {
+    CHECK(n > 0 && text[n - 1] == '\n', "no end");
+    for (const char *line = text, *end = text + n; line < end;
+         line = (const char *)memchr(line, '\n', (size_t)(end - line)) + 1) {
+        double value;
+        if (*line != '#') {
+            const size_t name = strspn(line, "abcdefghijklmnopqrstuvwxyz_0123456789");
+            CHECK(name > 0 && (line[name] == '{' || line[name] == ' '), "%.80s", line);
+            const char *space = line[name] == '{' ? strstr(line, "} ") : line + name - 1;
+            CHECK(space && sscanf(space + 1, " %lf", &value) == 1, "%.80s", line);
+        }
+    }
+}
+
+static void check_body(const char *type, int status, const char *body, size_t n, const char *json_end) {
+    proto_container c;
+    bx_error error = {0};
+    if (!strncmp(type, PROTO_TYPE_PROBLEM, strlen(PROTO_TYPE_PROBLEM))) {
+        check_problem(body, n, status);
+    } else if (json_end) {
+        CHECK((size_t)atol(json_end) <= n, "JSON of %.20s bytes in %zu", json_end, n);
+        check_json_here(body, (size_t)atol(json_end));
+    } else if (!strncmp(type, PROTO_TYPE_JSON, strlen(PROTO_TYPE_JSON))) {
+        check_json_here(body, n);
+    } else if (!strncmp(type, PROTO_TYPE_SAFETENSORS, strlen(PROTO_TYPE_SAFETENSORS))) {
+        CHECK(proto_container_read(&c, body, n, &error) == BX_OK, "%s", error.text);
+        proto_container_fini(&c);
+    } else if (!strncmp(type, "text/plain", 10)) {
+        check_page(body, n);
+    }
+}
+
+/* What is coded, decoded; the caller frees it. */
+static char *decode(const char *coding, const char *body, size_t *n) {
+    proto_inflater *inflater = proto_inflater_new(*coding == 'g' ? PROTO_GZIP : PROTO_DEFLATE);
+    char *out = malloc(sizeof answers);
+    size_t got = 0;
+    bx_error error = {0};
+    CHECK(inflater && out, "no memory");
+    proto_inflater_give(inflater, body, *n);
+    CHECK(proto_inflater_take(inflater, out, sizeof answers, &got, &error) == BX_OK &&
+              proto_inflater_end(inflater, &error) == BX_OK,
+          "%s", error.text);
+    proto_inflater_free(inflater);
+    *n = got;
+    return out;
+}
+
+/* The answer at the beginning of a text, of which there is no more; returns where the next one begins, NULL: it is cut
+ * off. `headless`: HEAD was asked perhaps. */
+static const char *check_answer(const char *text, const char *end, bool headless) {
+    int status = 0, used = 0;
+    const char *head_end = memmem(text, (size_t)(end - text), "\r\n\r\n", 4);
+    if (!head_end) {
+        return NULL;
+    }
+    CHECK(sscanf(text, "HTTP/1.1 %3d %n", &status, &used) == 1 && used == 13, "%.80s", text);
+    const char *head = strstr(text, "\r\n") + 2, *body = head_end + 4;
+    if (status == 100) {
+        return body;
+    }
+    const char *length = header(head, body, "Content-Length"), *type = header(head, body, "Content-Type");
+    const char *coding = header(head, body, "Content-Encoding");
+    /* the library's; of some it sends the head twice */
+    const char *second =
+        type || strncmp(body, "HTTP/1.1 ", 9) ? NULL : memmem(body, (size_t)(end - body), "\r\n\r\n", 4);
+    body = second ? second + 4 : body;
+    const bool own = !strncmp(body, "<html>", end - body > 6 ? 6 : (size_t)(end - body)) && !type;
+    CHECK(is_known(status) || (own && status == 500), "status %d: %.400s", status, text);
+    CHECK(status != 503 || header(head, body, "Retry-After") || own, "503 without Retry-After: %.400s", text);
+    CHECK(status != 405 || header(head, body, "Allow"), "405 without Allow: %.400s", text);
+    CHECK(!header(head, body, "Transfer-Encoding"), "chunked: %.400s", text);
+    if (status == 304 || status == 204) {
+        return body;
+    }
+    CHECK(length, "no length: %.400s", text);
+    size_t n = (size_t)strtoul(length, NULL, 10);
+    if (headless && (body == end || !strncmp(body, "HTTP/1.1 ", 9))) {
+        return body;
+    }
+    if (n > (size_t)(end - body)) {
+        return NULL;
+    }
+    CHECK(own || header(head, body, "X-Request-Id"), "no id: %.400s", text);
+    char *decoded = coding ? decode(coding, body, &n) : NULL;
+    if (type) {
+        check_body(type, status, decoded ? decoded : body, n, header(head, body, "Inference-Header-Content-Length"));
+    }
+    free(decoded);
+    return body + (decoded ? strtoul(length, NULL, 10) : n);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+    if (size == 0) {
+        return 0;
+    }
+    bool whole;
+    const size_t cut = data[0] ? 8 * (size_t)data[0] : size;
+    const size_t n = exchange(data + 1, size - 1, cut, &whole);
+    const bool headless = memmem(data, size, "HEAD", 4);
+    const char *end = answers + n;
+    answers[n < sizeof answers ? n : sizeof answers - 1] = '\0';
+    for (const char *at = answers; at && at < end;) {
+        const char *next = check_answer(at, end, headless);
+        CHECK(next || !whole, "cut off: %.400s", at);
+        at = next;
+    }
+    come_to_rest(&daemon_here);
+    return 0;
+}

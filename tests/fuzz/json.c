@@ -1,0 +1,23 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A JSON body to a request, of both tasks. */
+#include "fuzz.h"
+
+int LLVMFuzzerInitialize(int *argc, char ***argv) {
+    (void)argc, (void)argv;
+    proto_init();
+    return 0;
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+    for (int task = PROTO_LOSS; task <= PROTO_MATCH; task++) {
+        size_t left;
+        proto_request r;
+        const decoding how = {.task = (proto_task)task, .encoding = PROTO_JSON, .limits = fuzz_limits(&left)};
+        if (decodes(&r, &how, data, size)) {
+            look_at(&r);
+            proto_request_free(&r);
+        }
+    }
+    (void)proto_encoding_guess(data, size);
+    return 0;
+}
