@@ -7,6 +7,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <poll.h>
+#include <signal.h>
 #include <sys/socket.h>
 
 #include "daemon.h"
@@ -24,38 +25,68 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
 
 /* ---- a connection ------------------------------------------------------------------------------------------------ */
 
+/* libFuzzer's clock is a signal: what it interrupts is begun again. */
+#define AGAIN(call)                                                                                                    \
+    ({                                                                                                                 \
+        ssize_t result;                                                                                                \
+        while ((result = (call)) < 0 && errno == EINTR) {                                                              \
+        }                                                                                                              \
+        result;                                                                                                        \
+    })
+
+/* A connection cannot be begun again: the signal has to wait. */
+static int dial(void) {
+    const struct sockaddr_in to = {.sin_family = AF_INET,
+                                   .sin_port = htons((uint16_t)daemon_here.port),
+                                   .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    sigset_t clock, before;
+    sigemptyset(&clock);
+    sigaddset(&clock, SIGALRM);
+    pthread_sigmask(SIG_BLOCK, &clock, &before);
+    const int fd = socket(AF_INET, SOCK_STREAM, 0);
+    CHECK(fd >= 0 && !connect(fd, (const struct sockaddr *)&to, sizeof to), "no connection: %s", strerror(errno));
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return fd;
+}
+
 static void send_all(int fd, const uint8_t *data, size_t n) {
     for (ssize_t sent; n > 0; data += sent, n -= (size_t)sent) {
-        sent = send(fd, data, n, MSG_NOSIGNAL);
+        sent = AGAIN(send(fd, data, n, MSG_NOSIGNAL));
         if (sent <= 0) {
             return;
         }
     }
 }
 
+/* Whether the daemon may still have something to say: milliseconds that it is given for it. libmicrohttpd may keep a
+ * connection whose other side has ended, and the body that was announced may never come. */
+static int patience(void) {
+    const server *s = &daemon_here;
+    const bool works = atomic_load(&s->tickets) || atomic_load(&s->at_clerk) || atomic_load(&s->at_reader);
+    return works ? 1000 : 6;
+}
+
 /* Everything that comes until the end. *whole: it was the daemon that ended it, in order. */
 static size_t receive_all(int fd, bool *whole) {
     size_t n = 0;
-    int patience = 5;
     *whole = false;
-    while (poll(&(struct pollfd){fd, POLLIN, 0}, 1, patience) == 1 && n < sizeof answers) {
-        const ssize_t got = recv(fd, answers + n, sizeof answers - n, 0);
+    for (int idle = 0; n < sizeof answers && idle < patience(); idle += 2) {
+        if (AGAIN(poll(&(struct pollfd){fd, POLLIN, 0}, 1, 2)) < 1) {
+            continue;
+        }
+        const ssize_t got = AGAIN(recv(fd, answers + n, sizeof answers - n, 0));
         if (got <= 0) {
             *whole = got == 0;
             return n;
         }
         n += (size_t)got;
-        patience = 300;
+        idle = 0;
     }
     return n;
 }
 
 static size_t exchange(const uint8_t *data, size_t n, size_t cut, bool *whole) {
-    const struct sockaddr_in to = {.sin_family = AF_INET,
-                                   .sin_port = htons((uint16_t)daemon_here.port),
-                                   .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    const int fd = socket(AF_INET, SOCK_STREAM, 0);
-    CHECK(fd >= 0 && !connect(fd, (const struct sockaddr *)&to, sizeof to), "no connection: %s", strerror(errno));
+    const int fd = dial();
     cut = cut < n ? cut : n;
     send_all(fd, data, cut);
     if (cut < n) {
