@@ -168,6 +168,8 @@ $(B)/unit/test_alloc: $(B)/tests/unit/test_alloc.o $(filter-out $(B)/server/main
 	$(call say,LD)
 	$(Q)$(CC) $(LDHARD) $(LDFLAGS_$(CONFIG)) $(LDFLAGS) $^ -Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc \
 	    -Wl,--wrap=aligned_alloc,--wrap=strdup,--wrap=mmap $(LDLIBS) -lcheck -lsubunit -lrt -o $@
+# Likewise threads, clocks and file systems.
+$(B)/unit/test_faults: LDFLAGS += -Wl,--wrap=pthread_create,--wrap=clock_gettime,--wrap=statfs
 $(B)/unit/%: $(B)/tests/unit/%.o $(filter-out $(B)/server/main.o,$(SERVER_OBJ)) $(ARCHIVES)
 	@mkdir -p $(@D)
 	$(call say,LD)

@@ -4,8 +4,8 @@
  *
  * A request leases bytes when it is admitted and turns them into buffers later, so what was admitted cannot run out of
  * its own body memory. Idle buffers are kept, because the pages of a fresh 28 MB buffer cost more than reading it; they
- * count against the limit too and go, the oldest first, when room is needed, or when nobody has needed them for a while.
- * What is pinned for a GPU stays so until then. Invariant, under the lock: used + idle <= limit.
+ * count against the limit too and go, the oldest first, when room is needed, or when nobody has needed them for a
+ * while. What is pinned for a GPU stays so until then. Invariant, under the lock: used + idle <= limit.
  */
 #include <malloc.h>
 #include <stdlib.h>
@@ -22,8 +22,8 @@
 struct memory {
     pthread_mutex_t lock;
     size_t limit, used, idle_bytes;
-    size_t most;   /* used, since memory_tend */
-    bool worked;   /* more than a little, since the heap was trimmed */
+    size_t most; /* used, since memory_tend */
+    bool worked; /* more than a little, since the heap was trimmed */
     buffer idle[MAX_IDLE];
     int n_idle, n_old; /* the old ones, which come first, were idle when memory_tend looked */
     bool (*reclaim)(void *context);

@@ -106,8 +106,8 @@ void memory_on_full(memory *memory, bool (*reclaim)(void *context), void *contex
 /* How buffers are pinned, so that GPUs read and write them at full speed; without this none is. Set it before there are
  * other threads. */
 void memory_on_pin(memory *memory, bool (*pin)(void *data, size_t bytes), void (*unpin)(void *data));
-/* Now and then: what has been kept since the last time and not been needed is given back to the machine; so is the heap,
- * once little is going on. */
+/* Now and then: what has been kept since the last time and not been needed is given back to the machine; so is the
+ * heap, once little is going on. */
 void memory_tend(memory *memory);
 size_t memory_limit(const memory *memory);
 size_t memory_used(memory *memory);

@@ -222,6 +222,21 @@ class Starts(Case):
             self.assertTrue(lossd.until(lambda: two.post(target("theirs", 1), TINY).status == 200, 5))
             self.assertEqual(self.names(two), ["mine", "theirs"])
 
+    def test_L11_a_link(self):
+        """It leads to a directory, which two daemons do not share under two names."""
+        place, link = os.path.join(self.home.name, "place"), os.path.join(self.home.name, "link")
+        os.symlink(place, link)
+        with lossd.Daemon("--data-dir", link) as daemon:
+            self.problem(daemon.post(target("a", 1), TINY), 503, "store_unavailable")   # nothing is made behind it
+            os.mkdir(place, 0o700)
+            self.record("a", 1, daemon=daemon)
+            for name in (place, link):
+                status, out, err = lossd.command("--listen", "127.0.0.1:0", "--data-dir", name)
+                self.assertEqual((status, out, err.count("\n")), (75, "", 1), err)
+        self.assertEqual(sorted(os.listdir(place)), [FILE])
+        with lossd.Daemon("--data-dir", place) as daemon:
+            self.assertEqual(self.names(daemon), ["a"])
+
     def test_L11_made_when_it_is_needed(self):
         with lossd.Daemon("--data-dir", self.data + "/") as daemon:
             self.assertEqual(self.names(daemon), [])

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Makes SQLite fail, for tests. A VFS counts the calls that write, sync, resize and open, and makes the k-th of them
- * fail; allocations can be made to fail likewise. For one thread at a time.
+ * fail, or kills the process in it; allocations can be made to fail likewise. For one thread at a time.
  */
 #ifndef FAILING_H
 #define FAILING_H
 
+#include <signal.h>
 #include <sqlite3.h>
 #include <stdbool.h>
 
@@ -13,6 +14,7 @@
 
 static long countdown = -1; /* calls left until the failing one; negative: disarmed */
 static bool for_ever, fired;
+static bool deadly; /* it is not a failure, but SIGKILL: of a write, when half of it is done */
 static int failure;
 
 static bool fails(void) {
@@ -41,21 +43,27 @@ static int shim_close(sqlite3_file *f) {
 static int shim_read(sqlite3_file *f, void *to, int n, sqlite3_int64 at) {
     return PASS(xRead, to, n, at);
 }
+static int strike(void) {
+    if (deadly) {
+        raise(SIGKILL);
+    }
+    return failure;
+}
 static int shim_write(sqlite3_file *f, const void *from, int n, sqlite3_int64 at) {
     if (fails()) {
         PASS(xWrite, from, n / 2, at); /* some of it may have gone through */
-        return failure;
+        return strike();
     }
     return PASS(xWrite, from, n, at);
 }
 static int shim_truncate(sqlite3_file *f, sqlite3_int64 size) {
-    return fails() ? failure : PASS(xTruncate, size);
+    return fails() ? strike() : PASS(xTruncate, size);
 }
 static long syncs;
 
 static int shim_sync(sqlite3_file *f, int flags) {
     syncs++;
-    return fails() ? failure : PASS(xSync, flags);
+    return fails() ? strike() : PASS(xSync, flags);
 }
 static int shim_size(sqlite3_file *f, sqlite3_int64 *size) {
     return PASS(xFileSize, size);
@@ -79,7 +87,7 @@ static int shim_characteristics(sqlite3_file *f) {
     return REAL(f)->pMethods->xDeviceCharacteristics(REAL(f));
 }
 static int shim_shm_map(sqlite3_file *f, int page, int size, int extend, void volatile **out) {
-    return extend && fails() ? failure : PASS(xShmMap, page, size, extend, out);
+    return extend && fails() ? strike() : PASS(xShmMap, page, size, extend, out);
 }
 static int shim_shm_lock(sqlite3_file *f, int offset, int n, int flags) {
     return PASS(xShmLock, offset, n, flags);
@@ -117,6 +125,7 @@ static int shim_open(sqlite3_vfs *vfs, sqlite3_filename name, sqlite3_file *f, i
     (void)vfs;
     f->pMethods = NULL;
     if (fails()) {
+        strike();
         return SQLITE_CANTOPEN;
     }
     s->real = (sqlite3_file *)(void *)(s + 1);

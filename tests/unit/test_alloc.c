@@ -6,8 +6,9 @@
  * The linker redirects our own calls (not those inside libmicrohttpd) to the wrappers below. For k = 1, 2, ... the k-th
  * call while armed fails. Each time the client must see a whole answer (the good one, or 503 as a problem document) or
  * a closed connection, the next clean request must be answered as ever, and no ticket or byte may stay taken. Ends when
- * a request finishes before its k-th allocation. The leak sanitizer looks at what remains. (Allocations of SQLite's own
- * fail in test_store.c.)
+ * a request finishes before its k-th allocation. What was acknowledged as recorded must be told afterwards. The leak
+ * sanitizer looks at what remains. The start and the stop of the daemon fail likewise. (Allocations of SQLite's own
+ * fail in test_store.c and test_history_faults.c.)
  */
 #include <errno.h>
 #include <netinet/in.h>
@@ -83,6 +84,7 @@ typedef struct scenario {
     int status;
     char loss[64];
     size_t memory;
+    bool records; /* the run's only step, which "told" tells */
 } scenario;
 
 static char answer_text[1 << 20];
@@ -224,6 +226,17 @@ static scenario put_tensor(void) {
     return make_scenario("put a tensor", "PUT /v1/priors/tensor", PROTO_TYPE_SAFETENSORS, body, 8 + (size_t)n + P * 16);
 }
 
+/* Computed by the receiving thread, and recorded. */
+static scenario small_recorded(void) {
+    scenario s = small_json(), recorded = {0};
+    const char *body = (const char *)memmem(s.bytes, s.n, "\r\n\r\n", 4) + 4;
+    recorded = make_scenario("record json", "POST /v1/loss?run=alloc&step=7", PROTO_TYPE_JSON, body,
+                             s.n - (size_t)(body - s.bytes));
+    recorded.records = true;
+    free(s.bytes);
+    return recorded;
+}
+
 /* Long enough to be decoded by a worker. */
 static scenario large_json(void) {
     enum { P = 1500 };
@@ -258,7 +271,8 @@ static void forget_patterns(server *s) {
 
 static bool at_rest(server *s, size_t memory) {
     for (int i = 0; i < 2000; i++) {
-        if (atomic_load(&s->tickets) == 0 && atomic_load(&s->at_clerk) == 0 && memory_used(s->memory) == memory) {
+        if (atomic_load(&s->tickets) == 0 && atomic_load(&s->at_clerk) == 0 && atomic_load(&s->at_reader) == 0 &&
+            memory_used(s->memory) == memory) {
             return true;
         }
         usleep(1000);
@@ -269,6 +283,16 @@ static bool at_rest(server *s, size_t memory) {
 static bool prepare(server *s, const scenario *scenario) {
     forget_patterns(s);
     return !scenario->before || exchange_once(s->port, scenario->before) / 100 == 2;
+}
+
+/* What was answered with 200 is told, with the loss that was answered. */
+static bool is_kept(server *s, const scenario *scenario) {
+    static char ask[] = "GET /v1/runs/alloc/steps HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    static const struct scenario told = {.bytes = ask, .n = sizeof ask - 1};
+    char loss[64];
+    const bool there = exchange_once(s->port, &told) == 200 && strstr(answer_text, "{\"step\":7,");
+    copy_loss(loss);
+    return there && !strcmp(loss, scenario->loss);
 }
 
 /* What the client may see of a request one of whose allocations failed. */
@@ -298,6 +322,11 @@ static bool inject(server *s, const scenario *scenario, long k, bool ever, bool 
     if (!is_fine(scenario, status)) {
         fprintf(stderr, "%s, allocation %ld%s: status %d\n%.600s\n", scenario->name, k, ever ? " and all later" : "",
                 status, answer_text);
+        return false;
+    }
+    if (status == 200 && scenario->records && !is_kept(s, scenario)) {
+        fprintf(stderr, "%s, allocation %ld: what was acknowledged is not told\n%.600s\n", scenario->name, k,
+                answer_text);
         return false;
     }
     status = prepare(s, scenario) ? exchange_once(s->port, scenario) : -1;
@@ -349,6 +378,35 @@ static void run_scenario(server *s, scenario *scenario, int *passed, int *failed
     }
 }
 
+/* The start fails at every allocation, leaving nothing behind, or goes on without; nor does the stop need any. */
+static void fail_starts(const options *options, int *passed, int *failed) {
+    for (int ever = 0; ever < 2; ever++) {
+        bool hit = true;
+        for (long k = 1; hit && *failed < 5; k++) {
+            static server s;
+            bx_error error = {0};
+            memset(&s, 0, sizeof s);
+            s.options = *options;
+            atomic_store(&for_ever, ever);
+            atomic_store(&fired, false);
+            atomic_store(&countdown, k);
+            const bx_status status = server_start(&s, &error);
+            if (status == BX_OK) {
+                server_stop(&s);
+            }
+            atomic_store(&countdown, -1);
+            hit = atomic_load(&fired);
+            if (status == BX_OK || (error.status == status && *error.code && *error.text)) {
+                ++*passed;
+            } else {
+                fprintf(stderr, "the start, allocation %ld: %d \"%s\" \"%s\"\n", k, (int)status, error.code,
+                        error.text);
+                ++*failed;
+            }
+        }
+    }
+}
+
 int main(void) {
     static server s;
     char message[256], directory[] = "/tmp/lossd-alloc-XXXXXX", data[64], command[64];
@@ -356,15 +414,22 @@ int main(void) {
         return 1;
     }
     snprintf(data, sizeof data, "--data-dir=%s", directory);
-    char *arguments[] = {(char[]){"lossd"}, (char[]){"--listen=127.0.0.1:0"}, (char[]){"--workers=2"}, data, NULL};
+    char *arguments[] = {(char[]){"lossd"},
+                         (char[]){"--listen=127.0.0.1:0"},
+                         (char[]){"--workers=2"},
+                         data,
+                         (char[]){"--drain-timeout=0"},
+                         NULL};
     bx_error error = {0};
     log_setup(LOG_ERROR, false);
     proto_init();
-    if (!options_parse(&s.options, 4, arguments, message) || server_start(&s, &error)) {
+    if (!options_parse(&s.options, 5, arguments, message) || server_start(&s, &error)) {
         fprintf(stderr, "cannot start: %s %s\n", message, error.text);
         return 1;
     }
     int passed = 0, failed = 0;
+    scenario recorded = tensors("record", "POST /v1/loss?run=alloc&step=7", 4);
+    recorded.records = true;
     scenario criterion = json_scenario("put a criterion", "PUT /v1/criteria/mine",
                                        "{\"base\":\"retinanet-focal\",\"classification\":{\"alpha\":[0.1,0.2]}}");
     scenario scenarios[] = {
@@ -390,16 +455,39 @@ int main(void) {
         json_scenario("use a criterion", "POST /v1/match?criterion=mine&priors=mine",
                       "{\"classes\":2,\"annotations\":[{\"boxes\":[[1,1,9,9]],\"labels\":[0]}]}"),
         json_scenario("delete a criterion", "DELETE /v1/criteria/mine", ""),
+        recorded,
+        small_recorded(),
+        json_scenario("runs", "GET /v1/runs?limit=5", ""),
+        json_scenario("a run", "GET /v1/runs/alloc", ""),
+        json_scenario("steps", "GET /v1/runs/alloc/steps", ""),
+        json_scenario("points", "GET /v1/runs/alloc/steps?points=10", ""),
+        json_scenario("steps as CSV", "GET /v1/runs/alloc/steps?format=csv", ""),
+        json_scenario("the dashboard", "GET /web/app.js", ""),
+        json_scenario("what there is", "GET /openapi.yaml", ""),
+        json_scenario("ready", "GET /readyz", ""),
+        json_scenario("versions", "GET /version", ""),
+        json_scenario("priors as a tensor", "GET /v1/priors/ssd300", ""),
+        json_scenario("a model's configuration", "GET /v2/models/ssd-multibox/config", ""),
+        json_scenario("forget a run", "DELETE /v1/runs/alloc", ""),
     };
     const size_t n = sizeof scenarios / sizeof *scenarios;
-    scenarios[n - 1].before = &criterion;
+    for (size_t i = 0; i < n; i++) {
+        const char *what = scenarios[i].name;
+        scenarios[i].before = !strcmp(what, "delete a criterion") ? &criterion
+                              : !strcmp(what, "forget a run")     ? &recorded
+                                                                  : NULL;
+    }
     for (size_t i = 0; i < n; i++) {
         run_scenario(&s, &scenarios[i], &passed, &failed);
     }
     for (size_t i = 0; i < n; i++) {
-        free(scenarios[i].bytes);
+        if (scenarios[i].bytes != recorded.bytes) {
+            free(scenarios[i].bytes);
+        }
     }
+    free(recorded.bytes);
     server_stop(&s);
+    fail_starts(&s.options, &passed, &failed);
     snprintf(command, sizeof command, "rm -rf '%s'", directory);
     failed += system(command) != 0;
     printf("%d passed, %d failed\n", passed, failed);

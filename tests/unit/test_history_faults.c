@@ -141,7 +141,7 @@ END_TEST
 
 /* ---- the power fails --------------------------------------------------------------------------------------------- */
 
-enum { RUNS = 3, STEPS = 700, OPERATIONS = 60, MOST = 50 };
+enum { RUNS = 3, STEPS = 700, OPERATIONS = 60, MOST = 50, DEADLY = 14 };
 
 /* Which version of each step there is; 0: none. */
 typedef int32_t versions[RUNS][STEPS];
@@ -318,6 +318,75 @@ START_TEST(L03_killed) {
 }
 END_TEST
 
+/* The child that dies in its k-th call, and what it had acknowledged; false: it did not die. */
+static bool die_at(long k, int *acknowledged) {
+    int told[2], n;
+    *acknowledged = 0;
+    ck_assert_int_eq(pipe(told), 0);
+    const pid_t child = fork();
+    if (child == 0) {
+        random_state = 7;
+        deadly = true;
+        countdown = k;
+        (void)!open_in(directory, (history_options){0}, NULL);
+        for (n = 1; n <= DEADLY && operate((history_options){0}, n) == BX_OK; n++) {
+            (void)!write(told[1], &n, sizeof n);
+        }
+        close_history();
+        _exit(0);
+    }
+    close(told[1]);
+    while (read(told[0], &n, sizeof n) == sizeof n) {
+        *acknowledged = n;
+    }
+    close(told[0]);
+    int status;
+    waitpid(child, &status, 0);
+    ck_assert(WIFSIGNALED(status) ? WTERMSIG(status) == SIGKILL : WEXITSTATUS(status) == 0);
+    return WIFSIGNALED(status);
+}
+
+/* Killed in any call: while the tables are made, in the middle of a transaction, in its commit and right after it, in a
+ * checkpoint, at the end. What was acknowledged is there; what was under way is there or not, and when it is done again
+ * it is there once. */
+START_TEST(L04_killed_in_every_call) {
+    long k = 1;
+    use_checkpoints();
+    use_shim();
+    setup();
+    random_state = 7;
+    memset(now, 0, sizeof now);
+    must_open((history_options){0});
+    memcpy(then[0], now, sizeof now);
+    for (int n = 1; n <= DEADLY; n++) { /* to know what must be there */
+        ck_assert_int_eq(operate((history_options){0}, n), BX_OK);
+        memcpy(then[n], now, sizeof now);
+    }
+    close_history();
+    teardown();
+    for (bool died = true; died; k += k < 30 ? 1 : 7) { /* what follows is like what came before */
+        versions found;
+        int n;
+        setup();
+        died = die_at(k, &n);
+        must_open((history_options){0});
+        read_versions(found);
+        const int state = look_up(found, n < DEADLY ? n + 1 : n);
+        HOLDS(state >= n, "call %ld: %d operations were acknowledged, %d are there", k, n, state);
+        random_state = 7;
+        for (int i = 1; i <= DEADLY; i++) { /* again: each step replaces itself */
+            ck_assert_int_eq(operate((history_options){0}, i), BX_OK);
+        }
+        read_versions(found);
+        HOLDS(!memcmp(found, then[DEADLY], sizeof found), "call %ld: done again, it is not the same", k);
+        close_history();
+        must_be_consistent();
+        teardown();
+    }
+    ck_assert_int_gt(k, 150);
+}
+END_TEST
+
 int main(void) {
     Suite *suite = suite_create("history faults");
     TCase *c = tcase_create("failing");
@@ -326,6 +395,10 @@ int main(void) {
     tcase_add_loop_test(c, R01_every_allocation_of_sqlite_fails, 0, 2);
     tcase_add_loop_test(c, L05_power_cuts, 0, 2);
     tcase_add_loop_test(c, L03_killed, 0, 2);
+    TCase *alone = tcase_create("L04");
+    tcase_set_timeout(alone, 300);
+    tcase_add_test(alone, L04_killed_in_every_call);
+    suite_add_tcase(suite, alone);
     suite_add_tcase(suite, c);
     return suite_run(suite);
 }
