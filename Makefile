@@ -160,7 +160,8 @@ $(B)/lossd: $(SERVER_OBJ) $(ARCHIVES)
 # With bugs on purpose, for tests/e2e/test_detectors.py.
 $(B)/planted: $(B)/tests/support/plants.o $(SERVER_OBJ) $(ARCHIVES)
 	$(call say,LD)
-	$(Q)$(CC) $(LDHARD) $(LDFLAGS_$(CONFIG)) $(LDFLAGS) $^ -Wl,--wrap=head_check,--wrap=answer_problem $(LDLIBS) -o $@
+	$(Q)$(CC) $(LDHARD) $(LDFLAGS_$(CONFIG)) $(LDFLAGS) $^ -Wl,--wrap=head_check,--wrap=answer_problem \
+	    -Wl,--wrap=request_abandon,--wrap=history_write $(LDLIBS) -o $@
 
 # The allocation-failure suite holds the whole daemon but main() and makes our own allocations fail by index.
 $(B)/unit/test_alloc: $(B)/tests/unit/test_alloc.o $(filter-out $(B)/server/main.o,$(SERVER_OBJ)) $(ARCHIVES)
@@ -310,6 +311,8 @@ e2e-kill: deps-test $(B)/lossd ## kill it under load TRIALS times (100): what wa
 	@LOSSD=$(B)/lossd /usr/bin/python3 tests/support/kill.py
 e2e-slow: deps-test all ## 1,000 slow clients of each kind for 4 minutes, and what is hostile, against the release build
 	@ATTACKERS=1000 SECONDS=240 LOSSD=build/lossd /usr/bin/python3 tests/e2e/run.py test_slow test_hostile
+e2e-soak: deps-test all ## load for HOURS (24), a part of it hostile: nothing grows, nothing slows down
+	@LOSSD=build/lossd /usr/bin/python3 tests/support/soak.py
 # The protocol's own client; not part of `test`, which needs nothing but Debian's packages.
 e2e-clients: deps-clients $(B)/lossd build/clients/.ready ## Triton's client from PyPI against the real daemon
 	@LOSSD=$(B)/lossd build/clients/bin/python tests/clients/triton.py

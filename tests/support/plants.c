@@ -6,6 +6,8 @@
  *   smuggle     the guard lets pass what libmicrohttpd 0.9 repairs: the first of two lengths, a coding before one
  *   descriptor  each refusal forgets a file
  *   memory      each refusal forgets 16 MiB
+ *   leak        each request that was admitted forgets 512 KiB of the heap
+ *   loss        of several results that are recorded at a time one is not, and acknowledged as the others
  */
 #include <fcntl.h>
 #include <stdlib.h>
@@ -18,6 +20,10 @@ bool __real_head_check(head *h, refusal *why);
 bool __wrap_head_check(head *h, refusal *why);
 answer __real_answer_problem(int status, const char *code, const char *detail, const char *pointer, const char *id);
 answer __wrap_answer_problem(int status, const char *code, const char *detail, const char *pointer, const char *id);
+void __real_request_abandon(request *r);
+void __wrap_request_abandon(request *r);
+bx_status __real_history_write(history *h, const record *const *records, size_t n, bx_error *error);
+bx_status __wrap_history_write(history *h, const record *const *records, size_t n, bx_error *error);
 
 static bool planted(const char *what) {
     const char *plant = getenv("PLANT");
@@ -41,4 +47,15 @@ answer __wrap_answer_problem(int status, const char *code, const char *detail, c
         mmap(NULL, (size_t)16 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
     }
     return __real_answer_problem(status, code, detail, pointer, id);
+}
+
+void __wrap_request_abandon(request *r) {
+    if (planted("leak")) {
+        explicit_bzero(malloc((size_t)512 << 10), (size_t)512 << 10);
+    }
+    __real_request_abandon(r);
+}
+
+bx_status __wrap_history_write(history *h, const record *const *records, size_t n, bx_error *error) {
+    return __real_history_write(h, records, n - (n > 1 && planted("loss")), error);
 }
