@@ -285,6 +285,23 @@ class Sources(unittest.TestCase):
             self.assertEqual(calls, [])
 
 
+class Catalogue(unittest.TestCase):
+    def test_every_row_has_a_test_or_a_reason(self):
+        """SECURITY.md's table: the files that it names have tests of that row's name."""
+        with open(os.path.join(lossd.ROOT, "SECURITY.md"), encoding="utf-8") as file:
+            rows = re.findall(r"^\| (S\d\d) \| [^|]+ \| ([^|]+) \|$", file.read(), re.M)
+        self.assertEqual([row for row, _ in rows], ["S%02d" % i for i in range(1, 26)])
+        for row, text in rows:
+            named = re.findall(r"`(test_\w+\.(?:py|c))`", text)
+            if text.startswith(("there are no", "not done")):
+                self.assertGreater(len(text), 40)
+                continue
+            self.assertTrue(named, row)
+            for name in named:
+                with open(os.path.join(lossd.ROOT, "tests", "e2e" if name.endswith(".py") else "unit", name), encoding="utf-8") as file:
+                    self.assertRegex(file.read(), r"test_(?:S\d\d_)*%s_" % row, name)
+
+
 @unittest.skipUnless(os.path.exists(RELEASE) and shutil.which("readelf"), "there is no release build to look at")
 class Binary(unittest.TestCase):
     """S24: how the release build is made."""
