@@ -4,6 +4,8 @@
  * everything; with them nothing is open but what the table of routes says is, and a path that is not in the table is
  * nothing to whoever has no token.
  */
+#include <arpa/inet.h>
+#include <netinet/in.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
@@ -75,6 +77,17 @@ static bool deny(metrics *m, denial how, refusal *why) {
     return false;
 }
 
+/* Whose address that is. There are no more of these lines than guesses are allowed. */
+static void log_guess(const struct sockaddr *from) {
+    char text[INET6_ADDRSTRLEN] = "unknown";
+    if (from && from->sa_family == AF_INET) {
+        inet_ntop(AF_INET, &((const struct sockaddr_in *)(const void *)from)->sin_addr, text, sizeof text);
+    } else if (from && from->sa_family == AF_INET6) {
+        inet_ntop(AF_INET6, &((const struct sockaddr_in6 *)(const void *)from)->sin6_addr, text, sizeof text);
+    }
+    LOG(LOG_WARN, "wrong_token", {"from", text, 0});
+}
+
 bool gate_check(gate *a, metrics *m, const route *route, const credentials *c, right *given, char name[TOKEN_NAME],
                 refusal *why) {
     const right needed = !route ? RIGHT_READ : c->records ? RIGHT_WRITE : route->right;
@@ -102,6 +115,7 @@ bool gate_check(gate *a, metrics *m, const route *route, const credentials *c, r
         return deny(m, DENIED_ROLE, why);
     }
     guesses_count(a->guesses, c->from, now);
+    log_guess(c->from);
     return deny(m, DENIED_WRONG, why);
 }
 

@@ -30,6 +30,7 @@
 #define OPS_FINISH_NS   (NS_PER_S / 10)
 #define SPARE_FILES     32 /* descriptors for the files of the store, and what libraries open for a moment */
 #define LEAST           4  /* connections */
+#define TLS_BYTES       ((size_t)64 << 10) /* of a connection's session */
 
 static void on_message(void *cls, const char *format, va_list arguments) {
     (void)cls;
@@ -147,7 +148,7 @@ static bx_status fit_connections(http *h, const options *o, bx_error *error) {
     if (next >= 0) {
         close(next);
     }
-    const rlim_t others = (rlim_t)(next >= 0 ? next : 0) + SPARE_FILES + 3 * (rlim_t)o->http_threads +
+    const rlim_t others = (rlim_t)(next >= 0 ? next : 0) + SPARE_FILES + LINGERERS + 3 * (rlim_t)o->http_threads +
                           (h->ops.fd >= 0 ? OPS_CONNECTIONS : 0);
     const rlim_t wanted = others + (rlim_t)o->connection_limit;
     h->most = (unsigned)o->connection_limit;
@@ -200,7 +201,8 @@ void http_close_listener(server *server) {
 }
 
 size_t http_most_bytes(server *server) {
-    return server->http->most * (READ_POOL + REST_BYTES) + OPS_CONNECTIONS * (OPS_POOL + REST_BYTES);
+    const size_t rest = REST_BYTES + (*server->options.tls_cert ? TLS_BYTES : 0);
+    return server->http->most * (READ_POOL + rest) + OPS_CONNECTIONS * (OPS_POOL + rest);
 }
 
 long http_connections(server *server) {

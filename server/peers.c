@@ -28,7 +28,7 @@
 #define LINGER_LOOK  (5 * NS_PER_MS)
 #define LINGER_BYTES ((int64_t)64 << 20)
 
-enum { AT_ONCE = 64, LINGERERS = 16 };
+enum { AT_ONCE = 64 };
 
 struct peer {
     peers *all;

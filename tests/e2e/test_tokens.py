@@ -326,6 +326,14 @@ class Guessing(Guarded):
             self.assertIn(429, statuses)
             self.assertEqual(self.ask("GET", "/version", READ).status, 200)
 
+    def test_the_log_names_who_guesses(self):
+        """And not more often than guesses are looked at."""
+        time.sleep(1.1)
+        before = self.daemon.log().count("event=wrong_token from=127.0.0.1")
+        with self.daemon.connect() as connection:
+            wrong = self.wrong(30, connection).count(401)
+        self.assertTrue(lossd.until(lambda: self.daemon.log().count("event=wrong_token from=127.0.0.1") == before + wrong, 5))
+
     def test_the_metrics_say_why(self):
         time.sleep(1)
         names = ['lossd_auth_refusals_total{reason="%s"}' % r for r in ("missing", "wrong", "role", "guessing")]
