@@ -11,6 +11,7 @@
  * fail in test_store.c and test_history_faults.c.)
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,7 +19,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "server.h"
+#include "access.h"
 #include "../support/batch.h"
 
 /* ---- failing allocators ------------------------------------------------------------------------------------------ */
@@ -407,6 +408,42 @@ static void fail_starts(const options *options, int *passed, int *failed) {
     }
 }
 
+/* ---- what no request does ---------------------------------------------------------------------------------------- */
+
+/* Reading tokens, as at the start and after SIGHUP: they are all there, or nothing is. */
+static bool read_tokens(const char *path, long k, bool ever, bool *done) {
+    tokens *t = NULL;
+    bx_error error = {0};
+    char name[TOKEN_NAME];
+    atomic_store(&fired, false);
+    atomic_store(&for_ever, ever);
+    atomic_store(&countdown, k);
+    const bx_status status = tokens_read(&t, path, &error);
+    atomic_store(&countdown, -1);
+    *done = !atomic_load(&fired);
+    const bool fine = status == BX_OK ? tokens_role(t, "a-token", name) == RIGHT_WRITE : status == BX_NOMEM && !t;
+    tokens_free(t);
+    return fine && (status == BX_OK) == *done;
+}
+
+static void run_tokens(const char *directory, int *passed, int *failed) {
+    char path[64];
+    snprintf(path, sizeof path, "%s/tokens", directory);
+    const int fd = open(path, O_CREAT | O_WRONLY | O_CLOEXEC, 0600);
+    static const char line[] = "write a a-token\n";
+    const bool written = fd >= 0 && write(fd, line, sizeof line - 1) == (ssize_t)sizeof line - 1;
+    close(fd);
+    for (int ever = 0; ever < 2; ever++) {
+        bool done = !written;
+        for (long k = 1; !done; k++) {
+            const bool fine = read_tokens(path, k, ever, &done);
+            *passed += fine;
+            *failed += !fine;
+        }
+    }
+    *failed += !written;
+}
+
 int main(void) {
     static server s;
     char message[256], directory[] = "/tmp/lossd-alloc-XXXXXX", data[64], command[64];
@@ -480,6 +517,7 @@ int main(void) {
     for (size_t i = 0; i < n; i++) {
         run_scenario(&s, &scenarios[i], &passed, &failed);
     }
+    run_tokens(directory, &passed, &failed);
     for (size_t i = 0; i < n; i++) {
         if (scenarios[i].bytes != recorded.bytes) {
             free(scenarios[i].bytes);
