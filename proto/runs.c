@@ -172,14 +172,16 @@ bool proto_integer(const char *text, int64_t least, int64_t most, int64_t *value
 
 bx_status proto_query_integer(const proto_option *query, size_t n_query, const char *name, int64_t least, int64_t most,
                               int64_t *value, bx_error *error) {
+    int64_t read = *value;
     for (size_t i = 0; i < n_query; i++) {
         if (strcmp(query[i].name, name) != 0)
             continue;
-        if (!proto_integer(query[i].value, least, most, value)) {
+        if (!proto_integer(query[i].value, least, most, &read)) {
             bx_fail(error, BX_INVALID, "invalid_option", "%s is an integer from %lld to %lld, not \"%.64s\"", name,
                     (long long)least, (long long)most, query[i].value);
             return bx_at(error, "%s", name);
         }
     }
+    *value = read;
     return BX_OK;
 }
