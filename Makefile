@@ -77,12 +77,10 @@ KERNELS := $(B)/kernels/harness $(B)/kernels/cuda $(B)/kernels/cuda-emulated
 GOLDEN  := $(B)/golden/golden $(B)/golden/golden-emulated
 PTX     := $(if $(NVCC),tests/support/ptx)
 FUZZERS := $(filter-out replay planted,$(patsubst tests/fuzz/%.c,%,$(wildcard tests/fuzz/*.c)))
-FUZZ    := $(FUZZERS:%=$(B)/fuzz/%)
+FUZZ    := $(FUZZERS:%=$(B)/fuzz/fuzz_%)
 C_FILES := $(wildcard lib/*.[ch] lib/loss/*.h proto/*.[ch] server/*.[ch] tests/*/*.[ch] tests/*/*/*.h lib/*.cu \
            tests/*/*.cc tests/*/*/*.cc)
-CFUZZERS := $(filter-out replay planted,$(patsubst tests/fuzz/%.c,%,$(wildcard tests/fuzz/*.c)))
-FUZZ    := $(FUZZERS:%=$(B)/fuzz/%)
-C_FILES := $(filter %.cu %.cc,$(C_FILES))
+CC_FILES := $(filter %.cu %.cc,$(C_FILES))
 
 .PHONY: all run demo test check unit golden kernels fuzz fuzz-regress fuzz-corpus fuzz-planted e2e e2e-kill e2e-slow e2e-clients deploy-check screenshot tsan bench bench-peers cover layers \
         lint format format-check install docker clean help deps-build deps-demo deps-test deps-bench deps-bench-peers deps-clients deps-fuzz deps-lint
@@ -189,11 +187,11 @@ $(B)/libserver.a: $(filter-out $(B)/server/main.o,$(SERVER_OBJ))
 	$(call say,AR)
 	$(Q)$(AR) rcs $@ $^
 FUZZ_MAIN := $(if $(filter fuzz,$(CONFIG)),,$(B)/tests/fuzz/replay.o)
-$(B)/fuzz/planted: $(B)/tests/fuzz/scan.o $(B)/tests/fuzz/planted.o $(FUZZ_MAIN) $(ARCHIVES)
+$(B)/fuzz/fuzz_planted: $(B)/tests/fuzz/scan.o $(B)/tests/fuzz/planted.o $(FUZZ_MAIN) $(ARCHIVES)
 	@mkdir -p $(@D)
 	$(call say,LD)
 	$(Q)$(CC) $(LDHARD) $(LDFLAGS_$(CONFIG)) $(LDFLAGS) $^ -Wl,--wrap=proto_number_read $(LDLIBS) -o $@
-$(B)/fuzz/%: $(B)/tests/fuzz/%.o $(FUZZ_MAIN) $(B)/libserver.a $(ARCHIVES)
+$(B)/fuzz/fuzz_%: $(B)/tests/fuzz/%.o $(FUZZ_MAIN) $(B)/libserver.a $(ARCHIVES)
 	@mkdir -p $(@D)
 	$(call say,LD)
 	$(Q)$(CC) $(LDHARD) $(LDFLAGS_$(CONFIG)) $(LDFLAGS) $^ $(LDLIBS) -o $@
@@ -295,15 +293,15 @@ golden: deps-test $(GOLDEN) ## independent float64 and PyTorch numbers, and thes
 	@tests/run $(GOLDEN) tests/golden/sources
 fuzz: deps-fuzz ## search for inputs that break TARGET, for SECONDS (300); without a TARGET, list them
 	@test -n "$(TARGET)" || { echo $(FUZZERS); exit 2; }
-	@$(MAKE) --no-print-directory CONFIG=fuzz CC=clang build/fuzz/fuzz/$(TARGET)
+	@$(MAKE) --no-print-directory CONFIG=fuzz CC=clang NVCC= build/fuzz/fuzz/fuzz_$(TARGET)
 	@/usr/bin/python3 tests/fuzz/fuzz.py search $(TARGET) $(or $(SECONDS),300)
 fuzz-regress: deps-test $(FUZZ) ## what fuzzing has found interesting, again, without libFuzzer
 	@tests/run $(FUZZ)
 fuzz-corpus: deps-fuzz ## keep of what TARGET has found whatever reaches more
-	@$(MAKE) --no-print-directory CONFIG=fuzz CC=clang build/fuzz/fuzz/$(TARGET)
+	@$(MAKE) --no-print-directory CONFIG=fuzz CC=clang NVCC= build/fuzz/fuzz/fuzz_$(TARGET)
 	@/usr/bin/python3 tests/fuzz/fuzz.py keep $(TARGET)
 fuzz-planted: deps-fuzz ## a bug that was planted on purpose must be found
-	@$(MAKE) --no-print-directory CONFIG=fuzz CC=clang build/fuzz/fuzz/planted
+	@$(MAKE) --no-print-directory CONFIG=fuzz CC=clang NVCC= build/fuzz/fuzz/fuzz_planted
 	@/usr/bin/python3 tests/fuzz/fuzz.py planted
 e2e: deps-test $(B)/lossd $(B)/lossd-emulated $(B)/planted ## the real daemon over the wire
 	@$(TEST_ENV) tests/run tests/e2e/run.py

@@ -85,7 +85,7 @@ def environment():
 
 def run(target, arguments, log):
     with open(log, "wb") as out:
-        return subprocess.call([os.path.join(BUILD, "fuzz", target), *arguments], cwd=ROOT, stdout=out, stderr=out,
+        return subprocess.call([os.path.join(BUILD, "fuzz", "fuzz_" + target), *arguments], cwd=ROOT, stdout=out, stderr=out,
                                env=environment())
 
 

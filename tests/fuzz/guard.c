@@ -3,10 +3,32 @@
  * The framing guard and content negotiation: a method and a raw target in the first line, then headers, as HTTP writes
  * them; what libmicrohttpd would make of them is handed over.
  */
+#include <netinet/in.h>
 #include <strings.h>
+#include <unistd.h>
 
+#include "access.h"
 #include "fuzz.h"
-#include "server.h"
+
+static gate *closed;
+static metrics *counted;
+
+int LLVMFuzzerInitialize(int *argc, char ***argv) {
+    static const char text[] = "read reader READER-0123456789\nwrite writer WRITER-0123456789\n";
+    char path[] = "/tmp/lossd-fuzz-XXXXXX";
+    tokens *tokens;
+    bx_error error = {0};
+    (void)argc, (void)argv;
+    const int fd = mkstemp(path);
+    CHECK(fd >= 0 && write(fd, text, sizeof text - 1) == sizeof text - 1 && !close(fd), "no file");
+    CHECK(tokens_read(&tokens, path, &error) == BX_OK, "%s", error.text);
+    unlink(path);
+    closed = gate_new();
+    counted = metrics_new();
+    CHECK(closed && counted, "no memory");
+    gate_use(closed, tokens);
+    return 0;
+}
 
 static const int statuses[] = {400, 406, 411, 412, 413, 414, 415, 417, 431, 501};
 
@@ -62,7 +84,26 @@ static void negotiate(const head *h) {
           "the same tag is another");
 }
 
-static void look_up(const char *method, const char *uri) {
+/* Who has no token that there is may do what everybody may. */
+static void ask_gate(const head *h, const route *found) {
+    char name[TOKEN_NAME];
+    const struct sockaddr_in from = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    const credentials c = {.authorization = h->authorization, .from = (const struct sockaddr *)&from};
+    const char *given = h->authorization ? h->authorization : "";
+    const bool reader = strstr(given, "READER-0123456789"), writer = strstr(given, "WRITER-0123456789");
+    right right = RIGHT_NONE;
+    refusal why = {0};
+    memset(name, 'x', sizeof name);
+    if (gate_check(closed, counted, found, &c, &right, name, &why)) {
+        CHECK(memchr(name, '\0', sizeof name), "a name without end");
+        CHECK(right <= (writer ? RIGHT_WRITE : reader ? RIGHT_READ : RIGHT_NONE), "right %d by %s", (int)right, given);
+    } else {
+        CHECK(why.status == 401 || why.status == 403 || why.status == 429, "status %d", why.status);
+        (void)gate_challenge(&why);
+    }
+}
+
+static const route *look_up(const char *method, const char *uri) {
     char path[9000], name[ROUTE_NAME], allow[40];
     memset(name, 'x', sizeof name);
     memset(allow, 'x', sizeof allow);
@@ -71,6 +112,7 @@ static void look_up(const char *method, const char *uri) {
     CHECK(memchr(name, '\0', sizeof name) && (found || memchr(allow, '\0', sizeof allow)), "texts without end");
     CHECK(!found || route_index(found) < 1000, "a route of no table");
     (void)bx_nearest(path, route_path);
+    return found;
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
@@ -89,7 +131,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     }
     if (head_check(&h, &why)) {
         check_passed(&h, uri);
-        look_up(method, uri);
+        ask_gate(&h, look_up(method, uri));
         negotiate(&h);
     } else {
         check_refused(&why);

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Command lines: an argument a line; and addresses. The first byte says which reader gets the rest, so that files of
- * the configuration can have theirs.
+ * What the operator writes: arguments, one a line; an address; a file of tokens; origins. The first byte says which
+ * reader gets the rest.
  */
 #include <netdb.h>
+#include <unistd.h>
 
+#include "access.h"
 #include "fuzz.h"
-#include "server.h"
 
 #define MOST 64
 
@@ -43,6 +44,41 @@ static void read_address(const char *text) {
     }
 }
 
+static void read_tokens(const char *text, size_t n) {
+    char path[64] = "/tmp/lossd-fuzz-XXXXXX", name[TOKEN_NAME];
+    tokens *read = NULL;
+    bx_error error = {0};
+    if (!access("/dev/shm", W_OK)) {
+        strcpy(path, "/dev/shm/lossd-fuzz-XXXXXX");
+    }
+    const int fd = mkstemp(path);
+    CHECK(fd >= 0 && write(fd, text, n) == (ssize_t)n && !close(fd), "no file");
+    bx_status status = tokens_read(&read, path, &error);
+    unlink(path);
+    if (status != BX_OK) {
+        CHECK(status == BX_MALFORMED && !strcmp(error.code, CONFIGURATION) && error.text[0], "%s", error.text);
+        CHECK(!strstr(error.text, "SECRET"), "it says what is in the file: %s", error.text);
+        return;
+    }
+    memset(name, 'x', sizeof name);
+    const right role = tokens_role(read, "SECRET-0123456789", name);
+    CHECK(role == RIGHT_NONE || (memmem(text, n, "SECRET-0123456789", 17) && memchr(name, '\0', sizeof name)) ||
+              memmem(text, n, "sha256:", 7),
+          "a token that is not there has a role");
+    (void)tokens_are_short(read);
+    tokens_free(read);
+}
+
+static void read_origins(char *text) {
+    const char *lists[] = {text, NULL}, *wrong;
+    if (origins_check(lists, &wrong)) {
+        CHECK(!strchr(text, '*') && !strchr(text, '\\'), "origins %s", text);
+        (void)origins_have(lists, "https://host:8443");
+    } else {
+        CHECK(wrong, "nothing is wrong");
+    }
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     bytes b = {data, data + size};
     const uint32_t reader = take(&b);
@@ -53,6 +89,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         break;
     case 'l':
         read_address(text);
+        break;
+    case 't':
+        read_tokens((const char *)b.at, (size_t)(b.end - b.at));
+        break;
+    case 'o':
+        read_origins(text);
         break;
     default:
         break;

@@ -4,7 +4,7 @@
  * tests/fuzz/regressions/TARGET; or on the files that are given. In a line printable bytes stand for themselves, others
  * and the backslash are \xNN.
  *
- *   TARGET [file...]      run from the repository root
+ *   fuzz_TARGET [file...]      run from the repository root
  */
 #include <dirent.h>
 #include <sanitizer/common_interface_defs.h>
@@ -121,7 +121,7 @@ static void run_directory(const char *path) {
 
 int main(int argc, char **argv) {
     char path[PATH];
-    const char *slash = strrchr(argv[0], '/'), *target = slash ? slash + 1 : argv[0];
+    const char *mark = strstr(argv[0], "fuzz_"), *target = mark ? mark + 5 : argv[0];
     int failed = 0;
     signal(SIGABRT, on_signal);
     signal(SIGALRM, on_signal);

@@ -227,6 +227,8 @@ def of_guard():
     yield b"POST /v1/loss\nContent-Type:application/json;charset=utf-8\nAccept:application/*;q=0.5,*/*;q=0.1\nExpect:x"
     yield b"PUT /v1/criteria/a\nIf-Match:*\nContent-Range:bytes 0-1/2\nContent-Length:18446744073709551616"
     yield b"POST /v2/models/a/infer\nContent-Encoding:deflate\nAccept-Encoding:gzip;q=0.5, deflate\nSec-Fetch-Site:cross-site"
+    yield b"POST /v1/loss\nAuthorization:Bearer READER-0123456789\nOrigin:http://a\nAccess-Control-Request-Method:PUT"
+    yield b"DELETE /v1/runs/a\nAuthorization:Bearer WRITER-0123456789"
 
 
 def of_options():
@@ -234,6 +236,8 @@ def of_options():
     yield b"a--help"
     yield b"a--device=cuda:0,1\n--cpu-level=ref\n--allow-anonymous"
     yield b"a--memory-limit\n2G\n--log-format=json\n--lisen=x"
+    yield b"tread reader SECRET-0123456789\n# x\nwrite writer sha256:" + b"0a" * 32 + b"\n\n write w2\tBBBBBBBBBBBBBBBBBB # c"
+    yield b"ohttps://host:8443,http://[::1]:80"
     yield b"l127.0.0.1:8080"
     yield b"l[::1]:0"
 
