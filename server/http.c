@@ -579,6 +579,9 @@ void http_on_completed(void *cls, struct MHD_Connection *connection, void **cont
         return;
     }
     *context = NULL;
+    if (code == MHD_REQUEST_TERMINATED_TIMEOUT_REACHED) { /* the library's, of a silent connection */
+        peer_forget_unsent(x->peer);
+    }
     set_phase(x, PHASE_IDLE, x->server->options.idle_timeout);
     if (x->unread && code == MHD_REQUEST_TERMINATED_COMPLETED_OK) {
         peer_linger(x->peer);

@@ -154,7 +154,7 @@ static void write_problem(const peer *p, bool protocol, int status, const char *
 
 bool peer_refuse(peer *p, bool protocol, int status, const char *code, const char *detail) {
     pthread_mutex_lock(&p->all->lock);
-    const bool here = p->end == PEER_HERE && p->phase == PHASE_BODY;
+    const bool here = p->end == PEER_HERE && p->phase == PHASE_BODY && !p->all->encrypted;
     if (here) {
         p->phase = PHASE_ANSWER; /* so that the reaper writes nothing */
         write_problem(p, protocol, status, code, detail);
@@ -174,13 +174,11 @@ static bool has_hung_up(peer *p) {
     return p->hung_up >= 2;
 }
 
-/* What a client has not taken of its answer in all that time would stay in the kernel's buffer, megabytes of it, for
- * minutes after the connection is closed. */
-static void forget_unsent(int fd) {
+void peer_forget_unsent(const peer *p) {
     const struct linger none = {.l_onoff = 1, .l_linger = 0};
     int unsent = 0;
-    if (!ioctl(fd, SIOCOUTQ, &unsent) && unsent > 0) {
-        setsockopt(fd, SOL_SOCKET, SO_LINGER, &none, sizeof none);
+    if (!ioctl(p->fd, SIOCOUTQ, &unsent) && unsent > 0) {
+        setsockopt(p->fd, SOL_SOCKET, SO_LINGER, &none, sizeof none);
     }
 }
 
@@ -194,7 +192,7 @@ static request *reap(peer *p) {
     if (p->phase == PHASE_BODY && p->post && request_expire(p->post)) {
         write_problem(p, is_protocol(p->post->route->path), 408, "body_timeout", "The body did not arrive in time.");
     } else {
-        forget_unsent(p->fd);
+        peer_forget_unsent(p);
     }
     shutdown(p->fd, SHUT_RDWR);
     p->end = PEER_LATE;

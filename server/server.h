@@ -801,6 +801,9 @@ bool peer_refuse(peer *peer, bool protocol, int status, const char *code, const 
 /* Its client may still be sending what nobody will read; only that its socket goes on a while, and what comes is
  * dropped, lets it see its answer before the connection ends. To be called before the socket is closed. */
 void peer_linger(peer *peer);
+/* What a client has not taken of its answer in all its time goes when its socket is closed: otherwise it would stay in
+ * the kernel's buffer, megabytes of it, for minutes. */
+void peer_forget_unsent(const peer *peer);
 /* Why its connection is over, if it is: the reaper ended it because a phase took too long, or the client left. */
 typedef enum peer_end { PEER_HERE, PEER_LATE, PEER_LEFT } peer_end;
 peer_end peer_ended(peer *peer);
