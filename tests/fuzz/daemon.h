@@ -6,6 +6,7 @@
 #define DAEMON_H
 
 #include <ftw.h>
+#include <signal.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -29,6 +30,7 @@ static void start_daemon(server *s, const char *option) {
     static char options[8][96];
     char message[256];
     bx_error error = {0};
+    signal(SIGPIPE, SIG_IGN);
     if (!daemon_directory[0]) {
         strcpy(daemon_directory, access("/dev/shm", W_OK) ? "/tmp/lossd-fuzz-XXXXXX" : "/dev/shm/lossd-fuzz-XXXXXX");
         CHECK(mkdtemp(daemon_directory), "no directory");
@@ -49,14 +51,28 @@ static void start_daemon(server *s, const char *option) {
     CHECK(server_start(s, &error) == BX_OK, "%s", error.text);
 }
 
-/* Nothing may stay behind, whatever was asked. */
+/* Nothing may stay behind, whatever was asked; now and then what is kept warm is given back, as main() does it. */
 static inline void come_to_rest(server *s) {
+    static unsigned inputs;
     const int64_t until = now_ns() + 10 * NS_PER_S;
     while (atomic_load(&s->tickets) || atomic_load(&s->at_clerk) || atomic_load(&s->at_reader) ||
            atomic_load(&s->http->main.exchanges) || atomic_load(&s->http->main.connections)) {
         CHECK(now_ns() < until, "%ld tickets, %ld and %ld others, %ld exchanges, %ld connections stay",
               atomic_load(&s->tickets), atomic_load(&s->at_clerk), atomic_load(&s->at_reader),
               atomic_load(&s->http->main.exchanges), atomic_load(&s->http->main.connections));
+        usleep(20);
+    }
+    if (++inputs % 128 == 0) {
+        server_tend(s);
+    }
+}
+
+/* The same, and of the budget no more is taken than that. */
+static inline void give_all_back(server *s, size_t memory) {
+    const int64_t until = now_ns() + 10 * NS_PER_S;
+    come_to_rest(s);
+    while (memory_used(s->memory) != memory) {
+        CHECK(now_ns() < until, "%zu bytes stay taken, not %zu", memory_used(s->memory), memory);
         usleep(20);
     }
 }
