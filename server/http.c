@@ -14,6 +14,7 @@
 
 /* A refused body up to this size is read, so that the client sees the answer. */
 #define DISCARD_LIMIT  ((int64_t)64 << 20)
+#define BUSY_LIMIT     ((int64_t)128 << 10) /* and this size, when reading it would be at the cost of what was admitted */
 #define GET_BODY_LIMIT ((int64_t)64 << 10)
 #define SLOWEST        ((int64_t)256 << 10) /* bytes per second that a body or an answer must make */
 #define MAX_PIECES     65536                /* of tiny chunks */
@@ -108,8 +109,9 @@ static enum MHD_Result send_answer(exchange *x, answer a) {
 /* Answer without a batch: in the last call, after reading whatever body there is, because an answer in the first one
  * costs the connection; at once when the body is too long to read for nothing or the client waits before sending it. */
 static enum MHD_Result refuse(exchange *x, const head *h, answer a) {
-    bool body = h->chunked || h->content_length > 0;
-    x->close |= body && (h->expects_continue || h->content_length > DISCARD_LIMIT);
+    const bool body = h->chunked || h->content_length > 0;
+    const int64_t most = a.status == 503 ? BUSY_LIMIT : DISCARD_LIMIT;
+    x->close |= body && (h->expects_continue || h->content_length > most);
     if (x->close) {
         x->unread = body;
         return send_answer(x, a);

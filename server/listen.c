@@ -22,9 +22,9 @@
 #include "access.h"
 #include "http.h"
 
-#define READ_POOL ((size_t)512 << 10) /* half of it is read at a time; with 256 KiB uploads are 7 % slower */
-#define REST_BYTES                                                                                                     \
-    ((size_t)128 << 10) /* of a connection besides: what describes it, and an answer that is not counted */
+#define READ_POOL       ((size_t)512 << 10) /* half of it is read at a time; with 256 KiB uploads are 7 % slower */
+#define REST_BYTES      ((size_t)128 << 10) /* besides, of a connection: its state, and an answer that is not counted */
+#define TLS_BYTES       ((size_t)64 << 10)  /* and the state of TLS */
 #define OPS_POOL        ((size_t)16 << 10)
 #define OPS_CONNECTIONS 64
 #define OPS_FINISH_NS   (NS_PER_S / 10)
@@ -148,7 +148,7 @@ static bx_status fit_connections(http *h, const options *o, bx_error *error) {
     if (next >= 0) {
         close(next);
     }
-    const rlim_t others = (rlim_t)(next >= 0 ? next : 0) + SPARE_FILES + LINGERERS + 3 * (rlim_t)o->http_threads +
+    const rlim_t others = (rlim_t)(next >= 0 ? next : 0) + SPARE_FILES + MOST_LINGERING + 3 * (rlim_t)o->http_threads +
                           (h->ops.fd >= 0 ? OPS_CONNECTIONS : 0);
     const rlim_t wanted = others + (rlim_t)o->connection_limit;
     h->most = (unsigned)o->connection_limit;

@@ -53,7 +53,7 @@ struct peers {
     pthread_cond_t wake;
     pthread_t reaper;
     peer *first;
-    lingerer lingering[LINGERERS];
+    lingerer lingering[MOST_LINGERING];
     size_t n_lingering;
     bool started, stopping;
     bool encrypted; /* nothing may be written behind TLS' back */
@@ -227,7 +227,7 @@ static void fail_all(request **requests, size_t n, int status, const char *code,
 void peer_linger(peer *p) {
     peers *all = p->all;
     pthread_mutex_lock(&all->lock);
-    const int fd = all->n_lingering < LINGERERS ? fcntl(p->fd, F_DUPFD_CLOEXEC, 0) : -1;
+    const int fd = all->n_lingering < MOST_LINGERING ? fcntl(p->fd, F_DUPFD_CLOEXEC, 0) : -1;
     if (fd >= 0) {
         shutdown(fd, SHUT_WR);
         all->lingering[all->n_lingering++] = (lingerer){fd, now_ns() + LINGER_NS, LINGER_BYTES};

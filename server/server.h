@@ -797,7 +797,7 @@ void peer_extend(peer *peer, int64_t seconds);
 void peer_phase(peer *peer, phase phase, int64_t seconds, request *post, const char *id);
 /* Answer a request in the middle of its body, after which its connection must be closed. False: it is over already. */
 bool peer_refuse(peer *peer, bool protocol, int status, const char *code, const char *detail);
-#define LINGERERS 16 /* sockets at most that outlive their connections for a while */
+#define MOST_LINGERING 64 /* sockets at most that outlive their connections for a while */
 /* Its client may still be sending what nobody will read; only that its socket goes on a while, and what comes is
  * dropped, lets it see its answer before the connection ends. To be called before the socket is closed. */
 void peer_linger(peer *peer);

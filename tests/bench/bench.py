@@ -15,11 +15,12 @@ import time
 sys.dont_write_bytecode = True
 from computing import bench_compute, bench_growth, bench_json, threads
 from gpu import bench_gpu
+from overload import bench_overload
 from serving import bench_scale, bench_small, bench_wire
 from table import Table
 
 PARTS = {"compute": bench_compute, "gpu": bench_gpu, "growth": bench_growth, "wire": bench_wire, "json": bench_json,
-         "small": bench_small, "scale": bench_scale}
+         "small": bench_small, "scale": bench_scale, "overload": bench_overload}
 
 
 def load():

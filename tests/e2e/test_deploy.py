@@ -149,7 +149,10 @@ class Kubernetes(unittest.TestCase):
         scraped = self.set["template"]["metadata"]["annotations"]["prometheus.io/path"]
         with lossd.Daemon(env=env) as daemon:
             self.assertEqual([fetch(ops, path)[0] for path in probes + [scraped]], [200, 200, 200, 401])
-            self.assertIn(b"\nlossd_ready 1\n", fetch(ops, scraped, read)[1])
+            page = fetch(ops, scraped, read)[1]
+            self.assertIn(b"\nlossd_ready 1\n", page)
+            self.assertLessEqual(int(re.search(rb"\nlossd_memory_bound_bytes (\d+)\n", page)[1]),
+                                 size(self.container["resources"]["limits"]["memory"]))
             self.assertEqual(fetch(ops, "/v1/priors", read)[0], 404)
             self.assertEqual(daemon.post("/v1/loss", lossd.tiny().safetensors()).status, 401)
             self.assertEqual(daemon.post("/v1/loss", lossd.tiny().safetensors(), None, write).status, 200)

@@ -16,7 +16,7 @@ CALM = {"ASAN_OPTIONS": "detect_leaks=0:quarantine_size_mb=1"}
 PLANTED = os.path.join(os.path.dirname(lossd.BINARY), "planted")
 
 
-@unittest.skipUnless(os.access(PLANTED, os.X_OK), "%s is not built (make detectors)" % PLANTED)
+@unittest.skipUnless(os.access(PLANTED, os.X_OK), "%s is not built: make e2e" % PLANTED)
 class Detectors(unittest.TestCase):
     def verdict(self, plant, *names):
         """(exit code, what is said) of these tests, with a bug."""

@@ -105,6 +105,22 @@ class Queue(lossd.Case):
         held.close()
         self.served_soon(self.daemon)
 
+    def test_full_is_told_before_the_body_is_read(self):
+        """A large body that nobody will read: the answer does not wait for it, and is not lost."""
+        held, answer = hold(self.daemon)
+        self.assertIsNone(answer)
+        with self.daemon.connect() as connection:
+            connection.start("POST", "/v1/loss", {"Content-Type": lossd.SAFETENSORS, "Content-Length": 8 << 20})
+            self.problem(connection.answer(), 503, "queue_full")   # nothing of it was sent
+        for _ in range(20):
+            refused = self.daemon.post("/v1/loss", bytes(8 << 20), lossd.SAFETENSORS)   # all of it, and then it looks
+            self.problem(refused, 503, "queue_full")
+            self.assertEqual(refused.header("Connection"), "close")
+        held.send(TINY)
+        self.assertEqual(held.answer().status, 200)
+        held.close()
+        self.served_soon(self.daemon)
+
     def served_soon(self, daemon):
         """The ticket comes back when the answer's last byte is sent: its reader may be a moment faster."""
         self.assertTrue(lossd.until(lambda: daemon.post("/v1/loss", TINY, lossd.SAFETENSORS).status == 200, 5))

@@ -182,7 +182,7 @@ class Descriptors(Case):
     def test_R03_fewer_connections(self):
         """Idle sockets in plenty take nothing that the store or the listener for operations needs."""
         with self.start("--ops-listen", "127.0.0.1:0", "--header-timeout", "3",
-                        preexec_fn=self.limited(160, 160)) as daemon:
+                        preexec_fn=self.limited(224, 224)) as daemon:
             self.assertIn("the limit of open files", daemon.log())
             used = daemon.connect()
             self.assertEqual(used.request("GET", "/healthz").status, 200)

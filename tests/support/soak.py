@@ -24,6 +24,7 @@ from recorded import body, target  # noqa: E402
 CLIENTS, STAYING, RUNS = 6, 48, 40
 MIB = 1 << 20
 WANDER = 6 * MIB   # of the heap, between two looks
+LOOKS = 6          # at least
 SLOWER = 1.5       # the 99th percentile, at most
 
 
@@ -119,12 +120,12 @@ class Load:
             thread.join()
 
 
-def look(daemon):
+def look(daemon, pause):
     """(memory, descriptors, threads) of a daemon that rests, once it has given back what it will."""
     lossd.until(lambda: daemon.metric("connections") <= STAYING + CLIENTS + 1, 5, 0.1)
     best = daemon.memory()
-    for _ in range(10):
-        time.sleep(0.1)
+    for _ in range(5):
+        time.sleep(pause)
         best = min(best, daemon.memory())
     return best, daemon.descriptors(), daemon.metric("process_threads")
 
@@ -140,20 +141,18 @@ def soak(daemon, seconds, minute=60.0, say=lambda *what: None, wander=WANDER):
     begin = time.monotonic()
     warm = begin + min(3600.0, seconds / 5)
     try:
-        while time.monotonic() < begin + seconds:
+        while time.monotonic() < begin + seconds or len(looks) < LOOKS:
             load.go.set()
             time.sleep(minute)
             n, busy, slowest = load.rest()
             now = time.monotonic()
-            seen = (now, *look(daemon), slowest)
+            seen = (now, *look(daemon, min(0.2, minute / 10)), slowest)
             say("%7.0f s: %d requests (%d x 503), p99 %.1f ms; %.1f MiB, %d descriptors, %d threads"
                 % (now - begin, n, busy, slowest * 1e3, seen[1] / MIB, seen[2], seen[3]))
             if now >= warm:
                 looks.append(seen)
     finally:
         load.end()
-    if len(looks) < 3:
-        raise ValueError("too short to tell")
     judge(looks, wander)
     for connection in staying:   # idle all the time
         connection.close()
