@@ -308,6 +308,7 @@ START_TEST(test_S08_origins) {
 END_TEST
 
 int main(void) {
+    log_setup(LOG_ERROR, false);
     Suite *s = suite_create("tokens");
     TCase *t = tcase_create("all");
     tcase_set_timeout(t, 120);
