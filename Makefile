@@ -292,9 +292,12 @@ SANITIZED = $(if $(filter require,$(CUDA)),tests/support/sanitized)
 golden: deps-test $(GOLDEN) ## independent float64 and PyTorch numbers, and these made again
 	@tests/run $(GOLDEN) tests/golden/sources
 fuzz: deps-fuzz ## search for inputs that break TARGET, for SECONDS (300); without a TARGET, list them
-	@test -n "$(TARGET)" || { echo $(FUZZERS); exit 2; }
+ifeq (,$(TARGET))
+	@echo $(FUZZERS)
+else
 	@$(MAKE) --no-print-directory CONFIG=fuzz CC=clang NVCC= build/fuzz/fuzz/fuzz_$(TARGET)
 	@/usr/bin/python3 tests/fuzz/fuzz.py search $(TARGET) $(or $(SECONDS),300)
+endif
 fuzz-regress: deps-test $(FUZZ) ## what fuzzing has found interesting, again, without libFuzzer
 	@tests/run $(FUZZ)
 fuzz-corpus: deps-fuzz ## keep of what TARGET has found whatever reaches more

@@ -6,8 +6,8 @@
     fuzz.py keep TARGET              the least that reaches as much, into corpus/TARGET.txt
     fuzz.py planted                  the bug of planted.c must be found
 
-A corpus is a text file with an input a line: printable bytes as they are, others and the backslash as \\xNN. Inputs that
-broke something are files of their own, regressions/TARGET/WHAT.
+A corpus is a text file with an input a line: printable bytes as they are, NUL as \\0, others and the backslash as
+\\xNN. Inputs that broke something are files of their own, regressions/TARGET/WHAT.
 """
 import os
 import re
@@ -31,12 +31,12 @@ PLAIN = frozenset(range(0x20, 0x7f)) - {0x5c}
 
 
 def escape(data):
-    text = "".join(chr(c) if c in PLAIN else "\\x%02x" % c for c in data)
+    text = "".join(chr(c) if c in PLAIN else "\\x%02x" % c if c else "\\0" for c in data)
     return text[:-1] + "\\x20" if text.endswith(" ") else text
 
 
 def unescape(line):
-    return re.sub(rb"\\x([0-9a-f]{2})", lambda m: bytes([int(m.group(1), 16)]), line.encode("ascii"))
+    return re.sub(rb"\\(?:x([0-9a-f]{2})|0)", lambda m: bytes([int(m.group(1) or b"0", 16)]), line.encode("ascii"))
 
 
 def corpus_file(target):

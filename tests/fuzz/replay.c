@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Runs a fuzz target without libFuzzer, on what is kept: every line of tests/fuzz/corpus/TARGET.txt and every file of
- * tests/fuzz/regressions/TARGET; or on the files that are given. In a line printable bytes stand for themselves, others
- * and the backslash are \xNN.
+ * tests/fuzz/regressions/TARGET; or on the files that are given. In a line printable bytes stand for themselves, NUL is
+ * \0, others and the backslash are \xNN.
  *
  *   fuzz_TARGET [file...]      run from the repository root
  */
@@ -71,6 +71,9 @@ static size_t unescape(char *line) {
         if (*from == '\\' && sscanf(from, "\\x%2x", &value) == 1) {
             *to = (char)value;
             from += 4;
+        } else if (from[0] == '\\' && from[1] == '0') {
+            *to = '\0';
+            from += 2;
         } else {
             *to = *from++;
         }

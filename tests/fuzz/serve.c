@@ -78,7 +78,7 @@ static void send_body(request *r, const sending *how, const char *data, size_t n
 
 /* The answer, which the caller frees; an abandoned one has status 0. */
 static answer exchange(server *to, const sending *how, const proto_buffer *body, bool leave, bytes *b) {
-    char name[ROUTE_NAME], allow[40], path[128];
+    char name[ROUTE_NAME], allow[40], path[sizeof s.criterion + 32];
     snprintf(path, sizeof path, how->encoding == PROTO_INFER ? "/v2/models/%s/infer" : "/v1/loss", s.criterion);
     proto_buffer coded = {0};
     const bool is_coded =
