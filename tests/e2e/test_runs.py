@@ -425,8 +425,9 @@ class Telling(Case):
             if not name.endswith("%"):
                 self.problem(self.daemon.delete("/v1/runs/" + name), 404, "unknown_run")
         for path in ("/v1/runs/", "/v1/runs//steps", "/v1/runs/long/", "/v1/runs/long/steps/", "/v1/runs/long/step",
-                     "/v1/runs/a%2Fb", "/v1/run", "/v1/runs/long/steps/1"):
+                     "/v1/run", "/v1/runs/long/steps/1"):
             self.problem(self.get(path), 404, "not_found")
+        self.problem(self.get("/v1/runs/a%2Fb"), 400, "uri_malformed")   # a slash that does not separate
 
     def test_methods(self):
         for path, allow in (("/v1/runs", "GET, HEAD"), ("/v1/runs/long", "GET, HEAD, DELETE"),
