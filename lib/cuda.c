@@ -226,13 +226,10 @@ static void cuda_close(bx_context *context) {
     if (!c) {
         return;
     }
-    if (enter(c, NULL) == BX_OK) {
-        if (c->memory) {
-            (void)cudaFree(c->memory);
-        }
-        if (c->stream) {
-            (void)cudaStreamDestroy(c->stream);
-        }
+    if (c->stream && !atomic_load(&lost)) { /* else there is nothing, perhaps not even a device to ask for */
+        (void)cudaSetDevice(c->device);
+        (void)cudaFree(c->memory);
+        (void)cudaStreamDestroy(c->stream);
     }
     bx_priors_free(c->priors);
     free(c);
@@ -459,6 +456,9 @@ static bx_status cuda_begin(bx_context *context, bx_job *job, bx_error *error) {
     set_args(&c->args, job, &at, c->memory);
     if (job->plan->priors->boxes) {
         status = upload_priors(c, job->plan->priors, error);
+    } else { /* what was there is overwritten */
+        bx_priors_free(c->priors);
+        c->priors = NULL;
     }
     if (status == BX_OK) {
         status = upload_batch(c, job, &at, error);
@@ -621,8 +621,8 @@ static bx_status cuda_rows(bx_context *context, bx_job *job, bx_error *error) {
 
 static void cuda_end(bx_context *context, bx_job *job) {
     bx_cuda *c = context->cuda;
-    if (enter(c, NULL) == BX_OK) {
-        (void)wait(c, job, NULL);
+    if (!atomic_load(&lost) && wait(c, job, NULL) != BX_OK) {
+        atomic_store(&lost, true); /* it may still read and write what the caller is about to free */
     }
     if (c->priors && !strcmp(c->priors->name, "inline")) { /* it will not be seen again */
         bx_priors_free(c->priors);
