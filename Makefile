@@ -204,7 +204,8 @@ $(B)/bench/%: $(B)/tests/bench/%.o $(ARCHIVES)
 # ---- the emulated device ----------------------------------------------------------------------------------------
 
 # The same library, daemon and tests on a device that is none: tests/support/emulated stands for the toolkit and the
-# driver, and g++ compiles the kernels. In the tsan configuration the scheduler itself is not looked at.
+# driver, and g++ compiles the kernels. Sanitizers do not look at the scheduler of threads, which tells them what it does.
+COMMA        := ,
 E            := $(B)/emulated
 EMULATED     := -Itests/support/emulated
 EMULATED_LIBS := $(filter-out $(CUDA_LIBS),$(LDLIBS)) -lpthread
@@ -231,7 +232,8 @@ $(E)/runtime.o: tests/support/emulated/runtime.cc | deps-test
 $(E)/device.o: tests/support/emulated/device.cc | deps-test
 	@mkdir -p $(@D)
 	$(call say,CXX)
-	$(Q)$(CXX) $(CXX_FLAGS) $(patsubst -fsanitize=thread,-DEMULATED_TSAN,$(CFLAGS_$(CONFIG))) -c $< -o $@
+	$(Q)$(CXX) $(CXX_FLAGS) $(subst -fsanitize=thread,-DEMULATED_TSAN,\
+	    $(subst -fsanitize=address$(COMMA)undefined,-DEMULATED_ASAN,$(CFLAGS_$(CONFIG)))) -O2 -c $< -o $@
 $(E)/test_emulated.o: tests/unit/test_emulated.cc | deps-test
 	@mkdir -p $(@D)
 	$(call say,CXX)

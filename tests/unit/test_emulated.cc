@@ -195,8 +195,12 @@ using kernel = void (*)(bx_cuda_args);
 
 bx_cuda_args give(unsigned *in, unsigned *out, size_t n) {
     bx_cuda_args args;
-    const given g = {in, out, static_cast<unsigned>(n)};
+    given g;
     memset(&args, 0, sizeof args);
+    memset(&g, 0, sizeof g); /* its padding too */
+    g.in = in;
+    g.out = out;
+    g.n = static_cast<unsigned>(n);
     memcpy(&args, &g, sizeof g);
     return args;
 }

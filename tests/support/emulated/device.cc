@@ -8,7 +8,8 @@
  * What would hang or mean nothing on a device ends the process: threads at different barriers, a warp's lanes that wait
  * for one which does not come, a lane that asks one which was not named.
  *
- * In the tsan configuration this file is compiled without -fsanitize=thread: what it does itself is not looked at.
+ * Under sanitizers this file is compiled without them, and tells them what it does (EMULATED_ASAN, EMULATED_TSAN): it
+ * is not what they are to look at, and most of the time is spent here.
  */
 #include <cstdarg>
 #include <cstdio>
@@ -19,7 +20,7 @@
 #include "cuda_runtime.h"
 #include "device.h"
 
-#ifdef __SANITIZE_ADDRESS__
+#ifdef EMULATED_ASAN
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
@@ -33,9 +34,9 @@
 
 emulated_index threadIdx, blockIdx, blockDim, gridDim;
 
-/* The shared memory of the running block. */
+/* The shared memory of the running block, and what nobody may touch behind it. */
 extern unsigned char bx_shared[];
-alignas(128) unsigned char bx_shared[EMULATED_SHARED_MOST];
+alignas(128) unsigned char bx_shared[EMULATED_SHARED_MOST + 1024];
 
 void emulated_die(const char *format, ...) {
     va_list list;
@@ -66,7 +67,8 @@ void emulated_shuffle_with(uint64_t seed) {
 
 /* ---- fibers ------------------------------------------------------------------------------------------------------ */
 
-enum { STACK_BYTES = 256 * 1024, GUARD_BYTES = 4096, MAX_WARPS = EMULATED_THREADS_MOST / warpSize };
+/* Stacks are an odd number of cache lines apart, so that they begin in different sets of the caches. */
+enum { STACK_BYTES = 256 * 1024 + 5 * 64, MARGIN_BYTES = 4096, MAX_WARPS = EMULATED_THREADS_MOST / warpSize };
 
 enum fiber_state { READY, AT_BARRIER, IN_WARP, ENDED };
 
@@ -92,7 +94,7 @@ struct fiber {
 static fiber fibers[EMULATED_THREADS_MOST];
 static fiber *running; /* NULL: the scheduler */
 static const emulated_launch *launched;
-#ifdef __SANITIZE_ADDRESS__
+#ifdef EMULATED_ASAN
 static const void *scheduler_stack;
 static size_t scheduler_stack_bytes;
 #endif
@@ -138,15 +140,24 @@ static ucontext_t scheduler_context;
 
 static void fiber_main();
 
+/* All stacks in one piece, of which only what is used takes memory. */
+static unsigned char *stacks() {
+    static unsigned char *memory;
+    if (!memory) {
+        void *made = mmap(nullptr, static_cast<size_t>(EMULATED_THREADS_MOST) * STACK_BYTES, PROT_READ | PROT_WRITE,
+                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (made == MAP_FAILED) {
+            emulated_die("no memory for the threads' stacks");
+        }
+        memory = static_cast<unsigned char *>(made);
+    }
+    return memory;
+}
+
 /* A fiber that will begin with fiber_main. */
 static void fiber_prepare(fiber *f) {
     if (!f->stack) {
-        void *memory = mmap(nullptr, GUARD_BYTES + STACK_BYTES, PROT_READ | PROT_WRITE,
-                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        if (memory == MAP_FAILED || mprotect(memory, GUARD_BYTES, PROT_NONE)) {
-            emulated_die("no memory for a thread's stack");
-        }
-        f->stack = static_cast<unsigned char *>(memory) + GUARD_BYTES;
+        f->stack = stacks() + static_cast<size_t>(f - fibers) * STACK_BYTES;
 #ifdef EMULATED_TSAN
         f->thread = __tsan_create_fiber(0);
 #endif
@@ -168,7 +179,7 @@ static void fiber_prepare(fiber *f) {
 static void fiber_resume(fiber *f) {
     running = f;
     threadIdx.x = static_cast<unsigned int>(f - fibers);
-#ifdef __SANITIZE_ADDRESS__
+#ifdef EMULATED_ASAN
     void *fake_stack;
     __sanitizer_start_switch_fiber(&fake_stack, f->stack, STACK_BYTES);
 #endif
@@ -180,7 +191,7 @@ static void fiber_resume(fiber *f) {
 #else
     swapcontext(&scheduler_context, &f->context);
 #endif
-#ifdef __SANITIZE_ADDRESS__
+#ifdef EMULATED_ASAN
     __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
 #endif
     running = nullptr;
@@ -188,7 +199,10 @@ static void fiber_resume(fiber *f) {
 
 /* Back to the scheduler, until it resumes this fiber. */
 static void fiber_yield(fiber *f) {
-#ifdef __SANITIZE_ADDRESS__
+    if (static_cast<unsigned char *>(__builtin_frame_address(0)) < f->stack + MARGIN_BYTES) {
+        emulated_die("%s:%d: a thread has used up its stack", f->file, f->line);
+    }
+#ifdef EMULATED_ASAN
     __sanitizer_start_switch_fiber(f->state == ENDED ? nullptr : &f->fake_stack, scheduler_stack,
                                    scheduler_stack_bytes);
 #endif
@@ -200,13 +214,13 @@ static void fiber_yield(fiber *f) {
 #else
     swapcontext(&f->context, &scheduler_context);
 #endif
-#ifdef __SANITIZE_ADDRESS__
+#ifdef EMULATED_ASAN
     __sanitizer_finish_switch_fiber(f->fake_stack, &scheduler_stack, &scheduler_stack_bytes);
 #endif
 }
 
-__attribute__((no_sanitize("address"))) static void fiber_main() {
-#ifdef __SANITIZE_ADDRESS__
+static void fiber_main() {
+#ifdef EMULATED_ASAN
     __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_stack_bytes);
 #endif
     fiber *f = running;
@@ -215,6 +229,10 @@ __attribute__((no_sanitize("address"))) static void fiber_main() {
     told_before(&block_ends);
     f->state = ENDED;
     fiber_yield(f);
+}
+
+static bool differ(const char *a, const char *b) {
+    return a != b && strcmp(a, b);
 }
 
 /* ---- waiting ----------------------------------------------------------------------------------------------------- */
@@ -264,7 +282,7 @@ static void try_exchange(fiber *f) {
         if (other->state != IN_WARP || other->mask != f->mask) {
             return; /* not yet, or never */
         }
-        if (strcmp(other->what, f->what)) {
+        if (differ(other->what, f->what)) {
             emulated_die("%s:%d: %s of thread %u meets %s of thread %u, %s:%d", f->file, f->line, f->what, threadIdx.x,
                          other->what, first + lane, other->file, other->line);
         }
@@ -353,8 +371,8 @@ static void pass_barrier(unsigned int n) {
             continue;
         }
         first = first ? first : f;
-        if (f->state != AT_BARRIER || f->line != first->line || strcmp(f->what, first->what) ||
-            strcmp(f->file, first->file)) {
+        if (f->state != AT_BARRIER || f->line != first->line || differ(f->what, first->what) ||
+            differ(f->file, first->file)) {
             die_waiting(n);
         }
         votes += f->vote;
@@ -413,7 +431,7 @@ void emulated_execute(const emulated_launch &launch) {
 #ifdef EMULATED_TSAN
     scheduler_thread = __tsan_get_current_fiber();
 #endif
-#ifdef __SANITIZE_ADDRESS__
+#ifdef EMULATED_ASAN
     __asan_unpoison_memory_region(bx_shared, sizeof bx_shared);
     __asan_poison_memory_region(bx_shared + launch.shared, sizeof bx_shared - launch.shared);
 #endif

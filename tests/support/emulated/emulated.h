@@ -28,6 +28,8 @@ void emulated_memory(size_t bytes);
 void emulated_seed(uint64_t seed);
 /* The call-th call from now, 1 being the next, fails with `code`; with for_ever all later ones do too. 0: none. */
 void emulated_fail(long call, int code, bool for_ever);
+/* The call that was the first to fail so, such as "cudaMalloc"; NULL: none was. */
+const char *emulated_failed(void);
 /* From the launch-th kernel from now on, streams come to no end; 0: they do. */
 void emulated_hang(long launch);
 /* Calls and kernels since the process began, or emulated_reset. */

@@ -81,6 +81,7 @@ struct world {
     settings set;
     long calls = 0, launches = 0;
     cudaError_t lost = cudaSuccess;
+    const char *failed = nullptr;
     size_t used[MAX_DEVICES] = {};
     ranges allocations, pins;
     std::map<emulated_stream *, int> streams;
@@ -189,7 +190,8 @@ void check_arguments(world &w, const emulated_launch &launch) {
         uint64_t word;
         memcpy(&word, reinterpret_cast<const char *>(&launch.args) + at, 8);
         const void *pointer = reinterpret_cast<const void *>(word);
-        if (word >> 47 || word < lowest || find_device(w, pointer, 0) || find_pinned(w, pointer, 0)) {
+        if (word >> 47 || word < lowest || static_cast<uint32_t>(word) < 1u << 24 || find_device(w, pointer, 0) ||
+            find_pinned(w, pointer, 0)) {
             continue;
         }
         if (is_mapped(word)) {
@@ -264,6 +266,7 @@ struct call {
             error = w.lost;
         } else if (s.fail_at > 0 && (w.calls == s.fail_at || (s.fail_for_ever && w.calls > s.fail_at))) {
             error = static_cast<cudaError_t>(s.fail_code);
+            w.failed = w.failed ? w.failed : name;
             if (is_sticky(s.fail_code)) {
                 lose(error);
             }
@@ -622,6 +625,7 @@ void emulated_reset() {
     memset(w.used, 0, sizeof w.used);
     w.calls = w.launches = 0;
     w.lost = cudaSuccess;
+    w.failed = nullptr;
     w.set = settings_of_environment();
     current_device = 0;
     last_error = cudaSuccess;
@@ -646,6 +650,10 @@ void emulated_fail(long call_, int code, bool for_ever) {
     w.set.fail_at = call_ > 0 ? w.calls + call_ : 0;
     w.set.fail_code = code;
     w.set.fail_for_ever = for_ever;
+}
+
+const char *emulated_failed() {
+    return the_world().failed;
 }
 
 void emulated_hang(long launch) {
