@@ -3,12 +3,13 @@
 # docker run -p 127.0.0.1:8080:8080 -v lossd:/data -e LOSSD_ALLOW_ANONYMOUS=1 lossd
 #
 # The first stage compiles and runs every test; the second holds the binary and its five libraries. What clients register
-# and record is kept in /data; everything else may be read-only.
+# and record is kept in /data; everything else may be read-only. There is no nvcc here, so the daemon is built for the
+# CPU only; g++ is for the tests, whose emulated device runs the kernels all the same.
 
 FROM docker.io/library/debian:trixie-slim AS build
 RUN apt-get update \
  && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
-        curl gcc libc6-dev make pkg-config libgnutls28-dev libjansson-dev libjs-dygraphs libmicrohttpd-dev \
+        curl g++ gcc libc6-dev make pkg-config libgnutls28-dev libjansson-dev libjs-dygraphs libmicrohttpd-dev \
         libsqlite3-dev zlib1g-dev check chromium chromium-driver haproxy nginx openssl prometheus python3 \
         python3-jsonschema python3-numpy python3-requests python3-selenium python3-torch python3-yaml slowhttptest strace \
  && apt-get clean && rm -rf /var/lib/apt/lists/*

@@ -77,8 +77,9 @@ static void run_open(run *r, const scene *s, bool explained) {
     bx_job_init(&r->job, &r->plan, &r->batch, r->work.at);
 }
 
-static bool run_close(run *r) {
-    bool intact = true;
+/* Whether nothing was written outside its memory; an int, as guarded_free's. */
+static int run_close(run *r) {
+    int intact = true;
     for (int i = 0; i < 4; i++) {
         guarded *g = memory_of(r, i);
         if (r->pinned[i]) {
@@ -165,9 +166,10 @@ static bool is_close(const char *stage, const char *what, size_t i, double owed,
 }
 
 static bool close_sums(const char *what, size_t i, const bx_sums *owed, const bx_sums *got) {
-    return is_close("reduce", what, i, owed->loc, got->loc) &
-           is_close("reduce", what, i, owed->conf_positive, got->conf_positive) &
-           is_close("reduce", what, i, owed->conf_negative, got->conf_negative);
+    bool good = is_close("reduce", what, i, owed->loc, got->loc);
+    good &= is_close("reduce", what, i, owed->conf_positive, got->conf_positive);
+    good &= is_close("reduce", what, i, owed->conf_negative, got->conf_negative);
+    return good;
 }
 
 enum { IMAGE_COUNTS = (offsetof(bx_image_row, too_far) - offsetof(bx_image_row, objects)) / sizeof(int32_t) + 1 };
