@@ -170,6 +170,9 @@ $(B)/unit/test_alloc: $(B)/tests/unit/test_alloc.o $(filter-out $(B)/server/main
 	    -Wl,--wrap=aligned_alloc,--wrap=strdup,--wrap=mmap $(LDLIBS) -lcheck -lsubunit -lrt -o $@
 # Likewise threads, clocks and file systems.
 $(B)/unit/test_faults: LDFLAGS += -Wl,--wrap=pthread_create,--wrap=clock_gettime,--wrap=statfs
+# This one puts itself between the daemon and what the library knows of devices.
+DEVICE_CALLS := bx_devices bx_devices_lost bx_plan_device_bytes bx_context_open $(addprefix bx_job_,begin feed run rows end)
+$(B)/unit/test_device: LDFLAGS += $(DEVICE_CALLS:%=-Wl,--wrap=%)
 $(B)/unit/%: $(B)/tests/unit/%.o $(filter-out $(B)/server/main.o,$(SERVER_OBJ)) $(ARCHIVES)
 	@mkdir -p $(@D)
 	$(call say,LD)

@@ -5,13 +5,8 @@
  * Whatever the order, there is at most one answer, the connection is resumed exactly when it waits, and in the end no
  * ticket and no byte stays taken. The sanitizers see the rest.
  */
-#include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
-
-#include "server.h"
 #include "../support/batch.h"
-#include "../support/suite.h"
+#include "../support/posted.h"
 
 static server s;
 static size_t memory_at_rest;
@@ -51,71 +46,6 @@ static void teardown(void) {
     ck_assert_int_eq(system(command), 0);
 }
 
-/* ---- a connection ------------------------------------------------------------------------------------------------ */
-
-typedef struct connection {
-    pthread_mutex_t lock;
-    pthread_cond_t changed;
-    bool waits;
-    int resumed;
-} connection;
-
-static bool suspend(void *given, void *argument) {
-    (void)argument;
-    ((connection *)given)->waits = true; /* under the request's lock */
-    return true;
-}
-
-static void resume(void *given, void *argument) {
-    connection *c = given;
-    (void)argument;
-    pthread_mutex_lock(&c->lock);
-    c->resumed++;
-    pthread_cond_signal(&c->changed);
-    pthread_mutex_unlock(&c->lock);
-}
-
-static void wait_resumed(connection *c) {
-    pthread_mutex_lock(&c->lock);
-    while (!c->resumed) {
-        pthread_cond_wait(&c->changed, &c->lock);
-    }
-    pthread_mutex_unlock(&c->lock);
-}
-
-static request *admit(connection *c, const char *method, const char *path, const char *option, const char *value,
-                      proto_encoding encoding, size_t bytes) {
-    answer refused;
-    char name[ROUTE_NAME], allow[40];
-    admission a = {.route = route_find(method, path, name, allow),
-                   .right = RIGHT_WRITE,
-                   .encoding = encoding,
-                   .expected = bytes,
-                   .id = "x"};
-    a.name = name;
-    request *r = request_admit(&s, &a, &refused);
-    ck_assert_ptr_nonnull(r);
-    *c = (connection){.waits = false};
-    pthread_mutex_init(&c->lock, NULL);
-    pthread_cond_init(&c->changed, NULL);
-    r->connection = c;
-    r->resume = resume;
-    r->query = calloc(1, sizeof *r->query);
-    if (option) {
-        char *text = malloc(strlen(option) + strlen(value) + 2);
-        strcpy(text, option);
-        strcpy(text + strlen(option) + 1, value);
-        r->query[r->n_query++] = (proto_option){text, text + strlen(option) + 1};
-    }
-    return r;
-}
-
-static void end(request *r, connection *c) {
-    request_abandon(r);
-    pthread_mutex_destroy(&c->lock);
-    pthread_cond_destroy(&c->changed);
-}
-
 static bool at_rest(void) {
     for (int i = 0; i < 5000; i++) {
         if (atomic_load(&s.tickets) == 0 && atomic_load(&s.at_clerk) == 0 && memory_used(s.memory) == memory_at_rest) {
@@ -124,12 +54,6 @@ static bool at_rest(void) {
         usleep(1000);
     }
     return false;
-}
-
-static void receive_in_pieces(request *r, const char *body, size_t from, size_t to, size_t piece) {
-    for (size_t at = from; at < to; at += piece) {
-        request_receive(r, body + at, to - at < piece ? to - at : piece);
-    }
 }
 
 /* ---- what is asked ----------------------------------------------------------------------------------------------- */
@@ -149,22 +73,12 @@ static size_t body_bytes;
 /* One batch to its answer. */
 static answer compute(const char *option, const char *value) {
     connection c;
-    request *r = admit(&c, "POST", "/v1/loss", option, value, PROTO_SAFETENSORS, body_bytes);
+    request *r = admit(&s, &c, "POST", "/v1/loss", option, value, PROTO_SAFETENSORS, body_bytes);
     answer a = {0};
     receive_in_pieces(r, body, 0, body_bytes, 1 << 17);
-    if (!request_complete(r) && request_wait(r, suspend, NULL)) {
-        wait_resumed(&c);
-    }
-    ck_assert(request_answer(r, &a));
-    ck_assert_int_le(c.resumed, 1);
+    answer_of(r, &c, &a);
     end(r, &c);
     return a;
-}
-
-/* What does not change from run to run. */
-static void copy_numbers(char out[512], const answer *a) {
-    const char *from = strstr(a->body.data, "\"loss\"");
-    snprintf(out, 512, "%.500s", from ? from : a->body.data);
 }
 
 START_TEST(test_answers) {
@@ -186,21 +100,6 @@ END_TEST
 
 /* ---- what may happen at any moment ------------------------------------------------------------------------------- */
 
-typedef struct fate {
-    request *r;
-    unsigned delay_us;
-    int status;
-} fate;
-
-/* A deadline or a drain, from a thread of its own. */
-static void *strike(void *argument) {
-    fate *f = argument;
-    usleep(f->delay_us);
-    request_fail(f->r, f->status, f->status == 504 ? "timeout" : "draining", "by the test");
-    request_unref(f->r);
-    return NULL;
-}
-
 START_TEST(test_cut_short_at_any_moment) {
     enum { TURNS = 400 };
     unsigned seed = 1, statuses[3] = {0};
@@ -208,7 +107,7 @@ START_TEST(test_cut_short_at_any_moment) {
     for (int turn = 0; turn < TURNS; turn++) {
         connection c;
         const char *const *option = asked[turn % N_ASKED];
-        request *r = admit(&c, "POST", "/v1/loss", option[0], option[1], PROTO_SAFETENSORS, body_bytes);
+        request *r = admit(&s, &c, "POST", "/v1/loss", option[0], option[1], PROTO_SAFETENSORS, body_bytes);
         seed = seed * 1664525u + 1013904223u;
         const bool vanishes = turn % 7 == 0;
         fate f = {r, (seed >> 16) % 12000, turn % 2 ? 504 : 503};
@@ -218,12 +117,7 @@ START_TEST(test_cut_short_at_any_moment) {
         receive_in_pieces(r, body, 0, vanishes ? (seed >> 8) % body_bytes : body_bytes, 1 << 17);
         if (!vanishes) {
             answer a = {0};
-            bool waited = !request_complete(r) && request_wait(r, suspend, NULL);
-            if (waited) {
-                wait_resumed(&c);
-            }
-            HOLDS(request_answer(r, &a), "turn %d: not settled", turn);
-            HOLDS(c.resumed == waited, "turn %d: resumed %d times", turn, c.resumed);
+            answer_of(r, &c, &a);
             HOLDS(a.status == 200 || a.status == f.status, "turn %d: %d %.200s", turn, a.status, a.body.data);
             statuses[a.status == 200 ? 0 : a.status - 502]++;
             answer_free(&a);
@@ -243,7 +137,7 @@ START_TEST(test_registrations_cut_short) {
     static const char text[] = "{\"weights\":{\"loc\":2}}";
     for (int turn = 0; turn < 100; turn++) {
         connection c;
-        request *r = admit(&c, turn % 4 == 3 ? "DELETE" : "PUT", "/v1/criteria/c", NULL, NULL, PROTO_JSON,
+        request *r = admit(&s, &c, turn % 4 == 3 ? "DELETE" : "PUT", "/v1/criteria/c", NULL, NULL, PROTO_JSON,
                            turn % 4 == 3 ? 0 : sizeof text - 1);
         fate f = {r, (unsigned)(turn * 37 % 1500), 504};
         pthread_t thread;
@@ -251,10 +145,7 @@ START_TEST(test_registrations_cut_short) {
         request_ref(r);
         ck_assert_int_eq(pthread_create(&thread, NULL, strike, &f), 0);
         request_receive(r, text, sizeof text - 1);
-        if (!request_complete(r) && request_wait(r, suspend, NULL)) {
-            wait_resumed(&c);
-        }
-        HOLDS(request_answer(r, &a), "turn %d: not settled", turn);
+        answer_of(r, &c, &a);
         HOLDS(a.status / 100 == 2 || a.status == 404 || a.status == 504, "turn %d: %d %.200s", turn, a.status,
               a.body.data);
         answer_free(&a);
@@ -292,12 +183,9 @@ START_TEST(test_no_memory_for_gradients) {
             answer_free(&refusal);
         } else {
             request_abandon(r);
-            r = admit(&c, "POST", "/v1/loss", "include", "dense_gradients", PROTO_SAFETENSORS, body_bytes);
+            r = admit(&s, &c, "POST", "/v1/loss", "include", "dense_gradients", PROTO_SAFETENSORS, body_bytes);
             receive_in_pieces(r, body, 0, body_bytes, 1 << 17);
-            if (!request_complete(r) && request_wait(r, suspend, NULL)) {
-                wait_resumed(&c);
-            }
-            ck_assert(request_answer(r, &a));
+            answer_of(r, &c, &a);
             HOLDS(a.status == 200 || (a.status == 503 && strstr(a.body.data, "memory_full")), "%zu left: %d %.300s",
                   left, a.status, a.body.data);
             refused += a.status == 503;
