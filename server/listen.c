@@ -80,7 +80,7 @@ static bx_status open_listener(listener *l, const char *text, int *port, bx_erro
     }
     int fd = socket(address->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0), on = 1;
     bool ok = fd >= 0 && !setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) &&
-              !bind(fd, address->ai_addr, address->ai_addrlen) && !listen(fd, 1024);
+              !bind(fd, address->ai_addr, address->ai_addrlen) && !listen(fd, SOMAXCONN);
     int cause = errno;
     freeaddrinfo(address);
     if (!ok) {

@@ -31,11 +31,14 @@ LESS = LARGE if LONG else "/v1/priors/retinanet-640x640"
 
 
 class Prober(threading.Thread):
-    """Asks again and again, each time on a connection of its own; the slowest answer is kept."""
+    """Asks again and again, each time on a connection of its own, and keeps the slowest answer of each port: of the
+    daemon's two, and of another daemon's, which is at peace. What that one takes is the machine's."""
 
-    def __init__(self, daemon):
+    def __init__(self, daemon, other):
         super().__init__()
-        self.daemon_, self.over, self.slowest, self.asked, self.failures = daemon, threading.Event(), 0.0, 0, []
+        self.ports = ((daemon.ops_port, "/healthz"), (daemon.ops_port, "/metrics"), (daemon.port, "/healthz"),
+                      (daemon.port, "/v1/priors/ssd300"), (other.port, "/healthz"))
+        self.over, self.slowest, self.asked, self.failures = threading.Event(), {}, 0, []
 
     def once(self, port, target):
         begin = time.monotonic()
@@ -46,13 +49,12 @@ class Prober(threading.Thread):
             status = failure
         if status != 200:
             self.failures.append((target, status))
-        self.slowest = max(self.slowest, time.monotonic() - begin)
+        self.slowest[port] = max(self.slowest.get(port, 0.0), time.monotonic() - begin)
         self.asked += 1
 
     def run(self):
         while not self.over.wait(0.1):
-            for port, target in ((self.daemon_.ops_port, "/healthz"), (self.daemon_.ops_port, "/metrics"),
-                                 (self.daemon_.port, "/healthz"), (self.daemon_.port, "/v1/priors/ssd300")):
+            for port, target in self.ports:
                 self.once(port, target)
 
     def __enter__(self):
@@ -115,7 +117,7 @@ class Slow(lossd.Case):
     @unittest.skipUnless(shutil.which("slowhttptest"), "slowhttptest is not installed")
     def test_H34_H35_H36_slow_clients(self):
         before, idle = self.daemon.descriptors(), hostile.status_of(self.daemon)["VmRSS"]
-        with Prober(self.daemon) as prober:
+        with lossd.Daemon() as other, Prober(self.daemon, other) as prober:
             attacks = [
                 lambda: self.attack("/healthz", "-H", "-i", "1"),
                 lambda: self.attack("/v1/loss", "-B", "-i", "1", "-s", "65536", "-f", "application/octet-stream"),
@@ -136,7 +138,8 @@ class Slow(lossd.Case):
         self.assertTrue(IDLE - 1 < sipping < 20 + size / (256 << 10) + LATE, sipping)
         self.assertGreater(prober.asked, 40)
         self.assertEqual(prober.failures, [])
-        self.assertLess(prober.slowest, 1.0)
+        for port in (self.daemon.port, self.daemon.ops_port):
+            self.assertLess(prober.slowest[port], 1.0 + prober.slowest[other.port], prober.slowest)
         self.assertLess(peak - idle, MOST * (3 * ATTACKERS + 64))
         self.assertTrue(lossd.until(lambda: self.daemon.descriptors() <= before, 10), self.daemon.descriptors())
 
