@@ -32,7 +32,17 @@ struct memory {
     void (*unpin)(void *data);
 };
 
+/* The C library would keep up to 64 MiB of what is freed, in a heap of each thread: what is large is the machine's own,
+ * and goes back there. */
+static void set_up_heap(void) {
+#ifdef __GLIBC__
+    mallopt(M_MMAP_THRESHOLD, 4 << 20);
+    mallopt(M_TRIM_THRESHOLD, 1 << 20);
+#endif
+}
+
 memory *memory_new(size_t limit) {
+    set_up_heap();
     memory *m = calloc(1, sizeof *m);
     if (m) {
         pthread_mutex_init(&m->lock, NULL);

@@ -11,7 +11,7 @@
 #include "access.h"
 
 #define BASE_BYTES   ((size_t)48 << 20) /* code, the built-in sets, the caches of SQLite, a heap with holes */
-#define THREAD_BYTES ((size_t)1 << 20)  /* stack, context and share of the heap of each that computes or receives */
+#define THREAD_BYTES ((size_t)2 << 20)  /* stack, context and share of the heap of each that computes or receives */
 
 /* Cores this process may use: its affinity, and the quota of its cgroup. */
 static long usable_cores(void) {

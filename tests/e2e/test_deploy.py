@@ -143,7 +143,8 @@ class Kubernetes(unittest.TestCase):
         with open(tokens, "w", encoding="ascii") as out:
             out.write("write trainer %s\nread prometheus %s\n" % ("w" * 64, "r" * 64))
         os.chmod(tokens, self.pod["volumes"][0]["secret"]["defaultMode"])
-        env.update(LOSSD_LISTEN="127.0.0.1:0", LOSSD_OPS_LISTEN="127.0.0.1:%d" % ops, LOSSD_TOKEN_FILE=tokens)
+        env.update(LOSSD_LISTEN="127.0.0.1:0", LOSSD_OPS_LISTEN="127.0.0.1:%d" % ops, LOSSD_TOKEN_FILE=tokens,
+                   LOSSD_WORKERS=str(self.container["resources"]["limits"]["cpu"]))   # as many as its quota
         read, write = ({"Authorization": "Bearer " + letter * 64} for letter in "rw")
         probes = [self.container[name]["httpGet"]["path"] for name in ("startupProbe", "livenessProbe", "readinessProbe")]
         scraped = self.set["template"]["metadata"]["annotations"]["prometheus.io/path"]
