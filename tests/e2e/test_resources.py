@@ -138,9 +138,15 @@ class Memory(Case):
             for connection in readers:
                 connection.socket.setsockopt(lossd.socket.SOL_SOCKET, lossd.socket.SO_RCVBUF, 4096)
                 connection.send(b"GET /openapi.yaml HTTP/1.1\r\nHost: localhost\r\n\r\n" * 60)   # more than sockets hold
-            self.assertTrue(lossd.until(lambda: daemon.metric("inflight_bytes") > MIB - 256 * 1024, 5))
-            answer = daemon.get("/openapi.yaml")
-            self.problem(answer, 503, "memory_full")
+            last = [None]
+
+            def refused():
+                last[0] = daemon.get("/openapi.yaml")
+                return last[0].status != 200
+
+            self.assertTrue(lossd.until(refused, 10))
+            self.problem(last[0], 503, "memory_full")
+            self.assertGreater(daemon.metric("inflight_bytes"), MIB - 256 * 1024)
             self.assertEqual(daemon.get("/metrics").status, 200)
             for connection in readers:
                 connection.close()
