@@ -20,13 +20,14 @@ import seeds
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
 BUILD = os.path.join(ROOT, "build", "fuzz")
-MOST_BYTES, MOST_INPUT = 120 << 10, 4096    # of a corpus, and of one input that is kept
+MOST_BYTES, MOST_INPUT = 200 << 10, 4096    # of a corpus, and of one input that is kept
 LENGTHS = {"number": 64, "query": 1024, "criterion": 2048, "generator": 2048, "options": 512, "diff": 4096,
            "serve": 4096, "store": 256}
 DICTIONARIES = {"guard": "http", "http": "http json", "options": "options", "query": "json", "number": "", "coding": "",
                 "store": "", "diff": "", "serve": ""}
 # the daemon keeps buffers, and a sanitizer keeps what was freed
 MEMORY = {"http": 1024, "serve": 1024, "diff": 768}
+PATIENCE = {"http": 5, "serve": 5}    # seconds of one input, where threads take turns
 PLAIN = frozenset(range(0x20, 0x7f)) - {0x5c}
 
 
@@ -74,8 +75,9 @@ def options(target):
         for name in names:
             with open(os.path.join(HERE, "dict", name + ".dict"), encoding="ascii") as f:
                 out.write(f.read())
-    return ["-dict=" + path] * bool(names) + ["-rss_limit_mb=%d" % MEMORY.get(target, 512), "-malloc_limit_mb=256", "-timeout=2",
-            "-max_len=%d" % LENGTHS.get(target, MOST_INPUT), "-print_final_stats=1"]
+    return ["-dict=" + path] * bool(names) + [
+        "-rss_limit_mb=%d" % MEMORY.get(target, 512), "-malloc_limit_mb=256", "-timeout=%d" % PATIENCE.get(target, 2),
+        "-max_len=%d" % LENGTHS.get(target, MOST_INPUT), "-print_final_stats=1"]
 
 
 def environment():
@@ -116,7 +118,7 @@ def keep(target):
     shutil.rmtree(least)
     shutil.rmtree(everything)
     write_inputs(directory("everything", target), kept(target))
-    code = run(target, options(target) + ["-merge=1", directory("least", target), everything,
+    code = run(target, options(target) + ["-set_cover_merge=1", directory("least", target), everything,
                                           directory("found", target)], os.path.join(BUILD, target + ".merge.log"))
     inputs = []
     for name in os.listdir(least):
