@@ -103,6 +103,22 @@ static inline proto_limits fuzz_limits(size_t *left) {
     return (proto_limits){.json_memory = (size_t)1 << 20, .reserve = fuzz_reserve, .context = left};
 }
 
+/* Shared memory: a region "r" of 4 KiB. */
+static inline bx_status fuzz_region(void *context, const char *name, size_t offset, size_t bytes, int *index,
+                                    const void **data, bx_error *error) {
+    static uint8_t region[4096];
+    (void)context;
+    for (size_t i = 0; region[2] == 0 && i < sizeof region; i += 4) {
+        memcpy(region + i, &(float){0.5f}, 4);
+    }
+    if (strcmp(name, "r") != 0 || offset > sizeof region || bytes > sizeof region - offset) {
+        return bx_fail(error, BX_INVALID, "shared_memory", "no such place: \"%.64s\" %zu %zu", name, offset, bytes);
+    }
+    *index = 0;
+    *data = region + offset;
+    return BX_OK;
+}
+
 /* Every name of a built-in set is the same small one: making the real ones again and again would take all the time. */
 static inline bx_status fuzz_priors(void *context, const char *name, const bx_priors **out, bx_error *error) {
     static const float boxes[4][4] = {

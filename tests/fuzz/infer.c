@@ -5,26 +5,9 @@
  */
 #include "fuzz.h"
 
-/* A region "r" of 4 KiB. */
-static uint8_t region[4096];
-
-static bx_status find_region(void *context, const char *name, size_t offset, size_t bytes, int *index,
-                             const void **data, bx_error *error) {
-    (void)context;
-    if (strcmp(name, "r") != 0 || offset > sizeof region || bytes > sizeof region - offset) {
-        return bx_fail(error, BX_INVALID, "shared_memory", "no such place: \"%.64s\" %zu %zu", name, offset, bytes);
-    }
-    *index = 0;
-    *data = region + offset;
-    return BX_OK;
-}
-
 int LLVMFuzzerInitialize(int *argc, char ***argv) {
     (void)argc, (void)argv;
     proto_init();
-    for (size_t i = 0; i < sizeof region; i += 4) {
-        memcpy(region + i, &(float){0.5f}, 4);
-    }
     return 0;
 }
 
@@ -54,7 +37,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
                     .model = n % 2 ? "ssd-multibox" : "retinanet-focal",
                     .json_bytes = json_bytes,
                     .limits = fuzz_limits(&left)};
-    how.limits.region = find_region;
+    how.limits.region = fuzz_region;
     if (json_bytes > 0) { /* as the head says it */
         check_prefix(body, n, json_bytes);
     }

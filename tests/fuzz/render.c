@@ -2,7 +2,8 @@
 /*
  * Whatever decodes is computed and answered in every form, and each answer is what it says it is: JSON, a safetensors
  * file, an answer of the protocol, of at most the bytes that were announced. The first two bytes choose what is
- * included and the task; the body follows, in whichever encoding it seems to have.
+ * included, and the task or an inference; the body follows, in whichever encoding it seems to have. The JSON of an
+ * inference ends before its first NUL.
  */
 #include "../support/job.h"
 #include "fuzz.h"
@@ -37,9 +38,7 @@ static void check_inference(const proto_request *r, const bx_result *result, con
     proto_buffer out = {0};
     proto_infer_layout layout;
     bx_error error = {0};
-    proto_request asked = *r;
-    asked.encoding = PROTO_INFER;
-    bx_status status = proto_infer_encode(&out, &layout, &asked, result, &timing, id, (size_t)1 << 24, &error);
+    bx_status status = proto_infer_encode(&out, &layout, r, result, &timing, id, (size_t)1 << 24, &error);
     CHECK(status == BX_OK || status == BX_INVALID || status == BX_TOO_LARGE, "%s", error.text);
     if (status == BX_OK) {
         CHECK(layout.json_bytes <= layout.sent_bytes && layout.sent_bytes <= out.bytes, "layout");
@@ -65,7 +64,10 @@ static void answer_all(const proto_request *r, const computation *c, const char 
         proto_buffer_free(&out);
     }
     if (r->task == PROTO_LOSS) {
+        proto_request asked = *r;
         check_inference(r, &c->result, id);
+        asked.infer.binary = ~asked.infer.binary;
+        check_inference(&asked, &c->result, id);
         proto_step step;
         proto_buffer out = {0};
         proto_step_make(&step, r, &c->result, &timing);
@@ -138,11 +140,15 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     proto_request r;
     char *body = exact(b.at, n), id[64];
     printable(id, body, n);
-    const decoding how = {.task = kind & 1 ? PROTO_MATCH : PROTO_LOSS,
-                          .encoding = proto_encoding_guess(body, n),
-                          .query = &query,
-                          .n_query = kind & 2 ? 0 : 1,
-                          .limits = fuzz_limits(&left)};
+    const char *end = memchr(body, '\0', n);
+    decoding how = {.task = kind & 1 ? PROTO_MATCH : PROTO_LOSS,
+                    .encoding = kind & 4 ? PROTO_INFER : proto_encoding_guess(body, n),
+                    .model = "ssd-multibox",
+                    .json_bytes = end ? end - body : -1,
+                    .query = &query,
+                    .n_query = kind & 2 ? 0 : 1,
+                    .limits = fuzz_limits(&left)};
+    how.limits.region = fuzz_region;
     if (decodes(&r, &how, body, n)) {
         compute_it(&r, id);
         proto_request_free(&r);

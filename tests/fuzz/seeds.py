@@ -35,7 +35,9 @@ GENERATORS = [
                            "sizes": [8, 20, 40], "aspect_ratios": [[2], [2, 3]], "clip": True},
     {"generator": "grid", "image_size": [64, 64]}, {"generator": "grid", "image_size": [32, 48], "order": "cell"},
     {"generator": "retinanet", "image_size": [64, 64]},
-    {"generator": "ssd-scales", "image_size": 64}, {"generator": "efficientnet"}, {"priors": BATCH["priors"]},
+    {"generator": "ssd-scales", "image_size": 64}, {"generator": "efficientnet"},
+    {"generator": "ssd", "level_names": ["a", "b"], "image_size": 64, "feature_maps": [[4, 3], [2, 2]], "steps": [16, 32],
+     "sizes": [8, 20, 40], "aspect_ratios": [[2], [2, 3]]}, {"priors": BATCH["priors"]},
     {"priors": {"shape": [1, 4], "data": [0.5, 0.5, 0.25, 0.25]}},
 ]
 NUMBERS = ["0", "-0", "1", "-1", "0.1", "1e5", "1E-5", "3.4028235e38", "3.4028236e38", "1e-45", "7e-46", "1e308", "1e309",
@@ -46,6 +48,31 @@ NUMBERS = ["0", "-0", "1", "-1", "0.1", "1e5", "1E-5", "3.4028235e38", "3.402823
 
 def text(value):
     return json.dumps(value, separators=(",", ":")).encode()
+
+
+def wrong(document):
+    """The document with each of its values replaced in turn by some of another type or size, or left out."""
+    source = random.Random(3)
+
+    def other(value):
+        bad = [None, "x", [], {}, -1, 1.5, True, [[]], 1e300, 2 ** 63 - 1, "x" * 70, [1] * 40]
+        return source.sample(bad, 3) + ([value[:-1], value + value] if isinstance(value, list) else [])
+
+    def each(value, put):
+        for bad in other(value):
+            yield put(bad)
+        pairs = list(value.items()) if isinstance(value, dict) else \
+            list(enumerate(value)) if isinstance(value, list) else []
+        for key, below in pairs:
+            def put_below(new, key=key):
+                copy = dict(value) if isinstance(value, dict) else list(value)
+                copy[key] = new
+                return put(copy)
+            yield from each(below, put_below)
+            if isinstance(value, dict):
+                yield put({k: v for k, v in value.items() if k != key})
+                yield put(dict(value, **{key + "s": below}))
+    return map(text, each(document, lambda new: new))
 
 
 def golden(name):
@@ -91,6 +118,9 @@ def of_json():
     yield text({"annotations": BATCH["annotations"], "classes": 3, "priors": BATCH["priors"]})
     for criterion in CRITERIA:
         yield text(dict(BATCH, criterion=criterion))
+    for document in (BATCH, FLAT, TARGETS, dict(BATCH, image_size=[[3, 4]], run="a", step=3, label_base=1)):
+        yield from wrong(document)
+    yield text({"annotations": [{"boxes": [[.5, .5, .1, .1]], "labels": [0], "ignore": [1]}], "invalid_boxes": "drop"})
     yield from golden("request.json")
 
 
@@ -110,6 +140,18 @@ def of_safetensors():
     yield tensors(entries()[3:] + [("target_classes", "I64", [1, 2], struct.pack("<2q", 0, -1)),
                                    ("target_loc", "F32", [1, 2, 4], floats(*[0] * 8))])
     yield tensors(entries()[:4] + [("ignore", "BOOL", [1], b"\1"), ("image_sizes", "F32", [1, 2], floats(300, 300))])
+    head = {name: {"dtype": dtype, "shape": shape, "data_offsets": [0, len(raw)]}
+            for name, dtype, shape, raw in entries()[:2]}
+    for bad in wrong(head):
+        yield struct.pack("<Q", len(bad)) + bad + bytes(16)
+    for i, (name, dtype, shape, raw) in enumerate(entries()):
+        yield tensors(entries()[:i] + entries()[i + 1:])
+        yield tensors(entries()[:i] + [(name, dtype, shape + [1], raw)] + entries()[i + 1:])
+        yield tensors(entries()[:i] + [(name, dtype, shape[:-1] + [2 * shape[-1]], 2 * raw)] + entries()[i + 1:])
+    yield tensors([("t%d" % i, "U8", [1], b"x") for i in range(40)])
+    yield tensors(entries() + [("target_classes", "I32", [1, 2], bytes(8)), ("target_loc", "F32", [1, 2, 4], bytes(32))])
+    yield tensors(entries(), {"priors": "ssd300"})
+    yield tensors(entries()[:4] + [("ignore", "U8", [1], b"\7")] + entries()[4:])
     yield from golden("request.safetensors")
 
 
@@ -144,6 +186,20 @@ def of_infer():
     body = {"inputs": [{"name": "loc", "datatype": "FP32", "shape": [1, 2, 4], "parameters": shared}],
             "outputs": [{"name": "loss", "parameters": dict(shared, shared_memory_byte_size=8)}]}
     yield b"\xff\xff" + text(body)
+    for where in (range(0, 4), range(2, 6), range(6)):
+        inputs = json.loads(inference(False)[0])["inputs"]
+        for i in where:
+            size = len(entries()[i][3])
+            inputs[i] = {k: v for k, v in inputs[i].items() if k != "data"}
+            inputs[i]["parameters"] = dict(shared, shared_memory_byte_size=size, shared_memory_offset=0 if i > 1 else 100)
+        yield b"\xff\xff" + text({"inputs": inputs, "outputs": body["outputs"] + [{"name": "positives"}]})
+    document = json.loads(inference(False, [{"name": "loss", "parameters": {"binary_data": True}}], include="images",
+                                    binary_data_output=True)[0])
+    for bad in wrong(document):
+        yield b"\xff\xff" + bad
+    for bad in wrong(json.loads(inference(True)[0])):
+        yield struct.pack("<H", len(bad)) + bad + inference(True)[1]
+    yield from (b"\xff\xff" + bad for bad in wrong({"key": "/region", "offset": 0, "byte_size": 4096}))
     yield b"\xff\xff" + text({"key": "/region", "offset": 0, "byte_size": 4096})
 
 
@@ -167,6 +223,9 @@ def of_coding():
 def of_render():
     for i, body in enumerate(list(of_json()) + list(of_safetensors())):
         yield bytes([1 << i % 8 | (i * 37 & 0x3f), i % 2 if i % 5 == 4 else 0]) + body
+    for i, body in enumerate(of_infer()):
+        yield bytes([0, 6]) + body[2:]
+        yield bytes([1 << i % 8, 4]) + body[2:]
 
 
 HEADS = [
@@ -242,6 +301,12 @@ def of_options():
     yield b"l[::1]:0"
 
 
+def many(documents):
+    for document in documents:
+        yield text(document)
+        yield from wrong(document)
+
+
 def of_store():
     yield b"\0\xff"
     yield b"\1\xff"
@@ -261,7 +326,7 @@ def of_bytes():
 
 def of(target):
     makers = {"json": of_json, "scan": of_scan, "safetensors": of_safetensors, "infer": of_infer, "query": of_query,
-              "criterion": lambda: map(text, CRITERIA), "generator": lambda: map(text, GENERATORS),
+              "criterion": lambda: many(CRITERIA), "generator": lambda: many(GENERATORS),
               "number": lambda: (n.encode() for n in NUMBERS), "coding": of_coding, "render": of_render,
               "guard": of_guard, "http": of_http, "options": of_options, "store": of_store, "diff": of_bytes,
               "serve": lambda: (bytes([i * 11 & 0xff, i]) + data for i, data in enumerate(of_bytes()))}
