@@ -80,8 +80,6 @@ FUZZERS := $(filter-out replay planted,$(patsubst tests/fuzz/%.c,%,$(wildcard te
 FUZZ    := $(FUZZERS:%=$(B)/fuzz/fuzz_%)
 C_FILES := $(wildcard lib/*.[ch] lib/loss/*.h proto/*.[ch] server/*.[ch] tests/*/*.[ch] tests/*/*/*.h lib/*.cu \
            tests/*/*.cc tests/*/*/*.cc)
-# but not what uses the macros of Check, which cppcheck cannot read as C++
-CC_FILES := $(filter-out tests/unit/%,$(filter %.cu %.cc,$(C_FILES)))
 
 .PHONY: all run demo test check unit golden kernels fuzz fuzz-regress fuzz-corpus fuzz-planted e2e e2e-kill e2e-slow e2e-clients deploy-check screenshot tsan bench bench-peers cover layers \
         lint format format-check install docker clean help deps-build deps-demo deps-test deps-bench deps-bench-peers deps-clients deps-fuzz deps-lint
@@ -365,7 +363,8 @@ lint: deps-lint ## cppcheck and shellcheck
 	    --suppress=missingIncludeSystem --suppress=toomanyconfigs --max-configs=1 -Ilib -Iproto -Iserver lib proto server
 	@cppcheck --quiet --error-exitcode=1 --language=c++ --std=c++17 --enable=warning,performance,portability \
 	    --inline-suppr --suppress=missingIncludeSystem --suppress=toomanyconfigs --max-configs=1 -D__x86_64__ \
-	    $(EMULATED) -Ilib --include=tests/support/emulated/cuda_runtime.h $(CC_FILES)
+	    $(EMULATED) -Ilib --include=tests/support/emulated/cuda_runtime.h lib/*.cu \
+	    tests/support/emulated/*.cc
 	@shellcheck deploy/deps deploy/run deploy/build-image.sh tests/run tests/support/layers tests/support/ptx \
 	    tests/support/sanitized tests/golden/sources .ci/run
 format: deps-lint ## format every C file
