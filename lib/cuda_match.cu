@@ -120,22 +120,28 @@ __device__ void force(const bx_cuda_args &a, int32_t image, int32_t g, int32_t p
     a.job.owner[at] = g - a.first[image];
 }
 
-/* Whether another object that comes later (last), or earlier (first), wants the same prior. */
-__device__ bool yields(const bx_cuda_args &a, int32_t g, int32_t begin, int32_t end) {
+/* A prior that objects want goes to the last of them, or to the first: the most, or the least, of their numbers is what
+ * every order of the atomics leaves in the prior's place of the list, which is not made yet. */
+__device__ void force_best(const bx_cuda_args &a, int32_t image, int32_t begin, int32_t end) {
     const bool last = a.matcher.force == BX_FORCE_LAST;
-    const int32_t prior = a.job.objects[g].best_prior;
-    for (int32_t h = last ? g + 1 : begin; h < (last ? end : g); h++) {
-        if (is_used(a, h) && a.job.objects[h].best_prior == prior) {
-            return true;
+    int32_t *claims = a.list + (int64_t)image * a.n_priors;
+    for (int32_t g = begin + thread(); g < end; g += threads()) {
+        if (is_used(a, g)) {
+            claims[a.job.objects[g].best_prior] = last ? -1 : INT32_MAX;
         }
     }
-    return false;
-}
-
-__device__ void force_best(const bx_cuda_args &a, int32_t image, int32_t begin, int32_t end) {
+    __syncthreads();
     for (int32_t g = begin + thread(); g < end; g += threads()) {
-        if (is_used(a, g) && !yields(a, g, begin, end)) {
-            force(a, image, g, a.job.objects[g].best_prior, 0);
+        if (is_used(a, g)) {
+            int32_t *claim = &claims[a.job.objects[g].best_prior];
+            (void)(last ? atomicMax(claim, g) : atomicMin(claim, g));
+        }
+    }
+    __syncthreads();
+    for (int32_t g = begin + thread(); g < end; g += threads()) {
+        const int32_t prior = a.job.objects[g].best_prior;
+        if (is_used(a, g) && claims[prior] == g) {
+            force(a, image, g, prior, 0);
         }
     }
 }
