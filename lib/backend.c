@@ -26,6 +26,8 @@ bool bx_devices_lost(void) {
     return false;
 }
 
+void bx_devices_give_up(void) {}
+
 bool bx_pin(void *memory, size_t bytes) {
     (void)memory;
     (void)bytes;

@@ -556,6 +556,8 @@ int32_t bx_devices(bx_device *devices, int32_t most, bx_error *error);
 /* Whether an error that nothing can be computed after has ended CUDA for this process; it never comes back. Any thread.
  */
 bool bx_devices_lost(void);
+/* A device hangs: CUDA counts as ended by such an error. Any thread. */
+void bx_devices_give_up(void);
 /* Lock memory so that devices read and write it at full speed, while others work. False where that cannot be had; the
  * memory is then as useful as before, and slower. bx_unpin before it is freed, only after bx_pin said true. Any thread.
  */
@@ -587,16 +589,29 @@ size_t bx_plan_device_bytes(const bx_plan *plan, const bx_batch *batch);
  * the first job; the cpu needs none. Errors: BX_NOMEM, BX_DEVICE. */
 BX_MUST_USE bx_status bx_context_reserve(bx_context *context, size_t bytes, bx_error *error);
 
+/* How long a device is waited for after job->cancel was set, in seconds: no kernel looks at that, and one may take as
+ * long as a core would. */
+static inline double bx_plan_patience_s(const bx_plan *plan) {
+    return 3 + 2e-6 * plan->cost_us;
+}
+
 /* In this order, on one context and not streamed:
- *   bx_job_begin  what needs no predictions: annotations are matched and assigned
- *   bx_job_feed   any number of times, with growing numbers: so many of the N*P rows of conf and of loc are in the
- * batch's memory, more may be arriving. They are copied and scored meanwhile; it does not wait bx_job_run    all rows
- * are there: everything but the gradients. Waits, and stands for bx_run_block .. bx_run_batch bx_job_rows   only when
- * plan->gradients: after bx_job_place_gradients. Waits bx_job_end    always, after a bx_job_begin that failed too: the
- * device has no more to do with the job's memory then bx_finish. Errors of the predictions are those of bx_run_batch.
- * Of the device: BX_TOO_LARGE "device_memory" when the reserve is too small, BX_NOMEM, BX_DEVICE "device_failed"; the
- * job can then be initialised again and run elsewhere, and when bx_devices_lost() no context of a GPU will ever work
- * again. A device that does not come to an end within seconds after job->cancel was set is given up as lost. */
+ *
+ *   bx_job_begin   what needs no predictions: annotations are matched and assigned
+ *
+ *   bx_job_feed    any number of times, with growing numbers: so many of the N*P rows of conf and of loc are in the
+ *                  batch's memory, more may be arriving. They are copied and scored meanwhile; it does not wait
+ *
+ *   bx_job_run     all rows are there: everything but the gradients. Waits, and stands for bx_run_block .. bx_run_batch
+ *
+ *   bx_job_rows    only when plan->gradients: after bx_job_place_gradients. Waits
+ *
+ *   bx_job_end     always, after a bx_job_begin that failed too: the device has no more to do with the job's memory
+ *
+ * then bx_finish. Errors of the predictions are those of bx_run_batch. Of the device: BX_TOO_LARGE "device_memory" when
+ * the reserve is too small, BX_NOMEM, BX_DEVICE "device_failed"; the job can then be initialised again and run
+ * elsewhere, and when bx_devices_lost() no context of a GPU will ever work again. A device that does not come to an end
+ * within bx_plan_patience_s after job->cancel was set is given up as lost. */
 BX_MUST_USE bx_status bx_job_begin(bx_context *context, bx_job *job, bx_error *error);
 BX_MUST_USE bx_status bx_job_feed(bx_context *context, bx_job *job, int64_t conf_rows, int64_t loc_rows,
                                   bx_error *error);

@@ -7,7 +7,9 @@
  * they copy is done, and nothing waits without end: a device that does not stop is given up (see `wait`).
  *
  * Most CUDA errors are the last: they end everything the process had on the device. One flag, `lost`, says so to all
- * threads; from then on no CUDA function is called, since some would block, and device memory is left to the driver.
+ * threads; from then on nothing is asked of CUDA, since some functions would block, and device memory is left to the
+ * driver. Only a stream that is under way is still waited for, since it may be writing to its job's memory. What fails
+ * before a context is there says nothing about the other devices.
  */
 #include <stdatomic.h>
 #include <stdio.h>
@@ -22,8 +24,6 @@
 #define LEAST_MINOR 5
 /* Rows of gradients are brought back in pieces of at least so many bytes, where there are as many. */
 #define PIECE_BYTES ((size_t)4 << 20)
-/* A device has so long to come to an end after its job was cancelled. */
-#define PATIENCE_S 3
 /* A stream is asked so often before the thread sleeps between two questions. */
 #define SPINS    2000
 #define SLEEP_NS 20000
@@ -50,28 +50,48 @@ static bool is_passing(cudaError_t code) {
     }
 }
 
-static bx_status refuse(cudaError_t code, const char *call, bx_error *error) {
+void bx_devices_give_up(void) {
+    atomic_store(&lost, true);
+}
+
+static bx_status tell(cudaError_t code, const char *call, bx_error *error) {
     (void)cudaGetLastError(); /* forget it, where that is possible */
-    if (!is_passing(code)) {
-        atomic_store(&lost, true);
-    }
     const bool memory = code == cudaErrorMemoryAllocation;
     return bx_fail(error, memory ? BX_NOMEM : BX_DEVICE, memory ? "out_of_memory" : "device_failed", "%s: %s (%d): %s",
                    call, cudaGetErrorName(code), (int)code, cudaGetErrorString(code));
+}
+
+static bx_status refuse(cudaError_t code, const char *call, bx_error *error) {
+    if (!is_passing(code)) {
+        atomic_store(&lost, true);
+    }
+    return tell(code, call, error);
 }
 
 static bx_status refuse_lost(bx_error *error) {
     return bx_fail(error, BX_DEVICE, "device_failed", "CUDA has failed in this process, which must be started again");
 }
 
-/* Leave the function with a failed call's error. */
-#define TRY(function, ...)                                                                                             \
+/* Leave the function with a failed call's error: TRY during a job, TRY_FIRST before there is a context. */
+#define TRY_OR(leave, function, ...)                                                                                   \
     do {                                                                                                               \
         const cudaError_t code_ = function(__VA_ARGS__);                                                               \
         if (code_ != cudaSuccess) {                                                                                    \
-            return refuse(code_, #function, error);                                                                    \
+            return leave(code_, #function, error);                                                                     \
         }                                                                                                              \
     } while (0)
+#define TRY(function, ...)       TRY_OR(refuse, function, __VA_ARGS__)
+#define TRY_FIRST(function, ...) TRY_OR(tell, function, __VA_ARGS__)
+
+/* Memory is pinned for all devices, but by way of one: the first that has a context, so that no other is woken. */
+static atomic_int home = -1;
+static _Thread_local bool has_device; /* this thread has chosen one */
+
+static bool choose_any(void) {
+    const int device = atomic_load(&home);
+    has_device = has_device || device < 0 || cudaSetDevice(device) == cudaSuccess;
+    return has_device;
+}
 
 /* The calls of this thread are about the context's device. */
 static bx_status enter(const bx_cuda *c, bx_error *error) {
@@ -79,6 +99,7 @@ static bx_status enter(const bx_cuda *c, bx_error *error) {
         return refuse_lost(error);
     }
     TRY(cudaSetDevice, c->device);
+    has_device = true;
     return BX_OK;
 }
 
@@ -88,30 +109,30 @@ static double seconds(void) {
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
-/* Until the stream is done, or has gone on for PATIENCE_S after the job was cancelled. */
-static bx_status wait(const bx_cuda *c, const bx_job *job, bx_error *error) {
-    double cancelled = 0;
+/* Until the stream is done, or has gone on for too long after the job was cancelled or CUDA was lost. */
+static bx_status wait(bx_cuda *c, const bx_job *job, bx_error *error) {
+    const double patience = bx_plan_patience_s(job->plan);
+    double since = 0;
     for (long asked = 0;; asked++) {
         const cudaError_t code = cudaStreamQuery(c->stream);
         if (code == cudaSuccess) {
             return BX_OK;
         }
         if (code != cudaErrorNotReady) {
+            c->under_way = false;
             return refuse(code, "cudaStreamQuery", error);
         }
         if (asked >= SPINS) {
             nanosleep(&(struct timespec){0, SLEEP_NS}, NULL);
         }
-        if (bx_job_cancelled(job)) {
-            cancelled = cancelled > 0 ? cancelled : seconds();
-            if (seconds() - cancelled > PATIENCE_S) {
+        if (bx_job_cancelled(job) || atomic_load(&lost)) {
+            since = since > 0 ? since : seconds();
+            if (seconds() - since > patience) {
+                c->under_way = false;
                 atomic_store(&lost, true);
-                return bx_fail(error, BX_DEVICE, "device_failed", "cuda:%d has not come to an end in %d s", c->device,
-                               PATIENCE_S);
+                return bx_fail(error, BX_DEVICE, "device_failed", "cuda:%d has not come to an end in %.0f s", c->device,
+                               patience);
             }
-        }
-        if (atomic_load(&lost)) {
-            return refuse_lost(error);
         }
     }
 }
@@ -161,7 +182,8 @@ int32_t bx_devices(bx_device *devices, int32_t most, bx_error *error) {
 }
 
 bool bx_pin(void *memory, size_t bytes) {
-    const bool pinned = !atomic_load(&lost) && cudaHostRegister(memory, bytes, cudaHostRegisterPortable) == cudaSuccess;
+    const bool pinned =
+        !atomic_load(&lost) && choose_any() && cudaHostRegister(memory, bytes, cudaHostRegisterPortable) == cudaSuccess;
     if (!pinned && !atomic_load(&lost)) {
         (void)cudaGetLastError();
     }
@@ -169,8 +191,10 @@ bool bx_pin(void *memory, size_t bytes) {
 }
 
 void bx_unpin(void *memory) {
-    if (!atomic_load(&lost)) {
-        (void)cudaHostUnregister(memory);
+    if (!atomic_load(&lost) && (!choose_any() || cudaHostUnregister(memory) != cudaSuccess)) {
+        /* CUDA would go on to read the pages that were here, and not what comes to this address */
+        (void)cudaGetLastError();
+        atomic_store(&lost, true);
     }
 }
 
@@ -207,18 +231,17 @@ static bx_status cuda_open(bx_context *context, const char *device, const char *
                        device, n == 1 ? "is" : "are", n);
     }
     struct cudaDeviceProp p;
-    TRY(cudaGetDeviceProperties, &p, c->device);
+    TRY_FIRST(cudaGetDeviceProperties, &p, c->device);
     if (!is_usable(&p)) {
         return bx_fail(error, BX_DEVICE, "device_unavailable",
                        "%.32s has compute capability %d.%d; this build needs %d.%d", device, p.major, p.minor,
                        LEAST_MAJOR, LEAST_MINOR);
     }
     snprintf(c->level, sizeof c->level, "%d.%d", p.major, p.minor);
-    status = enter(c, error);
-    if (status == BX_OK) {
-        TRY(cudaStreamCreateWithFlags, &c->stream, cudaStreamNonBlocking);
-    }
-    return status;
+    TRY_FIRST(cudaSetDevice, c->device);
+    TRY_FIRST(cudaStreamCreateWithFlags, &c->stream, cudaStreamNonBlocking);
+    atomic_compare_exchange_strong(&home, &(int){-1}, c->device);
+    return BX_OK;
 }
 
 static void cuda_close(bx_context *context) {
@@ -241,14 +264,15 @@ static const char *cuda_level(const bx_context *context) {
 
 static bx_status cuda_reserve(bx_context *context, size_t bytes, bx_error *error) {
     bx_cuda *c = context->cuda;
-    bx_status status = enter(c, error);
     void *memory;
-    if (status == BX_OK) {
-        TRY(cudaMalloc, &memory, bytes);
-        c->memory = memory;
-        c->bytes = bytes;
+    if (atomic_load(&lost)) {
+        return refuse_lost(error);
     }
-    return status;
+    TRY_FIRST(cudaSetDevice, c->device);
+    TRY_FIRST(cudaMalloc, &memory, bytes);
+    c->memory = memory;
+    c->bytes = bytes;
+    return BX_OK;
 }
 
 /* ---- where things lie -------------------------------------------------------------------------------------------- */
@@ -451,6 +475,7 @@ static bx_status cuda_begin(bx_context *context, bx_job *job, bx_error *error) {
                        "this batch takes %zu bytes of cuda:%d's memory, of which a job may have %zu", at.bytes,
                        c->device, c->bytes);
     }
+    c->under_way = true;
     c->gradients = at.gradients;
     c->conf_rows = c->loc_rows = 0;
     set_args(&c->args, job, &at, c->memory);
@@ -621,9 +646,10 @@ static bx_status cuda_rows(bx_context *context, bx_job *job, bx_error *error) {
 
 static void cuda_end(bx_context *context, bx_job *job) {
     bx_cuda *c = context->cuda;
-    if (!atomic_load(&lost) && wait(c, job, NULL) != BX_OK) {
+    if (c->under_way && !atomic_load(&lost) && wait(c, job, NULL) != BX_OK) {
         atomic_store(&lost, true); /* it may still read and write what the caller is about to free */
     }
+    c->under_way = false;
     if (c->priors && !strcmp(c->priors->name, "inline")) { /* it will not be seen again */
         bx_priors_free(c->priors);
         c->priors = NULL;

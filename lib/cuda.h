@@ -56,6 +56,7 @@ typedef struct bx_cuda {
     size_t bytes;
     const bx_priors *priors; /* at the beginning of memory; a reference, or NULL */
     bx_cuda_args args;       /* of the job that has begun */
+    bool under_way;          /* the stream may have to do with the memory of a job */
     size_t gradients;        /* where in memory they may lie, to its end */
     int64_t conf_rows, loc_rows;
 } bx_cuda;
