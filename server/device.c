@@ -21,7 +21,8 @@
 
 #define CONTEXTS   2                 /* of each GPU: one copies while the other computes */
 #define FEED_BYTES ((size_t)1 << 20) /* of rows, that are worth telling the GPU of */
-#define STUCK_NS   (5 * NS_PER_S)    /* after its request was cancelled, a runner is back, or the driver hangs */
+#define STUCK_NS   (2 * NS_PER_S) /* later than the library waits for it, and a runner is not back: the driver hangs */
+#define STOP_NS    (5 * NS_PER_S) /* what a stop waits for runners */
 
 typedef struct runner {
     devices *all;
@@ -29,8 +30,8 @@ typedef struct runner {
     bx_context *context;
     pthread_t thread;
     pthread_cond_t wake;
-    request *request;          /* what it computes, a reference; NULL: it is free */
-    atomic_llong cancelled_ns; /* when that was cancelled; 0: it was not */
+    request *request;      /* what it computes, a reference; NULL: it is free */
+    atomic_llong stuck_ns; /* since that was cancelled: when the driver hangs, if it is not back by then; else 0 */
 } runner;
 
 struct devices {
@@ -77,9 +78,10 @@ bool devices_lost(devices *d) {
         return d != NULL;
     }
     for (size_t i = 0; i < d->n_runners; i++) {
-        const int64_t since = atomic_load(&d->runners[i].cancelled_ns);
-        if (since > 0 && now_ns() - since > STUCK_NS) {
+        const int64_t stuck = atomic_load(&d->runners[i].stuck_ns);
+        if (stuck > 0 && now_ns() > stuck) {
             atomic_store(&d->given_up, true);
+            bx_devices_give_up(); /* and nobody else goes there */
             tell_loss(d, d->gpus[d->runners[i].gpu].device.name, "the driver does not come back");
         }
     }
@@ -246,8 +248,9 @@ void device_forget(request *r) {
         take_out(d, before, r);
         r->placement.state = OFF_DEVICE;
     } else if (w) {
-        long long not_before = 0;
-        atomic_compare_exchange_strong(&w->cancelled_ns, &not_before, now_ns());
+        const int64_t patience = (int64_t)(bx_plan_patience_s(&r->plan) * (double)NS_PER_S);
+        long long none = 0;
+        atomic_compare_exchange_strong(&w->stuck_ns, &none, now_ns() + patience + STUCK_NS);
         pthread_cond_signal(&w->wake);
     }
     pthread_mutex_unlock(&d->lock);
@@ -271,6 +274,14 @@ static bool await_rows(runner *w, request *r) {
     p->loc_fed = p->loc_rows;
     pthread_mutex_unlock(&w->all->lock);
     return !all_fed && !atomic_load(&r->cancelled);
+}
+
+/* It is back from the driver: whatever follows is no sign of a device that hangs. */
+static void come_back(runner *w, request *r) {
+    pthread_mutex_lock(&w->all->lock);
+    r->placement.runner = NULL;
+    atomic_store(&w->stuck_ns, 0);
+    pthread_mutex_unlock(&w->all->lock);
 }
 
 /* *ours: it is not the device that failed. */
@@ -330,6 +341,7 @@ static void run(runner *w, request *r) {
     }
     request_mark_begun(r);
     bx_status status = compute(w, r, &ours, &error);
+    come_back(w, r);
     if (bx_devices_lost()) {
         tell_loss(d, d->gpus[w->gpu].device.name, error.text);
     }
@@ -361,10 +373,9 @@ static void *runner_main(void *argument) {
         }
         pthread_mutex_unlock(&d->lock);
         run(w, r);
+        come_back(w, r); /* if it was ever gone */
         pthread_mutex_lock(&d->lock);
-        r->placement.runner = NULL;
         w->request = NULL;
-        atomic_store(&w->cancelled_ns, 0);
         take_next(w);
         pthread_mutex_unlock(&d->lock);
         request_unref(r);
@@ -412,7 +423,7 @@ static bx_status open_context(devices *d, int i, bx_error *error) {
     w->all = d;
     w->gpu = i;
     pthread_cond_init(&w->wake, NULL);
-    atomic_init(&w->cancelled_ns, 0);
+    atomic_init(&w->stuck_ns, 0);
     d->n_runners++;
     copy_text(d->gpus[i].level, sizeof d->gpus[i].level, bx_context_level(w->context));
     return bx_context_reserve(w->context, d->job_bytes, error);
@@ -523,6 +534,8 @@ bx_status devices_start(devices **out, const options *o, bx_error *missing, bx_e
     pthread_condattr_destroy(&monotonic);
     atomic_init(&d->given_up, false);
     atomic_init(&d->loss_logged, false);
+    /* What has to be compiled for a GPU newer than this build, or loaded, is so now and not while a client waits. */
+    setenv("CUDA_MODULE_LOADING", "EAGER", 0);
     d->required = strcmp(o->device, "auto") != 0;
     d->job_bytes = (size_t)o->device_memory / CONTEXTS;
     bx_status status = add_gpus(d, o->device, missing, error);
@@ -539,7 +552,7 @@ bool devices_stop(devices *d) {
     if (!d) {
         return true;
     }
-    const int64_t until = now_ns() + STUCK_NS;
+    const int64_t until = now_ns() + STOP_NS;
     const struct timespec deadline = {.tv_sec = until / NS_PER_S, .tv_nsec = until % NS_PER_S};
     pthread_mutex_lock(&d->lock);
     d->stopping = true;
