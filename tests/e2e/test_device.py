@@ -455,6 +455,11 @@ class Limits(Devices):
             self.problem(daemon.post("/v1/loss?device=cuda:0", body), 503, "device_unavailable")
         with start("--device", "cuda:2,0,2", devices=3) as daemon:
             self.assertEqual([d["name"] for d in daemon.get("/version").json()["devices"]], ["cuda:2", "cuda:0", "cpu"])
+        with start("--device", "cuda:1", devices=2, trace=1) as daemon:  # and no other is woken, to pin memory for it
+            self.assertEqual(self.good(daemon.post("/v1/loss?device=cuda:1", body))["device"], "cuda:1")
+            pins = [line for line in daemon.log().splitlines() if "cudaHostRegister" in line]
+            self.assertTrue(pins)
+            self.assertEqual([line for line in pins if not line.endswith(" on 1")], [])
 
 
 # ---- faults ------------------------------------------------------------------------------------------------------
@@ -587,6 +592,17 @@ class Faults(Devices):
                 self.assertEqual((status, out, err.count("\n")), (69, "", 1), err)
                 with start(fail="%d:2" % call) as daemon:
                     self.same(self.good(daemon.post(self.TARGET + "auto", self.body)), self.want)
+
+    def test_one_of_several_at_the_start(self):
+        """`auto` makes do with the others: somebody else has that one for himself."""
+        for call in range(4, self.at_start + 1, 3):
+            with self.subTest(call=call), start(fail="%d:46" % call, devices=2) as daemon:
+                names = [d["name"] for d in daemon.get("/version").json()["devices"]]
+                self.assertEqual(len(names), 2, names)
+                got = self.good(daemon.post(self.TARGET + "auto", self.body))
+                self.assertEqual(got["device"], names[0])
+                self.same(got, self.want)
+                self.assertEqual(self.metric(daemon, "device_healthy", device=names[0]), 1)
 
     def test_hangs(self):
         with start("--request-timeout", "2", hang=3) as daemon:

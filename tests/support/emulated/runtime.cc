@@ -258,7 +258,7 @@ struct call {
         settings &s = w.set;
         w.calls++;
         if (s.trace) {
-            fprintf(stderr, "emulated CUDA: call %ld: %s\n", w.calls, name);
+            fprintf(stderr, "emulated CUDA: call %ld: %s on %d\n", w.calls, name, current_device);
         }
         if (s.devices <= 0) {
             error = s.devices < 0 ? cudaErrorInsufficientDriver : cudaErrorNoDevice;
