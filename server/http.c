@@ -8,6 +8,7 @@
  */
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 #include "access.h"
 #include "http.h"
@@ -329,10 +330,23 @@ static const route *find_route(const exchange *x, const char *method, const char
     return found;
 }
 
-/* Whether the page that asks is another site's, whose reader's browser would do it unasked. */
+/* Whether the page is one that was read where the request was sent to: scheme://HOST. */
+static bool is_own_origin(const head *h) {
+    const char *mark = strstr(h->origin, "://");
+    return mark && h->host && !strcasecmp(mark + 3, h->host);
+}
+
+/* Whether the page that asks is another site's, whose reader's browser would do it unasked. Browsers say so, but not to
+ * an address that is neither their own machine's nor speaks TLS: there the origin tells. */
 static bool is_cross_site(const exchange *x, const head *h, const char *method) {
-    const bool reads = !strcmp(method, "GET") || !strcmp(method, "HEAD");
-    return !reads && h->site && !strcmp(h->site, "cross-site") && !*x->origin;
+    static const char *const harmless[] = {MHD_HTTP_METHOD_GET, MHD_HTTP_METHOD_HEAD, MHD_HTTP_METHOD_OPTIONS};
+    for (size_t i = 0; i < sizeof harmless / sizeof *harmless; i++) {
+        if (!strcmp(method, harmless[i])) {
+            return false;
+        }
+    }
+    const bool foreign = h->site ? !strcmp(h->site, "cross-site") : h->origin && !is_own_origin(h);
+    return foreign && !*x->origin;
 }
 
 /* Whose page's request this is, if that is to be known. */

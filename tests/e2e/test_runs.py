@@ -505,6 +505,22 @@ class Browsers(Case):
             answer = self.daemon.request("POST", target("ours", 2), TINY, {**form, "Sec-Fetch-Site": site})
             self.assertEqual(answer.status, 200)
 
+    def test_nor_where_browsers_do_not_say_so(self):
+        """They tell the site only to addresses that they trust, which http://HOST of another machine is none of."""
+        form = {"Content-Type": "application/x-www-form-urlencoded", "Host": "lossd.lan:8080"}
+        for origin in ("http://evil.example", "http://lossd.lan:8081", "http://lossd.lan", "http://xlossd.lan:8080", "null",
+                       "lossd.lan:8080", ""):
+            for method, where in (("POST", target("theirs", 1)), ("DELETE", "/v1/runs/theirs"), ("PUT", "/v1/criteria/theirs")):
+                answer = self.daemon.request(method, where, TINY, {**form, "Origin": origin})
+                self.problem(answer, 403, "cross_site")
+            self.assertEqual(self.daemon.get("/v1/runs", **{**form, "Origin": origin}).status, 200)
+        self.assertNotIn("theirs", self.names())
+        for more in ({"Origin": "http://lossd.lan:8080"}, {"Origin": "http://LOSSD.lan:8080"}, {},
+                     {"Origin": "http://proxy.example", "Sec-Fetch-Site": "same-origin"}):
+            answer = self.daemon.request("POST", target("own-origin", 2), TINY, {**form, **more})
+            self.assertEqual(answer.status, 200, more)
+        self.assertEqual(self.daemon.delete("/v1/runs/own-origin").status, 204)
+
 
 class Keeping(Case):
     """Over restarts, and not for ever."""
