@@ -599,7 +599,7 @@ void http_on_completed(void *cls, struct MHD_Connection *connection, void **cont
         peer_forget_unsent(x->peer);
     }
     set_phase(x, PHASE_IDLE, x->server->options.idle_timeout);
-    if (x->unread && code == MHD_REQUEST_TERMINATED_COMPLETED_OK) {
+    if ((x->unread && code == MHD_REQUEST_TERMINATED_COMPLETED_OK) || (x->unbearable && x->status)) {
         peer_linger(x->peer);
     }
     if (x->post && request_expired(x->post)) {

@@ -224,26 +224,29 @@ static void fail_all(request **requests, size_t n, int status, const char *code,
 
 /* ---- lingering --------------------------------------------------------------------------------------------------- */
 
+/* libmicrohttpd ends the sending side, by TLS' own way where that is spoken. When all places are taken, whoever has had
+ * one the longest has had enough: nobody keeps them from those who come later. */
 void peer_linger(peer *p) {
     peers *all = p->all;
     pthread_mutex_lock(&all->lock);
-    const int fd = all->n_lingering < MOST_LINGERING ? fcntl(p->fd, F_DUPFD_CLOEXEC, 0) : -1;
+    if (all->n_lingering == MOST_LINGERING) {
+        close(all->lingering[0].fd);
+        memmove(all->lingering, all->lingering + 1, --all->n_lingering * sizeof *all->lingering);
+    }
+    const int fd = fcntl(p->fd, F_DUPFD_CLOEXEC, 0);
     if (fd >= 0) {
-        shutdown(fd, SHUT_WR);
         all->lingering[all->n_lingering++] = (lingerer){fd, now_ns() + LINGER_NS, LINGER_BYTES};
         pthread_cond_signal(&all->wake);
     }
     pthread_mutex_unlock(&all->lock);
 }
 
-/* Whether more may come. What is read is dropped by the kernel. */
+/* Whether more may come. What is there is dropped by the kernel, once a look: who sends as fast as that must not hold
+ * the lock. */
 static bool drop_what_came(lingerer *l, int64_t now) {
-    ssize_t n = 1;
-    while (n > 0 && l->left > 0) {
-        n = recv(l->fd, NULL, (size_t)l->left, MSG_TRUNC | MSG_DONTWAIT);
-        l->left -= n > 0 ? n : 0;
-    }
-    return n < 0 && (errno == EAGAIN || errno == EINTR) && l->left > 0 && now < l->deadline_ns;
+    const ssize_t n = recv(l->fd, NULL, (size_t)l->left, MSG_TRUNC | MSG_DONTWAIT);
+    l->left -= n > 0 ? n : 0;
+    return (n > 0 || (n < 0 && (errno == EAGAIN || errno == EINTR))) && l->left > 0 && now < l->deadline_ns;
 }
 
 static void look_at_lingering(peers *all, int64_t now) {

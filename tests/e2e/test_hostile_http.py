@@ -173,6 +173,13 @@ class Codings(hostile.Hostile):
             self.refused(post(CHUNKED, body=many, target=TARGETS[i % 2]), 400, "framing_chunks")
         self.assertLess(self.held()[2] - before, 8 << 20)
 
+    def test_H14_who_sends_on_sees_why(self):
+        """A refusal in mid-body is not lost because more of the body is on its way."""
+        many = chunk(b" ") * 70000 + chunk(bytes(1 << 20)) * 24
+        with self.daemon.connect() as connection:
+            self.assertTrue(connection.try_send(post(CHUNKED, body=many)))
+            self.problem(connection.answer(), 400, "framing_chunks")
+
     def test_good_chunks(self):
         want = lossd.stable(self.daemon.post("/v1/loss", TINY).body)
         half = chunk(TINY[:100]) + chunk(TINY[100:]) + b"0\r\nTrailer: x\r\n\r\n"

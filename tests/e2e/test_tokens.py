@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tokens: who may do what, how a request without the right one is refused, and that none is ever told."""
+import contextlib
 import hashlib
 import json
 import os
@@ -143,6 +144,19 @@ class Access(Guarded):
         for _ in range(3):
             answer = requests.post("http://127.0.0.1:%d/v1/loss" % self.daemon.port, data=body, timeout=lossd.PATIENCE)
             self.assertEqual((answer.status_code, answer.json()["code"]), (401, "unauthorized"))
+
+    def test_nobody_keeps_the_others_from_seeing_it(self):
+        """Sockets that outlive their connections for this are few: the newest refusal has one, whoever holds the rest."""
+        with contextlib.ExitStack() as stack:
+            for _ in range(80):
+                connection = stack.enter_context(self.daemon.connect())
+                connection.start("POST", "/v1/loss", {"Content-Length": 1 << 30})
+                self.assertEqual(connection.answer().status, 401)
+            body = bytes(28 << 20)
+            with self.daemon.connect() as connection:
+                connection.start("POST", "/v1/loss", {"Content-Length": len(body)})
+                self.assertTrue(connection.try_send(body))
+                self.assertEqual(connection.answer().status, 401)
 
     def test_keep_alive(self):
         """A refusal without a body costs no connection."""
