@@ -160,6 +160,7 @@ static bx_status decode(request *r, size_t bytes, bool by_worker, bool makes) {
         return shorter.status;
     }
     if (r->decoded && r->decoded_request.run[0] && r->right < RIGHT_WRITE) {
+        metrics_denied(r->server->metrics, DENIED_ROLE);
         status = bx_fail(&r->error, BX_INVALID, "forbidden", "recording takes a token that may write");
         bx_at(&r->error, "run");
     } else if (r->decoded && !lease_promise(&r->lease, r->decoded_request.memory_bytes)) {

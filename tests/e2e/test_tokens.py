@@ -171,6 +171,8 @@ class Access(Guarded):
 
     def test_recording_takes_the_right_to_write(self):
         """Wherever `run` stands: in the query it is refused at the door, in the body once it is seen; nothing is kept."""
+        denied = 'lossd_auth_refusals_total{reason="role"}'
+        before = counter(self.daemon, denied)
         large = lossd.random_batch(1, n=2)
         options = {"run": "forbidden", "step": "1"}
         bodies = [(TINY, lossd.SAFETENSORS, "?run=forbidden&step=1"), (TINY, lossd.SAFETENSORS, "?run=forbidden"),
@@ -189,6 +191,7 @@ class Access(Guarded):
         text = json.dumps(document).encode()
         answer = self.ask("POST", "/v2/models/ssd-multibox/infer", READ, text + behind, **lossd.infer_headers(text))
         self.refused(answer, 403, None)
+        self.assertEqual(counter(self.daemon, denied) - before, len(bodies) + 1)
         self.assertEqual(self.ask("GET", "/v1/runs", READ).json()["runs"], [])
         for body, media, query in bodies[2:3] + bodies[5:6]:
             answer = self.ask("POST", "/v1/loss", WRITE, body, **{"Content-Type": media})
