@@ -81,7 +81,7 @@ FUZZ    := $(FUZZERS:%=$(B)/fuzz/fuzz_%)
 C_FILES := $(wildcard lib/*.[ch] lib/loss/*.h proto/*.[ch] server/*.[ch] tests/*/*.[ch] tests/*/*/*.h lib/*.cu \
            tests/*/*.cc tests/*/*/*.cc)
 
-.PHONY: all run demo test check unit golden kernels fuzz fuzz-regress fuzz-corpus fuzz-planted e2e e2e-kill e2e-slow e2e-clients deploy-check screenshot tsan bench bench-peers cover layers \
+.PHONY: FORCE all run demo test check unit golden kernels fuzz fuzz-regress fuzz-corpus fuzz-planted e2e e2e-kill e2e-slow e2e-clients deploy-check screenshot tsan bench bench-peers cover layers \
         lint format format-check install docker clean help deps-build deps-demo deps-test deps-bench deps-bench-peers deps-clients deps-fuzz deps-lint
 .SECONDARY:
 .DELETE_ON_ERROR:
