@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What http.c and listen.c share; nobody else knows libmicrohttpd.
+ * What http.c, reply.c and listen.c share; nobody else knows libmicrohttpd.
  */
 #ifndef HTTP_H
 #define HTTP_H

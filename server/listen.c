@@ -30,7 +30,6 @@
 #define OPS_FINISH_NS   (NS_PER_S / 10)
 #define SPARE_FILES     32 /* descriptors for the files of the store, and what libraries open for a moment */
 #define LEAST           4  /* connections */
-#define TLS_BYTES       ((size_t)64 << 10) /* of a connection's session */
 
 static void on_message(void *cls, const char *format, va_list arguments) {
     (void)cls;

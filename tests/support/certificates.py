@@ -65,7 +65,7 @@ class Connection(lossd.Connection):
 
     def __init__(self, port, context, timeout=lossd.PATIENCE):
         super().__init__(port, timeout)
-        self.socket = context.wrap_socket(self.socket, server_hostname="127.0.0.1")
+        self.socket = context.wrap_socket(self.socket, server_hostname="127.0.0.1", suppress_ragged_eofs=False)
 
     def _fill(self):
         try:
