@@ -60,12 +60,11 @@ class Service(Encrypted):
 
     def test_answers_are_the_same(self):
         """The same bits as without, from small requests to large ones, streamed, kept and in chunks, on one connection."""
-        with lossd.Daemon() as plain, self.connect() as connection:
-            large = lossd.random_batch(3, n=8)
-            for body, media in ((TINY, lossd.SAFETENSORS), (lossd.tiny().json(), lossd.JSON),
-                                (large.safetensors(), lossd.SAFETENSORS),
-                                (large.safetensors(order=("conf", "loc")), lossd.SAFETENSORS),
-                                (large.json(flat=True), lossd.JSON)):
+        large = lossd.random_batch(3, n=8)
+        bodies = ((TINY, lossd.SAFETENSORS), (lossd.tiny().json(), lossd.JSON), (large.safetensors(), lossd.SAFETENSORS),
+                  (large.safetensors(order=("conf", "loc")), lossd.SAFETENSORS), (large.json(flat=True), lossd.JSON))
+        with lossd.Daemon() as plain, self.connect() as connection:   # which the daemon does not wait long for
+            for body, media in bodies:
                 with self.subTest(media=media, bytes=len(body)):
                     want = lossd.stable(plain.post("/v1/loss", body, media).body)
                     answer = connection.request("POST", "/v1/loss", body, {"Content-Type": media})
