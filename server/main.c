@@ -5,7 +5,6 @@
  * the machine has no thread or descriptor left; 73: what is recorded cannot be written; 75: another daemon uses the
  * data directory; 78: the file of tokens or of TLS cannot be used; 98: the port is in use.
  */
-#include <errno.h>
 #include <fcntl.h>
 #include <netdb.h>
 #include <signal.h>
@@ -214,12 +213,15 @@ int main(int argc, char **argv) {
     fflush(stdout);
 
     int received = SIGHUP;
+    int64_t tended_ns = now_ns();
     while (received < 0 || received == SIGHUP) {
         received = sigtimedwait(&signals, NULL, &(struct timespec){.tv_sec = SERVER_TEND_S});
         if (received == SIGHUP) {
             server_reload(&server);
-        } else if (received < 0 && errno == EAGAIN) {
+        }
+        if (now_ns() - tended_ns >= SERVER_TEND_S * NS_PER_S) { /* however often it is told to reload */
             server_tend(&server);
+            tended_ns = now_ns();
         }
     }
     leave_if_told_again();
