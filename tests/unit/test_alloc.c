@@ -503,7 +503,7 @@ int main(void) {
         json_scenario("what there is", "GET /openapi.yaml", ""),
         json_scenario("ready", "GET /readyz", ""),
         json_scenario("versions", "GET /version", ""),
-        json_scenario("priors as a tensor", "GET /v1/priors/ssd300", ""),
+        make_scenario("priors as a tensor", "GET /v1/priors/ssd300", "x\r\nAccept: " PROTO_TYPE_SAFETENSORS, "", 0),
         json_scenario("a model's configuration", "GET /v2/models/ssd-multibox/config", ""),
         json_scenario("forget a run", "DELETE /v1/runs/alloc", ""),
     };
