@@ -78,10 +78,13 @@ static void numbers_are_right(const sample *s, const computation *c) {
 
 /* ---- one attempt ------------------------------------------------------------------------------------------------- */
 
+static bool begun; /* the last attempt came to its job */
+
 /* All that a worker does with a device, once; predictions and workspace pinned, as far as that can be had. */
 static bx_status attempt(const sample *s, const char *device, computation *c, bx_error *error) {
     bx_context *context = NULL;
     memset(c, 0, sizeof *c);
+    begun = false;
     bx_status status = bx_context_open(&context, device, NULL, error);
     if (status != BX_OK) {
         ck_assert_ptr_null(context);
@@ -94,6 +97,7 @@ static bx_status attempt(const sample *s, const char *device, computation *c, bx
         bx_job_init(&c->job, &c->plan, &s->batch, c->work);
         void *conf = (void *)(uintptr_t)s->conf;
         const bool pinned[2] = {bx_pin(conf, sizeof s->conf), bx_pin(c->work, c->plan.work_bytes)};
+        begun = true;
         status = bx_job_begin(context, &c->job, error);
         for (int64_t rows = 20; status == BX_OK && rows < ROWS; rows += 30) {
             status = bx_job_feed(context, &c->job, rows, rows / 2, error);
@@ -181,7 +185,7 @@ START_TEST(a_call_fails) {
     } else {
         ck_assert_ptr_nonnull(failed);
         error_is_told(&error, status, code, failed);
-        const bool ends = sticky && strcmp(failed, "cudaGetDeviceCount");
+        const bool ends = sticky && begun; /* a device that cannot be opened says nothing about the others */
         ck_assert(bx_devices_lost() == ends || for_ever); /* a stream that cannot be asked is given up too */
     }
     computation_free(&c);
