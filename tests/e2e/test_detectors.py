@@ -46,7 +46,7 @@ class Detectors(unittest.TestCase):
         for plant in ("leak", ""):
             with lossd.Daemon("--log-level", "error", binary=PLANTED, env={"PLANT": plant, **CALM}) as daemon:
                 try:
-                    soak.soak(daemon, 4.0, 0.2, wander=32 << 20)   # that of a sanitizer's heap
+                    soak.soak(daemon, 4.0, 0.2, wander=24 << 20)   # that of a sanitizer's heap
                     self.assertEqual(plant, "")
                 except soak.Grown as found:
                     self.assertRegex(str(found), "memory grew")

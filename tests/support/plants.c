@@ -6,7 +6,7 @@
  *   smuggle     the guard lets pass what libmicrohttpd 0.9 repairs: the first of two lengths, a coding before one
  *   descriptor  each refusal forgets a file
  *   memory      each refusal forgets 16 MiB
- *   leak        each request that was admitted forgets 512 KiB of the heap
+ *   leak        each request that was admitted forgets 1 MiB of the heap
  *   loss        of several results that are recorded at a time one is not, and acknowledged as the others
  */
 #include <fcntl.h>
@@ -51,7 +51,7 @@ answer __wrap_answer_problem(int status, const char *code, const char *detail, c
 
 void __wrap_request_abandon(request *r) {
     if (planted("leak")) {
-        explicit_bzero(malloc((size_t)512 << 10), (size_t)512 << 10);
+        explicit_bzero(malloc((size_t)1 << 20), (size_t)1 << 20);
     }
     __real_request_abandon(r);
 }
