@@ -102,7 +102,8 @@ static inline void scene_make(scene *s, bytes *b, bool large) {
     s->N = 1 + take_below(b, MOST_IMAGES);
     s->P = s->large ? LARGE : 1 + take_below(b, MOST_SMALL);
     s->C = 2 + take_below(b, MOST_COLUMNS - 1);
-    if (s->large) {
+    if (s->large) { /* long enough to be streamed */
+        s->N = 2;
         s->C = MOST_COLUMNS;
     }
     scene_objects(s, b);

@@ -188,7 +188,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         how = (sending){.chunked = choice & 1, .piece = small & 1 ? 1 + small / 2 : 0};
         const int form = (int)(choice >> 2) % (s.plain ? 6 : 4);
         write_form(s.large ? 2 + form % (s.plain ? 3 : 2) : form, &b, &body, &how);
-        how.piece = s.large ? how.piece * 64 : how.piece;
+        how.piece = s.large ? how.piece * 256 : how.piece;
         how.guess = how.encoding != PROTO_INFER && choice & 2;
         how.coding = how.encoding == PROTO_INFER && choice & 2 ? PROTO_GZIP : PROTO_IDENTITY;
         const bool leave = choice >> 6 == 3;
