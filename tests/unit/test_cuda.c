@@ -23,13 +23,13 @@ typedef struct sample {
     float conf[ROWS * C], loc[ROWS * 4];
 } sample;
 
-static void sample_open(sample *s) {
+static void sample_open_at(sample *s, float shift) {
     static const float boxes[G * 4] = {.1f, .1f, .4f, .5f, .3f, .2f, .9f, .8f, .5f, .5f, .7f, .7f};
     static const int64_t labels[G] = {0, 1, 1};
     static const int32_t first[N + 1] = {0, 2, 3};
     float priors[P * 4];
     for (int i = 0; i < P; i++) {
-        const float prior[4] = {(float)(i % 6) / 6 + .1f, (float)(i / 6) / 6 + .1f, .3f, .25f};
+        const float prior[4] = {(float)(i % 6) / 6 + .1f, (float)(i / 6) / 6 + .1f + shift, .3f, .25f};
         memcpy(priors + 4 * (size_t)i, prior, sizeof prior);
     }
     memset(s, 0, sizeof *s);
@@ -50,6 +50,10 @@ static void sample_open(sample *s) {
                           .labels = labels,
                           .first = first,
                           .explained = true};
+}
+
+static void sample_open(sample *s) {
+    sample_open_at(s, 0);
 }
 
 static void sample_close(sample *s) {
@@ -414,7 +418,7 @@ START_TEST(priors_are_those_of_the_job) {
     static int64_t classes[ROWS];
     static float offsets[ROWS * 4];
     sample_open(&s);
-    sample_open(&other);
+    sample_open_at(&other, .07f);
     ck_assert_int_eq(bx_priors_rename(s.priors, "kept", NULL), BX_OK);
     ck_assert_int_eq(bx_priors_new(&none, NULL, P, NULL), BX_OK);
     ck_assert_int_eq(bx_context_open(&context, "cuda:0", NULL, NULL), BX_OK);
@@ -427,16 +431,17 @@ START_TEST(priors_are_those_of_the_job) {
                             .first = (const int32_t[]){0, 0, 0},
                             .target_classes = {BX_I64, classes},
                             .target_loc = {BX_F32, offsets}};
+    ck_assert_int_eq(bx_priors_rename(other.priors, "other", NULL), BX_OK);
     const struct {
         const bx_priors *priors;
         const bx_batch *batch;
-    } jobs[] = {{s.priors, &s.batch},     {s.priors, &s.batch}, {none, &given},     {s.priors, &s.batch},
-                {other.priors, &s.batch}, {s.priors, &s.batch}, {s.priors, &given}, {s.priors, &s.batch}};
+    } jobs[] = {{s.priors, &s.batch},         {s.priors, &s.batch}, {none, &given},     {s.priors, &s.batch},
+                {other.priors, &other.batch}, {s.priors, &s.batch}, {s.priors, &given}, {s.priors, &s.batch}};
     for (size_t i = 0; i < sizeof jobs / sizeof *jobs; i++) {
         ck_assert_int_eq(compute_on(&c, context, s.criterion, jobs[i].priors, jobs[i].batch, BX_GRADIENTS_SPARSE, NULL),
                          BX_OK);
-        if (jobs[i].batch == &s.batch) {
-            numbers_are_right(&s, &c);
+        if (jobs[i].batch != &given) {
+            numbers_are_right(jobs[i].batch == &s.batch ? &s : &other, &c);
         }
         computation_free(&c);
     }
@@ -512,6 +517,7 @@ START_TEST(a_hang_is_given_up) {
 }
 END_TEST
 
+#ifndef __SANITIZE_THREAD__ /* under which the emulated device may take longer than a real one is waited for */
 /* A job that is cancelled while its device works ends, and the device is not given up. */
 START_TEST(a_cancelled_job_is_no_hang) {
     sample s;
@@ -525,6 +531,7 @@ START_TEST(a_cancelled_job_is_no_hang) {
     sample_close(&s);
 }
 END_TEST
+#endif
 
 int main(void) {
     Suite *suite = suite_create("cuda");
@@ -543,8 +550,11 @@ int main(void) {
     tcase_add_test(tests, large_gradients_come_in_pieces);
     tcase_add_test(tests, priors_are_those_of_the_job);
     tcase_add_test(tests, a_hang_is_given_up);
+#ifndef __SANITIZE_THREAD__
     tcase_add_test(tests, a_cancelled_job_is_no_hang);
+#endif
     suite_add_tcase(suite, tests);
     suite_add_tcase(suite, faulty);
+    emulated_warm(); /* for all the children of this process */
     return suite_run(suite);
 }

@@ -661,5 +661,6 @@ int main() {
     tcase_add_test(tests, a_hang_is_one);
     tcase_add_test(tests, threads_have_streams_of_their_own);
     suite_add_tcase(suite, tests);
+    emulated_warm();
     return suite_run(suite);
 }

@@ -19,6 +19,7 @@
 
 #include "cuda_runtime.h"
 #include "device.h"
+#include "emulated.h"
 
 #ifdef EMULATED_ASAN
 #include <sanitizer/asan_interface.h>
@@ -408,6 +409,12 @@ static void run_block(const emulated_launch &launch) {
         }
     }
     told_after(&block_ends);
+}
+
+void emulated_warm() {
+    for (fiber &f : fibers) {
+        fiber_prepare(&f);
+    }
 }
 
 static unsigned int common_divisor(unsigned int a, unsigned int b) {

@@ -23,6 +23,8 @@ extern "C" {
 /* As at the start of the process, with the settings of the environment: everything is freed, no call has been made.
  * Only while no other thread is in the runtime. */
 void emulated_reset(void);
+/* Make the threads of a block now, and not when they are first needed: a child has those of its parent. */
+void emulated_warm(void);
 void emulated_devices(int n);
 void emulated_memory(size_t bytes);
 void emulated_seed(uint64_t seed);
