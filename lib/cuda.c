@@ -240,7 +240,8 @@ static bx_status cuda_open(bx_context *context, const char *device, const char *
     snprintf(c->level, sizeof c->level, "%d.%d", p.major, p.minor);
     TRY_FIRST(cudaSetDevice, c->device);
     TRY_FIRST(cudaStreamCreateWithFlags, &c->stream, cudaStreamNonBlocking);
-    atomic_compare_exchange_strong(&home, &(int){-1}, c->device);
+    int none = -1;
+    atomic_compare_exchange_strong(&home, &none, c->device);
     return BX_OK;
 }
 
