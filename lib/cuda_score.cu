@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The read of the predictions on a GPU: score, check. Each byte of conf is read once.
+ * The read of the predictions on a GPU: score, check. Each byte of conf is read once, but for rows that are too long.
  */
 #include "cuda_kernels.h"
 #include "loss/prob_ce.h"
