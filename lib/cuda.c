@@ -119,7 +119,6 @@ static bx_status wait(bx_cuda *c, const bx_job *job, bx_error *error) {
             return BX_OK;
         }
         if (code != cudaErrorNotReady) {
-            c->under_way = is_passing(code); /* then it is asked again in the end */
             return refuse(code, "cudaStreamQuery", error);
         }
         if (asked >= SPINS) {
