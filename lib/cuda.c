@@ -646,7 +646,9 @@ static bx_status cuda_rows(bx_context *context, bx_job *job, bx_error *error) {
 
 static void cuda_end(bx_context *context, bx_job *job) {
     bx_cuda *c = context->cuda;
-    if (c->under_way && wait(c, job, NULL) != BX_OK) {
+    bool done = !c->under_way || wait(c, job, NULL) == BX_OK;
+    done = done || (c->under_way && wait(c, job, NULL) == BX_OK); /* an error that passes is not the stream's */
+    if (!done) {
         atomic_store(&lost, true); /* it may still read and write what the caller is about to free */
     }
     c->under_way = false;
