@@ -56,7 +56,7 @@ static bx_status check_cost(request *r) {
 }
 
 /* Whether what is planned so is worth a GPU that nobody named, and fits on it. Shared memory, which its client may make
- * shorter at any time, is read by a GPU only where that is asked for. */
+ * shorter at any time, is read by no GPU. */
 static bool suits_device(const request *r, const bx_plan *plan) {
     devices *d = r->server->devices;
     return d && !strcmp(r->decoded_request.device, "auto") && !devices_lost(d) && !plan->streamed &&
@@ -72,6 +72,10 @@ static bx_status place(request *r, bool named) {
         return bx_fail(&r->error, BX_TOO_LARGE, "device_memory",
                        "the batch needs %zu bytes of the device's memory, a job may have %zu (--device-memory)", bytes,
                        most);
+    }
+    if (named && r->n_regions > 0) { /* a copy of what is cut short meanwhile would be the device's fault */
+        bx_fail(&r->error, BX_DEVICE, "device_unavailable", "tensors in shared memory are computed by the cpu only");
+        return bx_at(&r->error, "device");
     }
     r->on_device = named || suits_device(r, &r->plan);
     r->small = r->small && !r->on_device;

@@ -233,6 +233,21 @@ class SharedMemory(SharedCase):
             self.assertEqual(daemon.post(REGIONS + "/region/in/register", body).status, 200)
             self.refused(daemon.post(INFER, json.dumps({"inputs": inputs}).encode()), 413, "--max-body")
 
+    @unittest.skipUnless(os.environ.get("LOSSD_EMULATED"), "LOSSD_EMULATED is not set")
+    def test_a_gpu_reads_none_of_it(self):
+        """An object that is made shorter while it is copied would end CUDA for everyone."""
+        batch = lossd.random_batch(3, n=2, p=8732, c=16)
+        size = sum(len(t[2]) for t in batch.tensors().values())
+        with Object(size) as thing, lossd.Daemon("--shared-memory", "--device-memory", "64M",
+                                                 binary=os.environ["LOSSD_EMULATED"]) as daemon:
+            inputs, _ = self.place(thing, batch)
+            body = json.dumps({"key": thing.key, "byte_size": size}).encode()
+            self.assertEqual(daemon.post(REGIONS + "/region/in/register", body).status, 200)
+            for device, status in (("auto", 200), ("cpu", 200), ("cuda", 503)):
+                answer = daemon.post(INFER, json.dumps({"inputs": inputs, "parameters": {"device": device}}).encode())
+                self.assertEqual(answer.status, status, (device, answer))
+            self.refused(answer, 503, "shared memory")
+
     @unittest.skipIf(os.getuid(), "another user is needed")
     def test_pipes_keep_nobody_waiting(self):
         name = "/lossd-e2e-pipe-%d" % os.getpid()
