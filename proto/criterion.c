@@ -72,11 +72,20 @@ static bool is_number(const proto_node *node) {
     return proto_json_kind(node) == PROTO_INTEGER || proto_json_kind(node) == PROTO_REAL;
 }
 
+/* -0 is 0: it would not survive being told, since JSON's integers have no sign then. */
+static double double_of(const proto_node *node) {
+    return proto_json_number(node) + 0.0;
+}
+
+static float float_of(const proto_node *node) {
+    return (float)proto_json_number(node) + 0.0F;
+}
+
 static bx_status read_double(struct reading *reading, const struct member *member, const proto_node *node,
                              bx_error *error) {
     if (!is_number(node))
         return proto_mismatch(error, "a number", node);
-    *(double *)place(reading, member) = proto_json_number(node);
+    *(double *)place(reading, member) = double_of(node);
     return BX_OK;
 }
 
@@ -84,7 +93,7 @@ static bx_status read_float(struct reading *reading, const struct member *member
                             bx_error *error) {
     if (!is_number(node))
         return proto_mismatch(error, "a number", node);
-    *(float *)place(reading, member) = (float)proto_json_number(node);
+    *(float *)place(reading, member) = float_of(node);
     return BX_OK;
 }
 
@@ -96,7 +105,7 @@ static bx_status read_optional(struct reading *reading, const struct member *mem
     if (is_number(node) && proto_json_number(node) < 0)
         return bx_fail(error, BX_INVALID, "criterion_range", "%s is %g; it must not be negative", member->name,
                        proto_json_number(node));
-    *(float *)place(reading, member) = is_number(node) ? (float)proto_json_number(node) : -1;
+    *(float *)place(reading, member) = is_number(node) ? float_of(node) : -1;
     return BX_OK;
 }
 
@@ -168,6 +177,8 @@ static bx_status read_list(float **list, int32_t *n, const struct member *member
         proto_mismatch(error, "a number", proto_json_at(node, read));
         return bx_at(error, "criterion.classification.%s[%zu]", member->name, read);
     }
+    for (size_t i = 0; i < size; i++)
+        made[i] += 0.0F; /* as float_of */
     *list = made;
     *n = (int32_t)size;
     return BX_OK;
