@@ -74,7 +74,8 @@ LDLIBS     := $(CUDA_LIBS) -lmicrohttpd -lgnutls -ljansson -lsqlite3 -lz -lm -lp
 UNIT    := $(patsubst tests/unit/%.c,$(B)/unit/%,$(wildcard tests/unit/test_*.c)) \
            $(patsubst tests/unit/%.cc,$(B)/unit/%,$(wildcard tests/unit/test_*.cc))
 KERNELS := $(B)/kernels/harness $(B)/kernels/cuda $(B)/kernels/cuda-emulated
-GOLDEN  := $(B)/golden/golden $(B)/golden/golden-emulated
+# Not under the thread sanitizer, where the emulated device is slow: it judges numbers, and kernels/cuda-emulated races.
+GOLDEN  := $(B)/golden/golden $(if $(filter tsan,$(CONFIG)),,$(B)/golden/golden-emulated)
 PTX     := $(if $(NVCC),tests/support/ptx)
 FUZZERS := $(filter-out replay planted,$(patsubst tests/fuzz/%.c,%,$(wildcard tests/fuzz/*.c)))
 FUZZ    := $(FUZZERS:%=$(B)/fuzz/fuzz_%)
