@@ -19,8 +19,9 @@
 
 #include "server.h"
 
-#define CONTEXTS   2                 /* of each GPU: one copies while the other computes */
-#define FEED_BYTES ((size_t)1 << 20) /* of rows, that are worth telling the GPU of */
+#define CONTEXTS   2                  /* of each GPU: one copies while the other computes */
+#define FEED_BYTES ((size_t)1 << 20)  /* of rows, that are worth telling the GPU of */
+#define FEW_BYTES  ((size_t)64 << 10) /* of an answer that is made sooner than a worker comes */
 #define STUCK_NS   (2 * NS_PER_S) /* later than the library waits for it, and a runner is not back: the driver hangs */
 #define STOP_NS    (5 * NS_PER_S) /* what a stop waits for runners */
 
@@ -351,7 +352,11 @@ static void run(runner *w, request *r) {
     if (status == BX_OK) {
         r->device = w->gpu + 1;
         copy_text(r->decoded_request.device, sizeof r->decoded_request.device, d->gpus[w->gpu].device.name);
-        batch_finish(r);
+        if (r->plan.gradients == BX_GRADIENTS_NONE && r->answer_bytes <= FEW_BYTES) {
+            batch_finish(r);
+        } else { /* meanwhile the GPU has something better to do */
+            pool_push_result(r->pool, r);
+        }
     } else if (ours) {
         request_settle(r, request_error(r, &error));
     } else {

@@ -6,7 +6,8 @@
  * behind all of a large one. A request is in the ring exactly while it has a unit that may run (`queued`), and the ring
  * holds one reference. Its units, in the order they are taken: what the whole body is for, score a slab, mine or finish
  * an image, run the next block whose rows have arrived (of a stream: match the next image); then the second round of
- * each image. The queue is bounded because every request in it was admitted.
+ * each image. What a GPU has computed comes for its answer only. The queue is bounded because every request in it was
+ * admitted.
  *
  * Bodies that need the set of a pattern made, which cannot be cut into units, wait in a ring of their own for a worker
  * of their own (`slow`), so that the others never wait for it.
@@ -42,8 +43,8 @@ typedef struct worker {
 /* ---- the ring, under the lock ------------------------------------------------------------------------------------ */
 
 static bool has_work(const request *r) {
-    return r->body_ready || r->ready_slabs || r->images_head < r->images_tail || r->next_unit < r->ready_units ||
-           r->next_row < r->ready_rows;
+    return r->body_ready || r->result_ready || r->ready_slabs || r->images_head < r->images_tail ||
+           r->next_unit < r->ready_units || r->next_row < r->ready_rows;
 }
 
 static void append(ring *g, request *r) {
@@ -71,7 +72,7 @@ static void enqueue(pool *p, request *r) {
 }
 
 typedef struct unit {
-    enum { BODY, SLOW_BODY, SLAB, IMAGE, BLOCK, ROWS } kind;
+    enum { BODY, SLOW_BODY, RESULT, SLAB, IMAGE, BLOCK, ROWS } kind;
     int64_t index;
 } unit;
 
@@ -87,6 +88,9 @@ static request *take(ring *g, unit *out) {
     if (r->body_ready) {
         r->body_ready = false;
         *out = (unit){r->slow ? SLOW_BODY : BODY, 0};
+    } else if (r->result_ready) {
+        r->result_ready = false;
+        *out = (unit){RESULT, 0};
     } else if (r->ready_slabs) {
         *out = (unit){SLAB, take_slab(r)};
     } else if (r->images_head < r->images_tail) {
@@ -113,6 +117,9 @@ static void run(request *r, bx_context *context, unit u) {
     case BODY:
     case SLOW_BODY:
         request_run_body(r, u.kind == SLOW_BODY);
+        break;
+    case RESULT:
+        batch_finish(r);
         break;
     case SLAB:
         stream_run_slab(r, context, (int)u.index);
@@ -247,6 +254,13 @@ void pool_push_body(pool *p, request *r, bool slow) {
     pthread_mutex_lock(&p->lock);
     r->body_ready = true;
     r->slow = slow;
+    enqueue(p, r);
+    pthread_mutex_unlock(&p->lock);
+}
+
+void pool_push_result(pool *p, request *r) {
+    pthread_mutex_lock(&p->lock);
+    r->result_ready = true;
     enqueue(p, r);
     pthread_mutex_unlock(&p->lock);
 }

@@ -146,9 +146,11 @@ BX_MUST_USE bx_status pool_start(pool **pool, size_t n_workers, size_t spares, c
 void pool_stop(pool *pool);
 const char *pool_level(const pool *pool);
 /* Hand work to the workers; none of these can fail. What the whole body is for, which may be `slow` where the pool
- * computes (a set has to be made: one thread of its own does that); run the block units below `ready`;
- * finish an image whose blocks are done and whose loc rows are in; the second round of every image. */
+ * computes (a set has to be made: one thread of its own does that); the answer of a batch that a GPU has computed; run
+ * the block units below `ready`; finish an image whose blocks are done and whose loc rows are in; the second round of
+ * every image. */
 void pool_push_body(pool *pool, request *request, bool slow);
+void pool_push_result(pool *pool, request *request);
 void pool_advance(pool *pool, request *request, int64_t ready);
 void pool_push_image(pool *pool, request *request, int32_t image);
 void pool_push_rows(pool *pool, request *request);
@@ -621,7 +623,7 @@ struct request {
     unsigned ready_slabs;  /* a bit for each */
     int32_t images_head, images_tail;
     int32_t next_row, ready_rows; /* images of the second round */
-    bool body_ready;
+    bool body_ready, result_ready;
     bool slow; /* it waits in the ring for what is slow */
 };
 
@@ -691,10 +693,10 @@ void batch_progress(request *request);
 /* The whole of a small one, by the receiving thread. False when no context is free. */
 bool batch_run_inline(request *request);
 /* Called by a GPU's thread. Memory for the gradients and for their part of the answer, now that their size is known;
- * the answer of a computed batch; the whole batch once more, by the cpu. */
+ * the whole batch once more, by the cpu; the answer of a computed batch, which may also be made by a worker. */
 BX_MUST_USE bx_status batch_take_gradients(request *request, bx_error *error);
-void batch_finish(request *request);
 void batch_redo(request *request);
+void batch_finish(request *request);
 /* Called by workers. */
 void batch_run_unit(request *request, bx_context *context, int64_t unit);
 void batch_run_image(request *request, bx_context *context, int32_t image);
