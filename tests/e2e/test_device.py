@@ -516,8 +516,11 @@ class Faults(Devices):
                     self.same(got, self.want)
                     on_cpu = got["device"] == "cpu"
                     self.assertEqual(self.metric(daemon, "device_fallbacks_total"), on_cpu)
-                    # an error in the last call comes too late for the answer
+                    # an error in the last call comes too late for the answer, or in the next job: not all ask as often
                     self.becomes(lambda: self.busy(daemon) == 0)
+                    if not on_cpu:
+                        self.same(self.good(daemon.post(self.TARGET + "auto", self.body)), self.want)
+                        self.becomes(lambda: self.busy(daemon) == 0)
                     again = self.good(daemon.post(self.TARGET + "auto", self.body))
                     self.same(again, self.want)
                     lost = self.metric(daemon, "device_healthy", device="cuda:0") == 0
@@ -542,6 +545,9 @@ class Faults(Devices):
                         self.problem(answer, 503, "device_unavailable", "cuda:0")
                         self.assertIsNone(answer.header("Retry-After"))
                     self.becomes(lambda: self.busy(daemon) == 0)
+                    if answer.status == 200:
+                        daemon.post(self.TARGET + "cuda:0", self.body)   # the call may be one of the next job
+                        self.becomes(lambda: self.busy(daemon) == 0)
                     again = daemon.post(self.TARGET + "cuda:0", self.body)
                     self.assertEqual(again.status, 200 if code == NO_MEMORY else 503, again)
                     self.state(daemon, code != NO_MEMORY, required=True)
