@@ -109,6 +109,9 @@ static void random_object(const bx_priors *priors, float scale, bx_iou iou, floa
                16);
     }
     }
+    if (scale > 2 && box[2] <= 2 && box[3] <= 2) { /* which may be taken for shares of the image */
+        memcpy(box, (float[4]){scale * .2f, scale * .2f, scale * .5f, scale * .5f}, 16);
+    }
     if (iou == BX_IOU_SIZES) {
         memcpy(box, (float[4]){(box[0] + box[2]) / 2, (box[1] + box[3]) / 2, box[2] - box[0], box[3] - box[1]}, 16);
     }
@@ -143,6 +146,18 @@ static bx_priors *random_priors(int32_t n, float scale) {
         exit(2);
     }
     free(boxes);
+    return priors;
+}
+
+/* Small built-in sets of several levels, in pixels of an image of LEVELS_SIDE. */
+enum { LEVELS_SIDE = 32 };
+
+static bx_priors *levelled_priors(void) {
+    bx_priors *priors = NULL;
+    if (bx_priors_builtin(&priors, one_in(2) ? "retinanet-32x32" : "grid-32x32", NULL) != BX_OK) {
+        fprintf(stderr, "harness: no built-in priors\n");
+        exit(2);
+    }
     return priors;
 }
 
@@ -373,14 +388,15 @@ static void random_predictions(scene *s, bx_dtype loc_type, size_t loc_skew, bx_
 static void scene_open(scene *s, int32_t most) {
     static const bx_dtype dtypes[] = {BX_F32, BX_F32, BX_F16, BX_BF16, BX_F64};
     const int32_t n = PICK(1, 2, 3);
-    int32_t p = pick_priors(), c = pick_columns();
+    bx_priors *levelled = one_in(6) ? levelled_priors() : NULL;
+    int32_t p = levelled ? levelled->n : pick_priors(), c = pick_columns();
     while (p > most) {
         p = pick_priors();
     }
     while ((int64_t)n * p * c > 400000) {
         c = pick_columns();
     }
-    const float scale = one_in(5) ? 300 : 1;
+    const float scale = levelled ? LEVELS_SIDE : one_in(5) ? 300 : 1;
     const bool targets = one_in(6);
     const bx_dtype loc_type = dtypes[below(5)], conf_type = dtypes[below(5)];
     const size_t loc_skew = one_in(2) ? 0 : (size_t)below(8), conf_skew = one_in(2) ? 0 : (size_t)below(8);
@@ -393,7 +409,7 @@ static void scene_open(scene *s, int32_t most) {
     }
     random_criterion(s, c);
     s->gradients = (bx_gradients)below(3);
-    s->priors = random_priors(p, scale);
+    s->priors = levelled ? levelled : random_priors(p, scale);
     s->batch = (bx_batch){.n_images = n, .n_priors = p, .n_columns = c, .first = s->first};
     if (targets) {
         random_targets(s);
@@ -403,11 +419,12 @@ static void scene_open(scene *s, int32_t most) {
     random_predictions(s, loc_type, loc_skew, conf_type, conf_skew);
     const bx_criterion *k = &s->criterion;
     snprintf(s->text, sizeof s->text,
-             "N %d, P %d, C %d, G %d, loc %s+%zu, conf %s+%zu%s, force %s, iou %s, %s background %s gamma %g smoothing "
+             "N %d, P %d, L %d, C %d, G %d, loc %s+%zu, conf %s+%zu%s, force %s, iou %s, %s background %s gamma %g "
+             "smoothing "
              "%g%s%s, "
              "mining %s %s, %s, by %s, gradients %d",
-             n, p, c, s->first[n], bx_dtype_name(loc_type), loc_skew, bx_dtype_name(conf_type), conf_skew,
-             targets ? ", targets" : "", bx_menu_name(BX_MENU_FORCE, k->matcher.force),
+             n, p, s->priors->n_levels, c, s->first[n], bx_dtype_name(loc_type), loc_skew, bx_dtype_name(conf_type),
+             conf_skew, targets ? ", targets" : "", bx_menu_name(BX_MENU_FORCE, k->matcher.force),
              bx_menu_name(BX_MENU_IOU, k->matcher.iou), bx_menu_name(BX_MENU_CLASSIFICATION, k->classification.kind),
              bx_menu_name(BX_MENU_BACKGROUND, k->classification.background), k->classification.gamma,
              k->classification.label_smoothing, k->classification.class_weights ? " weighted" : "",

@@ -298,6 +298,8 @@ START_TEST(two_devices_work_side_by_side) {
         ck_assert_str_eq(bx_context_level(contexts[i]), "9.0");
         ck_assert_int_eq(bx_context_reserve(contexts[i], 1 << 20, NULL), BX_OK);
     }
+    ck_assert_uint_eq(emulated_used(0), 1 << 20);
+    ck_assert_uint_eq(emulated_used(1), 1 << 20);
     for (int round = 0; round < 3; round++) {
         for (int i = 0; i < 2; i++) {
             ck_assert_int_eq(compute_on(&c[i], contexts[i], s.criterion, s.priors, &s.batch, BX_GRADIENTS_SPARSE, NULL),
@@ -328,7 +330,14 @@ START_TEST(a_job_that_does_not_fit_is_told) {
     computation_free(&c);
     bx_plan plan;
     ck_assert_int_eq(bx_plan_init(&plan, s.criterion, s.priors, &s.batch, BX_GRADIENTS_NONE, NULL), BX_OK);
-    ck_assert_int_eq(bx_context_reserve(context, bx_plan_device_bytes(&plan, &s.batch), NULL), BX_OK);
+    const size_t bytes = bx_plan_device_bytes(&plan, &s.batch);
+    bx_context *small = NULL;
+    ck_assert_int_eq(bx_context_open(&small, "cuda:0", NULL, NULL), BX_OK);
+    ck_assert_int_eq(bx_context_reserve(small, bytes - 1, NULL), BX_OK);
+    ck_assert_int_eq(compute_on(&c, small, s.criterion, s.priors, &s.batch, BX_GRADIENTS_NONE, NULL), BX_TOO_LARGE);
+    computation_free(&c);
+    bx_context_close(small);
+    ck_assert_int_eq(bx_context_reserve(context, bytes, NULL), BX_OK);
     error = (bx_error){0};
     ck_assert_int_eq(compute_on(&c, context, s.criterion, s.priors, &s.batch, BX_GRADIENTS_DENSE, &error),
                      BX_TOO_LARGE);
@@ -373,6 +382,12 @@ START_TEST(large_gradients_come_in_pieces) {
         memcpy(boxes + 4 * i, prior, sizeof prior);
     }
     ck_assert_int_eq(bx_priors_new(&priors, boxes, MANY, NULL), BX_OK);
+    float objects[8]; /* a prior of the first piece, and one of the last */
+    for (size_t i = 0; i < 2; i++) {
+        const size_t p = i ? MANY - 40 : 40;
+        const float corners[4] = {priors->x1[p], priors->y1[p], priors->x2[p], priors->y2[p]};
+        memcpy(objects + 4 * i, corners, sizeof corners);
+    }
     bx_criterion criterion = *bx_criterion_preset("retinanet-focal");
     criterion.matcher.iou = BX_IOU_CORNERS;
     const bx_batch batch = {.n_images = 1,
@@ -380,13 +395,14 @@ START_TEST(large_gradients_come_in_pieces) {
                             .n_columns = WIDE,
                             .loc = {BX_F32, boxes},
                             .conf = {BX_F32, conf},
-                            .boxes = s.batch.boxes,
+                            .boxes = objects,
                             .labels = s.batch.labels,
                             .first = s.batch.first};
     for (bx_gradients kind = BX_GRADIENTS_SPARSE; kind <= BX_GRADIENTS_DENSE; kind++) {
         ck_assert_int_eq(compute(&owed, NULL, &criterion, priors, &batch, kind, NULL), BX_OK);
         const size_t n = (size_t)bx_job_gradient_rows(&owed.job), bytes = bx_plan_device_bytes(&owed.plan, &batch);
         ck_assert_uint_gt(n, MANY / 2);
+        ck_assert_int_ge(owed.result.positives, 2);
         ck_assert_uint_lt(bytes, bx_gradient_bytes(&owed.plan, MANY) + MANY * WIDE * sizeof *conf);
         ck_assert_int_eq(bx_context_open(&context, "cuda:0", NULL, NULL), BX_OK);
         ck_assert_int_eq(bx_context_reserve(context, bytes, NULL), BX_OK);
@@ -409,6 +425,32 @@ START_TEST(large_gradients_come_in_pieces) {
     free(conf);
     free(boxes);
     bx_priors_free(priors);
+    sample_close(&s);
+}
+END_TEST
+
+/* Numbers that are finite, and a gradient that is not: refused in the words of the cpu. */
+START_TEST(gradients_beyond_float32_are_refused) {
+    sample s;
+    computation owed, got;
+    bx_context *context = NULL;
+    sample_open(&s);
+    bx_criterion criterion = *s.criterion;
+    criterion.weights = (bx_weights){0, 1e38};
+    criterion.normalizer = (bx_normalizer){BX_NORMALIZER_VALUE, 1e-3};
+    ck_assert_int_eq(bx_context_open(&context, "cuda:0", NULL, NULL), BX_OK);
+    ck_assert_int_eq(bx_context_reserve(context, 1 << 20, NULL), BX_OK);
+    for (bx_gradients kind = BX_GRADIENTS_SPARSE; kind <= BX_GRADIENTS_DENSE; kind++) {
+        bx_error errors[2] = {{0}, {0}};
+        ck_assert_int_eq(compute(&owed, NULL, &criterion, s.priors, &s.batch, kind, &errors[0]), BX_NONFINITE);
+        ck_assert_int_eq(compute_on(&got, context, &criterion, s.priors, &s.batch, kind, &errors[1]), BX_NONFINITE);
+        ck_assert_str_eq(errors[1].text, errors[0].text);
+        ck_assert_str_eq(errors[1].path, errors[0].path);
+        ck_assert_msg(strstr(errors[0].text, "gradient"), "%s", errors[0].text);
+        computation_free(&owed);
+        computation_free(&got);
+    }
+    bx_context_close(context);
     sample_close(&s);
 }
 END_TEST
@@ -552,6 +594,7 @@ int main(void) {
     tcase_add_test(tests, a_job_that_does_not_fit_is_told);
     tcase_add_test(tests, memory_that_is_not_there_is_told);
     tcase_add_test(tests, large_gradients_come_in_pieces);
+    tcase_add_test(tests, gradients_beyond_float32_are_refused);
     tcase_add_test(tests, priors_are_those_of_the_job);
     tcase_add_test(tests, a_hang_is_given_up);
 #ifndef __SANITIZE_THREAD__

@@ -44,6 +44,8 @@ typedef struct emulated_live {
     size_t bytes; /* of the allocations */
 } emulated_live;
 emulated_live emulated_living(void);
+/* Bytes allocated on one device. */
+size_t emulated_used(int device);
 
 #ifdef __cplusplus
 }

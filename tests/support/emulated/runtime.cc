@@ -670,6 +670,10 @@ long emulated_launches() {
     return the_world().launches;
 }
 
+size_t emulated_used(int device) {
+    return the_world().used[device];
+}
+
 emulated_live emulated_living() {
     world &w = the_world();
     std::lock_guard<std::mutex> hold(w.lock);
