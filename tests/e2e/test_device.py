@@ -98,16 +98,16 @@ class NoDevice(Devices):
         self.assertRegex(err, "^lossd: --device %s: .*(%s)" % (re.escape(option), says))
         self.assertFalse(os.path.exists("/nonexistent/made"))
 
-    def test_named_devices_are_not_replaced(self):
+    def test_R16_named_devices_are_not_replaced(self):
         for option in ("cuda", "cuda:0", "cuda:0,2", "cuda:999"):
             self.refused(option, "CUDA")
 
-    def test_that_is_found_out_before_the_port(self):
+    def test_R16_that_is_found_out_before_the_port(self):
         with lossd.Daemon() as daemon:
             status, _, err = lossd.command("--listen", "127.0.0.1:%d" % daemon.port, "--device", "cuda")
             self.assertEqual(status, 69, err)
 
-    def test_auto_says_so_and_computes(self):
+    def test_R16_auto_says_so_and_computes(self):
         with lossd.Daemon("--device", "auto") as daemon:
             self.assertEqual(self.good(daemon.post("/v1/loss", lossd.bccd_bytes()))["device"], "cpu")
             lines = [line for line in daemon.log().splitlines() if " event=device " in line]
@@ -138,7 +138,7 @@ class NoDevice(Devices):
             self.assertEqual(self.metric(daemon, "device_fallbacks_total"), 0)
 
     @needs_faults
-    def test_emulated_absence(self):
+    def test_R16_emulated(self):
         for devices, says in ((0, "no CUDA-capable device"), (-1, "driver")):
             self.refused("cuda", says, EMULATED, environment(devices=devices))
             with start(devices=devices) as daemon:
@@ -421,7 +421,7 @@ class Limits(Devices):
             self.problem(daemon.post("/v1/loss?device=cuda", body, lossd.SAFETENSORS), 413, "body_too_large")
 
     @needs_faults
-    def test_memory_that_cannot_be_had(self):
+    def test_R17_at_the_start(self):
         """At the start: `auto` goes on without, a named device does not."""
         status, out, err = lossd.command("--listen", "127.0.0.1:0", *MEMORY, "--device", "cuda", binary=EMULATED,
                                          env=environment(memory=40 << 20))
@@ -508,7 +508,7 @@ class Faults(Devices):
         self.assertEqual(len(lines), int(lost), lines)
         self.becomes(lambda: self.busy(daemon) == 0)
 
-    def test_auto(self):
+    def test_R17_R18_auto(self):
         for code in (NO_MEMORY, *STICKY):
             for call in self.calls(6 if code in (NO_MEMORY, 700) else 3):
                 with self.subTest(code=code, call=call), start(fail="%d:%d" % (call, code)) as daemon:
@@ -530,7 +530,7 @@ class Faults(Devices):
                     if lost:
                         self.problem(daemon.post(self.TARGET + "cuda", self.body), 503, "device_unavailable")
 
-    def test_named(self):
+    def test_R17_R18_named(self):
         for code in (NO_MEMORY, 700):
             for call in self.calls(5):
                 with self.subTest(code=code, call=call), start("--device", "cuda", fail="%d:%d" % (call, code)) as daemon:
@@ -553,7 +553,7 @@ class Faults(Devices):
                     self.state(daemon, code != NO_MEMORY, required=True)
                     self.assertEqual(self.metric(daemon, "device_fallbacks_total"), 0)
 
-    def test_while_the_body_comes(self):
+    def test_R17_R18_while_the_body_comes(self):
         """What was begun on the device is done by the cpu as the rest arrives, or refused in the end."""
         body = lossd.bccd_bytes()
         cut = len(body) * 2 // 3
@@ -578,7 +578,7 @@ class Faults(Devices):
                             self.problem(answer, 503, "device_failed" if code == NO_MEMORY else "device_unavailable")
                         self.state(daemon, code != NO_MEMORY)
 
-    def test_others_are_redone_too(self):
+    def test_R18_others_are_redone_too(self):
         """One loses the device; those that wait for it and those under way get their numbers all the same."""
         for call in self.calls(4)[1:]:
             with self.subTest(call=call), start(fail="%d:700" % call) as daemon:
@@ -594,7 +594,7 @@ class Faults(Devices):
                         self.problem(answer, 503, "device_unavailable")
                 self.state(daemon, True)
 
-    def test_at_the_start(self):
+    def test_R18_at_the_start(self):
         for call in range(1, self.at_start + 1):
             with self.subTest(call=call):
                 status, out, err = lossd.command("--listen", "127.0.0.1:0", *MEMORY, "--device", "cuda", binary=EMULATED,
@@ -614,7 +614,7 @@ class Faults(Devices):
                 self.same(got, self.want)
                 self.assertEqual(self.metric(daemon, "device_healthy", device=names[0]), 1)
 
-    def test_hangs(self):
+    def test_R19_hangs(self):
         with start("--request-timeout", "2", hang=3) as daemon:
             answers = lossd.together([lambda: daemon.post(self.TARGET + "auto", self.body) for _ in range(3)])
             for answer in answers:
@@ -631,7 +631,7 @@ class Faults(Devices):
             self.same(got, self.want)
             self.state(daemon, True)
 
-    def test_stopping_while_it_hangs(self):
+    def test_R19_stopping(self):
         with start("--drain-timeout", "1", hang=2) as daemon, daemon.connect() as connection:
             connection.start("POST", "/v1/loss", {"Content-Type": lossd.SAFETENSORS, "Content-Length": len(self.body)})
             connection.send(self.body)

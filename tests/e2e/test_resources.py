@@ -15,7 +15,7 @@ Each kind of fault has a row, and each row its tests:
 | R08 | moved, deleted, replaced | test_runs_faults: test_R08_* |
 | R09 | a reader that stays | test_runs_faults: test_R09_*; the log may grow to 256 MiB meanwhile, then 503 |
 | R10 to R15, R24 | PostgreSQL | there is none: what is recorded lies in SQLite on this machine |
-| R16 to R19 | GPUs | unit/test_device and kernels, with an emulated device |
+| R16 to R19 | GPUs | test_device, on an emulated one; unit/test_device, in every order of events |
 | R20 | the clock jumps | unit/test_faults |
 | R21 | a memory limit of the bound and a tenth | test_R21_* |
 | R22 | no processor time | test_R22_* |

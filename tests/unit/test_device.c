@@ -27,6 +27,7 @@ static struct {
     int n_contexts, n_devices;
     size_t job_bytes;
     long calls, fail_at; /* the call that fails; 0: none */
+    const char *fail_in; /* or the one of that name; NULL: none */
     bx_status failure;
     bool loses; /* and it is the last */
     bool holds; /* bx_job_run waits, and after a cancellation comes back if it `obeys` */
@@ -105,9 +106,10 @@ static uint64_t sum_rows(const bx_job *job, int64_t conf_rows, int64_t loc_rows)
 }
 
 /* Whether this call is the one that fails. */
-static bx_status call(bx_error *error) {
+static bx_status call(const char *name, bx_error *error) {
     pthread_mutex_lock(&gpu_state.lock);
-    const bool fails = ++gpu_state.calls == gpu_state.fail_at;
+    const bool fails =
+        ++gpu_state.calls == gpu_state.fail_at || (gpu_state.fail_in && !strcmp(gpu_state.fail_in, name));
     pthread_mutex_unlock(&gpu_state.lock);
     if (fails && gpu_state.loses) {
         atomic_store(&gpu_state.lost, true);
@@ -116,8 +118,7 @@ static bx_status call(bx_error *error) {
         return bx_fail(error, BX_DEVICE, "device_failed", "the device is lost");
     }
     return fails ? bx_fail(error, gpu_state.failure,
-                           gpu_state.failure == BX_TOO_LARGE ? "device_memory" : "device_failed", "call %ld failed",
-                           gpu_state.fail_at)
+                           gpu_state.failure == BX_TOO_LARGE ? "device_memory" : "device_failed", "%s failed", name)
                  : BX_OK;
 }
 
@@ -132,7 +133,7 @@ bx_status __wrap_bx_job_begin(bx_context *context, bx_job *job, bx_error *error)
     gpu_state.running++;
     gpu_state.most_running = gpu_state.running > gpu_state.most_running ? gpu_state.running : gpu_state.most_running;
     pthread_mutex_unlock(&gpu_state.lock);
-    return call(error);
+    return call("begin", error);
 }
 
 bx_status __wrap_bx_job_feed(bx_context *context, bx_job *job, int64_t conf_rows, int64_t loc_rows, bx_error *error) {
@@ -146,7 +147,7 @@ bx_status __wrap_bx_job_feed(bx_context *context, bx_job *job, int64_t conf_rows
     pthread_mutex_lock(&gpu_state.lock);
     gpu_state.fed += conf_rows < all || loc_rows < all;
     pthread_mutex_unlock(&gpu_state.lock);
-    return call(error);
+    return call("feed", error);
 }
 
 static void hold(const bx_job *job) {
@@ -169,13 +170,13 @@ bx_status __wrap_bx_job_run(bx_context *context, bx_job *job, bx_error *error) {
     const int64_t all = (int64_t)job->plan->n_images * job->plan->n_priors;
     HOLDS(s->job == job && s->conf_rows == all && s->loc_rows == all, "run before all rows were fed");
     hold(job);
-    bx_status status = call(error);
+    bx_status status = call("run", error);
     return status == BX_OK ? __real_bx_job_run(context, job, error) : status;
 }
 
 bx_status __wrap_bx_job_rows(bx_context *context, bx_job *job, bx_error *error) {
     HOLDS(seen_of(context)->job == job && job->grad_loc, "no room for gradients");
-    bx_status status = call(error);
+    bx_status status = call("rows", error);
     return status == BX_OK ? __real_bx_job_rows(context, job, error) : status;
 }
 
@@ -223,6 +224,7 @@ static void start_devices(const char *option) {
     gpu_state.n_contexts = 0;
     gpu_state.calls = gpu_state.fail_at = gpu_state.begun = gpu_state.fed = gpu_state.ended = 0;
     gpu_state.most_running = 0;
+    gpu_state.fail_in = NULL;
     gpu_state.job_bytes = 1;
     gpu_state.holds = gpu_state.obeys = gpu_state.loses = false;
     atomic_store(&gpu_state.lost, false);
@@ -393,6 +395,66 @@ START_TEST(a_call_fails) {
             fail_each(&faults[k / 2], included[i], k % 2, want);
         }
     }
+}
+END_TEST
+
+static bool is_settled(request *r) {
+    pthread_mutex_lock(&r->lock);
+    const bool settled = r->settled;
+    pthread_mutex_unlock(&r->lock);
+    return settled;
+}
+
+/* It fails, and the cpu has done it before the connection asks for the answer. */
+START_TEST(redone_before_the_last_call) {
+    char want[512], got[512], by[16];
+    ck_assert_int_eq(compute("cpu", NULL, want, by), 200);
+    for (int turn = 0; turn < 6; turn++) {
+        connection c;
+        answer a = {0};
+        restart(&faults[1], 0);
+        gpu_state.fail_in = turn % 2 ? "run" : "begin";
+        gpu_state.holds = turn % 2; /* until all rows are in */
+        request *r = post(&c, "auto", NULL);
+        receive_in_pieces(r, body, 0, body_bytes, 1 << 17);
+        ck_assert(turn % 2 == 0 || becomes_held(1));
+        let_go();
+        for (int i = 0; i < 5000 && !is_settled(r); i++) {
+            usleep(1000);
+        }
+        ck_assert(becomes_busy(0));
+        answer_of(r, &c, &a);
+        copy_numbers(got, &a);
+        ck_assert_str_eq(got, want);
+        answer_free(&a);
+        end(r, &c);
+        ck_assert(at_rest());
+    }
+}
+END_TEST
+
+/* What was taken for gradients is taken once. */
+START_TEST(redone_with_little_memory) {
+    char want[512], got[512], by[16];
+    bool once = false;
+    ck_assert_int_eq(compute("cpu", "dense_gradients", want, by), 200);
+    for (size_t left = body_bytes * 2; left < memory_limit(s.memory); left += 256 << 10) {
+        lease others;
+        ck_assert(lease_begin(&others, s.memory, memory_limit(s.memory) - memory_at_rest - left));
+        restart(&faults[1], 0);
+        if (compute("auto", "dense_gradients", got, by) == 200) {
+            once = true;
+            restart(&faults[1], 0);
+            gpu_state.fail_in = "rows";
+            HOLDS(compute("auto", "dense_gradients", got, by) == 200, "%zu bytes left: %s", left, got);
+            ck_assert_str_eq(by, "cpu");
+            ck_assert_str_eq(got, want);
+            left = memory_limit(s.memory);
+        }
+        lease_end(&others);
+        ck_assert(at_rest());
+    }
+    ck_assert(once);
 }
 END_TEST
 
@@ -589,6 +651,8 @@ int main(void) {
     tcase_add_checked_fixture(cases, setup, teardown);
     tcase_add_test(cases, the_same_anywhere);
     tcase_add_test(cases, a_call_fails);
+    tcase_add_test(cases, redone_before_the_last_call);
+    tcase_add_test(cases, redone_with_little_memory);
     tcase_add_test(cases, what_fits);
     tcase_add_test(cases, uploads_leave_one_free);
     tcase_add_test(cases, a_queue);
