@@ -153,7 +153,8 @@ static bx_status count_devices(int *n, bx_error *error) {
     (void)cudaGetLastError();
     code = code == cudaSuccess ? cudaErrorNoDevice : code;
     if (code == cudaErrorInsufficientDriver && (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0)) {
-        return bx_fail(error, BX_DEVICE, "device_unavailable", "there is no CUDA device: there is no NVIDIA driver");
+        return bx_fail(error, BX_DEVICE, "device_unavailable",
+                       "there is no CUDA device: there is no NVIDIA driver (of CUDA 13 or later)");
     }
     return bx_fail(error, BX_DEVICE, "device_unavailable", "there is no CUDA device: %s", cudaGetErrorString(code));
 }

@@ -421,8 +421,8 @@ int main(int argc, char **argv) {
     bx_device device;
     bx_error error = {0};
     if (bx_devices(&device, 1, &error) < 1) {
-        printf("cuda: skipped (%s)\n", error.text);
-        printf("0 passed, %d failed, 1 skipped\n", required);
+        printf("cuda: %s (%s)\n", required ? "CUDA=require, but" : "skipped", error.text);
+        printf("0 passed, %d failed, %d skipped\n", required, !required);
         return required;
     }
     const bool emulated = strstr(device.text, "Emulated") != NULL;
