@@ -211,9 +211,6 @@ static void let_go(void) {
 
 /* ---- the daemon without HTTP ------------------------------------------------------------------------------------- */
 
-static server s;
-static size_t memory_at_rest;
-static char directory[64], data[80]; /* the options view them */
 static char *body;
 static size_t body_bytes;
 
@@ -240,22 +237,7 @@ static void stop_devices(void) {
 }
 
 static void setup(void) {
-    char message[256];
-    bx_error error = {0};
-    strcpy(directory, "/tmp/lossd-device-XXXXXX");
-    ck_assert_ptr_nonnull(mkdtemp(directory));
-    snprintf(data, sizeof data, "--data-dir=%s", directory);
-    char *arguments[] = {(char[]){"lossd"}, data, (char[]){"--memory-limit=64M"}, (char[]){"--max-body=16M"}, NULL};
-    log_setup(LOG_ERROR, false);
-    proto_init();
-    ck_assert_msg(options_parse(&s.options, 4, arguments, message), "%s", message);
-    s.memory = memory_new((size_t)s.options.memory_limit);
-    s.models = models_new();
-    s.directory = data_dir_new(s.options.data_dir);
-    s.metrics = metrics_new();
-    ck_assert_int_eq(registry_open(&s.registry, s.memory, s.directory, &error), BX_OK);
-    ck_assert_int_eq(pool_start(&s.pool, 2, 1, "auto", &error), BX_OK);
-    memory_at_rest = memory_used(s.memory);
+    open_server(2);
     gpu_state.n_devices = 2;
     body = batch_tensors(12, &body_bytes);
     start_devices("auto");
@@ -263,27 +245,8 @@ static void setup(void) {
 
 static void teardown(void) {
     stop_devices();
-    pool_stop(s.pool);
-    registry_close(s.registry);
-    data_dir_free(s.directory);
-    ck_assert_uint_eq(memory_used(s.memory), 0);
-    memory_free(s.memory);
-    models_free(s.models);
-    metrics_free(s.metrics);
+    close_server();
     free(body);
-    char command[96];
-    snprintf(command, sizeof command, "rm -rf '%s'", directory);
-    ck_assert_int_eq(system(command), 0);
-}
-
-static bool at_rest(void) {
-    for (int i = 0; i < 5000; i++) {
-        if (atomic_load(&s.tickets) == 0 && memory_used(s.memory) == memory_at_rest) {
-            return true;
-        }
-        usleep(1000);
-    }
-    return false;
 }
 
 static size_t busy(void) {

@@ -8,52 +8,15 @@
 #include "../support/batch.h"
 #include "../support/posted.h"
 
-static server s;
-static size_t memory_at_rest;
-static char directory[64], data[80]; /* the options view them */
-
 static void setup(void) {
-    char message[256];
     bx_error error = {0};
-    strcpy(directory, "/tmp/lossd-request-XXXXXX");
-    ck_assert_ptr_nonnull(mkdtemp(directory));
-    snprintf(data, sizeof data, "--data-dir=%s", directory);
-    char *arguments[] = {(char[]){"lossd"}, data, (char[]){"--memory-limit=64M"}, (char[]){"--max-body=16M"}, NULL};
-    log_setup(LOG_ERROR, false);
-    proto_init();
-    ck_assert_msg(options_parse(&s.options, 4, arguments, message), "%s", message);
-    s.memory = memory_new((size_t)s.options.memory_limit);
-    s.models = models_new();
-    s.directory = data_dir_new(s.options.data_dir);
-    s.metrics = metrics_new();
-    ck_assert_int_eq(registry_open(&s.registry, s.memory, s.directory, &error), BX_OK);
-    ck_assert_int_eq(pool_start(&s.pool, 3, 1, "auto", &error), BX_OK);
+    open_server(3);
     ck_assert_int_eq(pool_start(&s.clerk, 1, 0, NULL, &error), BX_OK);
-    memory_at_rest = memory_used(s.memory);
 }
 
 static void teardown(void) {
     pool_stop(s.clerk);
-    pool_stop(s.pool);
-    registry_close(s.registry);
-    data_dir_free(s.directory);
-    ck_assert_uint_eq(memory_used(s.memory), 0);
-    memory_free(s.memory);
-    models_free(s.models);
-    metrics_free(s.metrics);
-    char command[96];
-    snprintf(command, sizeof command, "rm -rf '%s'", directory);
-    ck_assert_int_eq(system(command), 0);
-}
-
-static bool at_rest(void) {
-    for (int i = 0; i < 5000; i++) {
-        if (atomic_load(&s.tickets) == 0 && atomic_load(&s.at_clerk) == 0 && memory_used(s.memory) == memory_at_rest) {
-            return true;
-        }
-        usleep(1000);
-    }
-    return false;
+    close_server();
 }
 
 /* ---- what is asked ----------------------------------------------------------------------------------------------- */
