@@ -198,7 +198,7 @@ $(B)/fuzz/fuzz_%: $(B)/tests/fuzz/%.o $(FUZZ_MAIN) $(B)/libserver.a $(ARCHIVES)
 	@mkdir -p $(@D)
 	$(call say,LD)
 	$(Q)$(CC) $(LDHARD) $(LDFLAGS_$(CONFIG)) $(LDFLAGS) $^ $(LDLIBS) -o $@
-$(B)/bench/%: $(B)/tests/bench/%.o $(ARCHIVES)
+$(B)/bench/%: $(B)/tests/bench/%.o $(B)/libserver.a $(ARCHIVES)
 	@mkdir -p $(@D)
 	$(call say,LD)
 	$(Q)$(CC) $(LDHARD) $(LDFLAGS_$(CONFIG)) $(LDFLAGS) $^ $(LDLIBS) -o $@

@@ -68,12 +68,12 @@ void http_on_connection(void *cls, struct MHD_Connection *connection, void **con
                         enum MHD_ConnectionNotificationCode code) {
     listener *l = cls;
     server *server = l->server;
-    atomic_fetch_add(&l->connections, code == MHD_CONNECTION_NOTIFY_STARTED ? 1 : -1);
     if (code == MHD_CONNECTION_NOTIFY_STARTED) {
         int fd = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd;
         *context = peer_add(server->http->peers, fd, header_seconds(l));
     } else {
         peer_remove(*context);
+        acceptor_release(&l->acceptor);
     }
 }
 

@@ -7,6 +7,7 @@
 
 #include <microhttpd.h>
 
+#include "accept.h"
 #include "server.h"
 
 #define ID_PREFIX 16 /* characters of the ids we give */
@@ -15,10 +16,10 @@
 typedef struct listener {
     server *server;
     bool ops; /* for whoever operates the daemon: it has the routes of ROUTE_OPS only */
-    int fd;   /* -1: none */
+    int fd;   /* listening, until the acceptor has it; -1: none */
+    acceptor acceptor;
     struct MHD_Daemon *daemon;
     atomic_long exchanges; /* in progress */
-    atomic_long connections;
 } listener;
 
 typedef struct http {

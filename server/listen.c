@@ -4,11 +4,10 @@
  *
  * The ports are taken first, so that nothing else is touched when one is not free. Stopping while a connection is
  * suspended would abort the process: whatever waits is answered before. The listener for operations (--ops-listen) has
- * a thread of its own, answers at once whatever it is asked, one request a connection so that none is kept, and stops
+ * threads of its own, answers at once whatever it is asked, one request a connection so that none is kept, and stops
  * last.
  */
 #include <errno.h>
-#include <fcntl.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <stdlib.h>
@@ -16,7 +15,6 @@
 #include <sys/random.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include "access.h"
@@ -30,6 +28,7 @@
 #define OPS_FINISH_NS   (NS_PER_S / 10)
 #define SPARE_FILES     32 /* descriptors for the files of the store, and what libraries open for a moment */
 #define LEAST           4  /* connections */
+#define SETTLE_US       20000
 
 static void on_message(void *cls, const char *format, va_list arguments) {
     (void)cls;
@@ -100,22 +99,40 @@ static bx_status open_listener(listener *l, const char *text, int *port, bx_erro
     return BX_OK;
 }
 
-/* The library's own timeout only backs up the reaper's, which answers where it can. */
+static bool take(void *cls, int fd, const struct sockaddr *address, socklen_t size) {
+    listener *l = cls;
+    return MHD_add_connection(l->daemon, fd, address, size) == MHD_YES;
+}
+
+static long count(void *cls) {
+    listener *l = cls;
+    return (long)MHD_get_daemon_info(l->daemon, MHD_DAEMON_INFO_CURRENT_CONNECTIONS)->num_connections;
+}
+
+/* The library's own timeout only backs up the reaper's, which answers where it can; and so does its limit, which is one
+ * for each thread and counts a connection a little longer than we do. */
 static bx_status start_daemon(listener *l, unsigned threads, unsigned connections, size_t pool, bx_error *error) {
     const options *o = &l->server->options;
     const bool encrypted = *o->tls_cert;
     struct MHD_OptionItem tls[] = {{MHD_OPTION_HTTPS_CERT_CALLBACK2, 0, (void *)tls_retrieve()},
                                    {MHD_OPTION_HTTPS_PRIORITIES, 0, (void *)TLS_PRIORITIES},
                                    {MHD_OPTION_END, 0, NULL}};
-    l->daemon = MHD_start_daemon(
-        MHD_USE_EPOLL_INTERNAL_THREAD | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG | (encrypted ? MHD_USE_TLS : 0), 0,
-        NULL, NULL, http_on_request, l, MHD_OPTION_EXTERNAL_LOGGER, on_message, NULL, MHD_OPTION_LISTEN_SOCKET, l->fd,
-        MHD_OPTION_THREAD_POOL_SIZE, threads, MHD_OPTION_CONNECTION_LIMIT, connections, MHD_OPTION_CONNECTION_TIMEOUT,
-        (unsigned)(o->idle_timeout + o->request_timeout + o->header_timeout), MHD_OPTION_CONNECTION_MEMORY_LIMIT, pool,
-        MHD_OPTION_STRICT_FOR_CLIENT, 1, MHD_OPTION_SIGPIPE_HANDLED_BY_APP, 1, MHD_OPTION_URI_LOG_CALLBACK,
-        http_on_target, l, MHD_OPTION_NOTIFY_COMPLETED, http_on_completed, l, MHD_OPTION_NOTIFY_CONNECTION,
-        http_on_connection, l, MHD_OPTION_ARRAY, encrypted ? tls : &tls[2], MHD_OPTION_END);
-    return l->daemon ? BX_OK : bx_fail(error, BX_BUSY, "threads", "libmicrohttpd does not get its threads");
+    l->daemon = MHD_start_daemon(MHD_USE_EPOLL_INTERNAL_THREAD | MHD_USE_ITC | MHD_USE_NO_LISTEN_SOCKET |
+                                     MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG | (encrypted ? MHD_USE_TLS : 0),
+                                 0, NULL, NULL, http_on_request, l, MHD_OPTION_EXTERNAL_LOGGER, on_message, NULL,
+                                 MHD_OPTION_THREAD_POOL_SIZE, threads, MHD_OPTION_CONNECTION_LIMIT,
+                                 (threads > 0 ? threads : 1) * (connections + 1), MHD_OPTION_CONNECTION_TIMEOUT,
+                                 (unsigned)(o->idle_timeout + o->request_timeout + o->header_timeout),
+                                 MHD_OPTION_CONNECTION_MEMORY_LIMIT, pool, MHD_OPTION_STRICT_FOR_CLIENT, 1,
+                                 MHD_OPTION_SIGPIPE_HANDLED_BY_APP, 1, MHD_OPTION_URI_LOG_CALLBACK, http_on_target, l,
+                                 MHD_OPTION_NOTIFY_COMPLETED, http_on_completed, l, MHD_OPTION_NOTIFY_CONNECTION,
+                                 http_on_connection, l, MHD_OPTION_ARRAY, encrypted ? tls : &tls[2], MHD_OPTION_END);
+    if (!l->daemon) {
+        return bx_fail(error, BX_BUSY, "threads", "libmicrohttpd does not get its threads");
+    }
+    const bx_status status = acceptor_start(&l->acceptor, l->fd, connections, (taker){take, count, l}, error);
+    l->fd = status == BX_OK ? -1 : l->fd;
+    return status;
 }
 
 bx_status http_listen(server *server, bx_error *error) {
@@ -183,20 +200,10 @@ bx_status http_start(server *server, bx_error *error) {
     return status;
 }
 
-/* From here on connections are refused at once. MHD_quiesce_daemon would abort the process where a thread of the
- * library sees at the same moment that it is to accept no more (both take the socket out of the same epoll set). So the
- * library goes on, with a socket of the same number to which nobody connects; the kernel forgets the other one. */
+/* What was accepted last is read meanwhile. */
 void http_close_listener(server *server) {
-    const struct sockaddr_un unnamed = {.sun_family = AF_UNIX};
-    const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0), listener = server->http->main.fd;
-    bool done = fd >= 0 && !bind(fd, (const struct sockaddr *)&unnamed, sizeof unnamed.sun_family) && !listen(fd, 1);
-    done = done && dup3(fd, listener, O_CLOEXEC) == listener;
-    if (!done) {
-        shutdown(listener, SHUT_RDWR); /* the library will try in vain again and again */
-    }
-    if (fd >= 0) {
-        close(fd);
-    }
+    acceptor_stop(&server->http->main.acceptor);
+    usleep(SETTLE_US);
 }
 
 size_t http_most_bytes(server *server) {
@@ -205,7 +212,7 @@ size_t http_most_bytes(server *server) {
 }
 
 long http_connections(server *server) {
-    return atomic_load(&server->http->main.connections);
+    return atomic_load(&server->http->main.acceptor.open);
 }
 
 static void finish(listener *l, int64_t deadline_ns) {
@@ -219,9 +226,12 @@ void http_finish(server *server, int64_t deadline_ns) {
 }
 
 static void stop_listener(listener *l) {
+    acceptor_stop(&l->acceptor);
     if (l->daemon) {
-        MHD_stop_daemon(l->daemon); /* it closes the socket */
-    } else if (l->fd >= 0) {
+        MHD_stop_daemon(l->daemon);
+    }
+    acceptor_fini(&l->acceptor);
+    if (l->fd >= 0) {
         close(l->fd);
     }
 }
@@ -231,13 +241,14 @@ void http_stop(server *server) {
     if (!h) {
         return;
     }
+    acceptor_stop(&h->main.acceptor);
     if (h->main.daemon) {
         atomic_store(&h->stopping, true);
         while (atomic_load(&h->suspended) > 0) {
             peers_fail(h->peers, 503, "draining", "This daemon is shutting down.");
             usleep(1000);
         }
-        usleep(20000); /* for these answers to leave */
+        usleep(SETTLE_US); /* for these answers to leave */
     }
     stop_listener(&h->main);
     finish(&h->ops, now_ns() + OPS_FINISH_NS); /* it has said to the end how things are */

@@ -1,10 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The limit to compare with: the same libmicrohttpd with the same flags and read pool as lossd, which throws every
- * upload away and answers with a constant of so many bytes. Prints its address, runs until it is told to stop.
+ * The limit to compare with: the same libmicrohttpd with the same flags, read pool and accepting thread as lossd, which
+ * throws every upload away and answers with a constant of so many bytes. Prints its address, runs until it is told to
+ * stop.
  *
  * Usage: discard [BYTES]
  */
+#include "accept.h"
+
 #include <arpa/inet.h>
 #include <microhttpd.h>
 #include <signal.h>
@@ -12,6 +15,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { CONNECTIONS = 512 };
+
+static struct MHD_Daemon *library;
+static acceptor accepting;
 static char *answer;
 static size_t answer_bytes = 20;
 
@@ -34,6 +41,24 @@ static enum MHD_Result on_request(void *cls, struct MHD_Connection *connection, 
     return result;
 }
 
+static void on_connection(void *cls, struct MHD_Connection *connection, void **context,
+                          enum MHD_ConnectionNotificationCode code) {
+    (void)cls, (void)connection, (void)context;
+    if (code == MHD_CONNECTION_NOTIFY_CLOSED) {
+        acceptor_release(&accepting);
+    }
+}
+
+static bool take(void *cls, int fd, const struct sockaddr *address, socklen_t size) {
+    (void)cls;
+    return MHD_add_connection(library, fd, address, size) == MHD_YES;
+}
+
+static long count(void *cls) {
+    (void)cls;
+    return (long)MHD_get_daemon_info(library, MHD_DAEMON_INFO_CURRENT_CONNECTIONS)->num_connections;
+}
+
 int main(int argc, char **argv) {
     if (argc > 1) {
         answer_bytes = (size_t)strtoul(argv[1], NULL, 10);
@@ -49,18 +74,27 @@ int main(int argc, char **argv) {
     sigaddset(&signals, SIGTERM);
     sigaddset(&signals, SIGINT);
     pthread_sigmask(SIG_BLOCK, &signals, NULL);
-    struct MHD_Daemon *daemon = MHD_start_daemon(
-        MHD_USE_EPOLL_INTERNAL_THREAD | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG, 0, NULL, NULL, on_request, NULL,
-        MHD_OPTION_SOCK_ADDR, &address, MHD_OPTION_THREAD_POOL_SIZE, 2u, MHD_OPTION_CONNECTION_LIMIT, 128u,
-        MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)512 << 10, MHD_OPTION_STRICT_FOR_CLIENT, 1, MHD_OPTION_END);
-    if (!daemon) {
+    library = MHD_start_daemon(MHD_USE_EPOLL_INTERNAL_THREAD | MHD_USE_ITC | MHD_USE_NO_LISTEN_SOCKET |
+                                   MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG,
+                               0, NULL, NULL, on_request, NULL, MHD_OPTION_THREAD_POOL_SIZE, 2u,
+                               MHD_OPTION_CONNECTION_LIMIT, 2u * (CONNECTIONS + 1), MHD_OPTION_CONNECTION_MEMORY_LIMIT,
+                               (size_t)512 << 10, MHD_OPTION_STRICT_FOR_CLIENT, 1, MHD_OPTION_NOTIFY_CONNECTION,
+                               on_connection, NULL, MHD_OPTION_END);
+    const int fd = socket(AF_INET, SOCK_STREAM, 0);
+    socklen_t size = sizeof address;
+    bx_error error = {0};
+    if (!library || fd < 0 || bind(fd, (struct sockaddr *)&address, size) || listen(fd, SOMAXCONN) ||
+        getsockname(fd, (struct sockaddr *)&address, &size) ||
+        acceptor_start(&accepting, fd, CONNECTIONS, (taker){take, count, NULL}, &error) != BX_OK) {
         return 1;
     }
-    printf("discard listening on http://127.0.0.1:%d\n", MHD_get_daemon_info(daemon, MHD_DAEMON_INFO_BIND_PORT)->port);
+    printf("discard listening on http://127.0.0.1:%d\n", ntohs(address.sin_port));
     fflush(stdout);
     int received;
     sigwait(&signals, &received);
-    MHD_stop_daemon(daemon);
+    acceptor_stop(&accepting);
+    MHD_stop_daemon(library);
+    acceptor_fini(&accepting);
     free(answer);
     return 0;
 }

@@ -421,6 +421,30 @@ class Connections(lossd.Case):
         self.assertTrue(lossd.until(lambda: self.daemon.get("/healthz").status == 200))
 
 
+class Spread(lossd.Case):
+    FLAGS = ("--core-dumps", "--http-threads", "2")  # the first, so that what its threads watch can be seen
+
+    def watched(self):
+        """How many sockets each of its epoll sets has, but for those that have none."""
+        at, counts = "/proc/%d/" % self.daemon.pid, []
+        for fd in os.listdir(at + "fd"):
+            if os.readlink(at + "fd/" + fd) == "anon_inode:[eventpoll]":
+                with open(at + "fdinfo/" + fd) as file:
+                    watched = re.findall(r"tfd:\s+(\d+)", file.read())
+                counts.append(sum(os.readlink(at + "fd/" + other).startswith("socket:") for other in watched))
+        return sorted(n for n in counts if n)
+
+    def test_burst(self):
+        """Clients that come at the same time and stay are shared out among the threads."""
+        connections = [self.daemon.connect() for _ in range(8)]
+        try:
+            self.assertTrue(lossd.until(lambda: sum(self.watched()) == 8), self.watched())
+            self.assertEqual(self.watched(), [4, 4])
+        finally:
+            for connection in connections:
+                connection.close()
+
+
 class CutShort(lossd.Case):
     """What a deadline or a stop leaves half done is never read: the memory it was done in had another client's bytes."""
     FLAGS = ("--request-timeout", "1", "--workers", "1", "--cpu-level", "ref")
