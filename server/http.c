@@ -14,8 +14,9 @@
 #include "http.h"
 
 /* A refused body up to this size is read, so that the client sees the answer. */
-#define DISCARD_LIMIT  ((int64_t)64 << 20)
-#define BUSY_LIMIT     ((int64_t)128 << 10) /* and this size, when reading it would be at the cost of what was admitted */
+#define DISCARD_LIMIT ((int64_t)64 << 20)
+#define BUSY_LIMIT                                                                                                     \
+    ((int64_t)1 << 20) /* and this size when we are busy: a connection more costs as much as reading that */
 #define GET_BODY_LIMIT ((int64_t)64 << 10)
 #define SLOWEST        ((int64_t)256 << 10) /* bytes per second that a body or an answer must make */
 #define MAX_PIECES     65536                /* of tiny chunks */

@@ -42,7 +42,7 @@ struct peer {
     int hung_up; /* looks in a row that found the sending side closed */
 };
 
-/* A socket whose connection is over but for what its client still sends. */
+/* A socket whose connection is over but for what its client still sends; no deadline: none. */
 typedef struct lingerer {
     int fd;
     int64_t deadline_ns, left;
@@ -53,9 +53,10 @@ struct peers {
     pthread_cond_t wake;
     pthread_t reaper;
     peer *first;
-    lingerer lingering[MOST_LINGERING];
-    size_t n_lingering;
     bool started, stopping;
+    pthread_mutex_t linger_lock; /* never held for longer than one of them takes */
+    lingerer lingering[MOST_LINGERING];
+    atomic_size_t n_lingering;
     bool encrypted; /* nothing may be written behind TLS' back */
 };
 
@@ -228,21 +229,25 @@ static void fail_all(request **requests, size_t n, int status, const char *code,
  * one the longest has had enough: nobody keeps them from those who come later. */
 void peer_linger(peer *p) {
     peers *all = p->all;
-    pthread_mutex_lock(&all->lock);
-    if (all->n_lingering == MOST_LINGERING) {
-        close(all->lingering[0].fd);
-        memmove(all->lingering, all->lingering + 1, --all->n_lingering * sizeof *all->lingering);
-    }
     const int fd = fcntl(p->fd, F_DUPFD_CLOEXEC, 0);
-    if (fd >= 0) {
-        all->lingering[all->n_lingering++] = (lingerer){fd, now_ns() + LINGER_NS, LINGER_BYTES};
+    if (fd < 0) {
+        return;
+    }
+    pthread_mutex_lock(&all->linger_lock);
+    lingerer *first = &all->lingering[0];
+    for (size_t i = 1; i < MOST_LINGERING; i++) {
+        first = all->lingering[i].deadline_ns < first->deadline_ns ? &all->lingering[i] : first;
+    }
+    if (first->deadline_ns) {
+        close(first->fd);
+    } else if (atomic_fetch_add(&all->n_lingering, 1) == 0) {
         pthread_cond_signal(&all->wake);
     }
-    pthread_mutex_unlock(&all->lock);
+    *first = (lingerer){fd, now_ns() + LINGER_NS, LINGER_BYTES};
+    pthread_mutex_unlock(&all->linger_lock);
 }
 
-/* Whether more may come. What is there is dropped by the kernel, once a look: who sends as fast as that must not hold
- * the lock. */
+/* Whether more may come. What is there is dropped by the kernel, once a look. */
 static bool drop_what_came(lingerer *l, int64_t now) {
     const ssize_t n = recv(l->fd, NULL, (size_t)l->left, MSG_TRUNC | MSG_DONTWAIT);
     l->left -= n > 0 ? n : 0;
@@ -250,32 +255,41 @@ static bool drop_what_came(lingerer *l, int64_t now) {
 }
 
 static void look_at_lingering(peers *all, int64_t now) {
-    size_t kept = 0;
-    for (size_t i = 0; i < all->n_lingering; i++) {
-        if (drop_what_came(&all->lingering[i], now)) {
-            all->lingering[kept++] = all->lingering[i];
-        } else {
-            close(all->lingering[i].fd);
+    for (size_t i = 0; i < MOST_LINGERING && atomic_load(&all->n_lingering) > 0; i++) {
+        lingerer *l = &all->lingering[i];
+        pthread_mutex_lock(&all->linger_lock);
+        if (l->deadline_ns && !drop_what_came(l, now)) {
+            close(l->fd);
+            *l = (lingerer){0};
+            atomic_fetch_sub(&all->n_lingering, 1);
         }
+        pthread_mutex_unlock(&all->linger_lock);
     }
-    all->n_lingering = kept;
+}
+
+static void wait_until(peers *all, int64_t until) {
+    const struct timespec t = {.tv_sec = until / NS_PER_S, .tv_nsec = until % NS_PER_S};
+    if (!all->stopping) {
+        pthread_cond_timedwait(&all->wake, &all->lock, &t);
+    }
 }
 
 static void *reaper_main(void *argument) {
     peers *all = argument;
+    int64_t next = 0;
     pthread_mutex_lock(&all->lock);
     while (!all->stopping) {
         request *late[AT_ONCE];
-        size_t n = look_at_all(all, late);
+        const int64_t now = now_ns();
+        const bool due = now >= next;
+        const size_t n = due ? look_at_all(all, late) : 0;
+        next = due ? now + LOOK_NS : next;
         pthread_mutex_unlock(&all->lock);
         fail_all(late, n, 504, "timeout", "The computation took longer than --request-timeout.");
+        look_at_lingering(all, now);
         pthread_mutex_lock(&all->lock);
-        look_at_lingering(all, now_ns());
-        int64_t until = now_ns() + (all->n_lingering > 0 ? LINGER_LOOK : LOOK_NS);
-        struct timespec t = {.tv_sec = until / NS_PER_S, .tv_nsec = until % NS_PER_S};
-        if (!all->stopping) {
-            pthread_cond_timedwait(&all->wake, &all->lock, &t);
-        }
+        const int64_t soon = now + LINGER_LOOK;
+        wait_until(all, atomic_load(&all->n_lingering) > 0 && soon < next ? soon : next);
     }
     pthread_mutex_unlock(&all->lock);
     return NULL;
@@ -307,6 +321,7 @@ bx_status peers_start(peers **out, bool encrypted, bx_error *error) {
     pthread_condattr_init(&monotonic);
     pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
     pthread_mutex_init(&all->lock, NULL);
+    pthread_mutex_init(&all->linger_lock, NULL);
     pthread_cond_init(&all->wake, &monotonic);
     pthread_condattr_destroy(&monotonic);
     all->started = !pthread_create(&all->reaper, NULL, reaper_main, all);
@@ -332,5 +347,6 @@ void peers_stop(peers *all) {
     look_at_lingering(all, INT64_MAX);
     pthread_cond_destroy(&all->wake);
     pthread_mutex_destroy(&all->lock);
+    pthread_mutex_destroy(&all->linger_lock);
     free(all);
 }

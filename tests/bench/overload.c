@@ -2,8 +2,7 @@
 /*
  * Requests at a rate of their own, whether or not the service keeps up (an open loop: what is late counts from when it
  * was due), or as fast as its answers come (RATE 0: how much it can do). One thread, one epoll set, kept-alive
- * connections; prints one JSON line, with the share of a processor that it took itself. A request that says
- * "Expect: 100-continue" keeps its body back until it is asked for.
+ * connections; prints one JSON line, with the share of a processor that it took itself.
  *
  * Usage: overload PORT FILE SECONDS RATE CONNECTIONS        FILE: the whole request, headers and body
  */
@@ -33,14 +32,13 @@ typedef struct connection {
     bool busy;
     double due_us;
     size_t sent, got, whole;
-    size_t may; /* of the request, be sent */
     int status;
     bool retry; /* it said when to come again */
     char answer[ANSWER];
 } connection;
 
 static char *request;
-static size_t request_bytes, first_bytes; /* first: what is sent without being asked */
+static size_t request_bytes;
 static struct sockaddr_in service;
 static int poller;
 static connection *connections;
@@ -69,17 +67,11 @@ static void read_request(const char *path) {
     }
     request_bytes = (size_t)ftell(file);
     rewind(file);
-    request = calloc(1, request_bytes + 1);
+    request = malloc(request_bytes);
     if (!request || fread(request, 1, request_bytes, file) != request_bytes) {
         die("cannot read the file");
     }
     fclose(file);
-    char *body = memmem(request, request_bytes, "\r\n\r\n", 4),
-         *expects = strcasestr(request, "\r\nexpect: 100-continue");
-    if (!body) {
-        die("the file is no request");
-    }
-    first_bytes = expects && expects < body ? (size_t)(body + 4 - request) : request_bytes;
 }
 
 static void dial(connection *c) {
@@ -137,31 +129,8 @@ static void count(connection *c) {
     }
 }
 
-static void send_more(connection *c) {
-    while (c->sent < c->may) {
-        const ssize_t n = send(c->fd, request + c->sent, c->may - c->sent, MSG_NOSIGNAL);
-        if (n <= 0) {
-            return; /* room or an answer will come, or the end */
-        }
-        c->sent += (size_t)n;
-    }
-}
-
-/* It asks for the body: that line goes. */
-static void go_on(connection *c) {
-    static const char text[] = "HTTP/1.1 100 Continue\r\n\r\n";
-    const size_t n = sizeof text - 1;
-    if (c->may < request_bytes && c->got >= n && !memcmp(c->answer, text, n)) {
-        c->got -= n;
-        memmove(c->answer, c->answer + n, c->got + 1);
-        c->may = request_bytes;
-        send_more(c);
-    }
-}
-
 /* Whether all of the answer is there. */
 static bool is_whole(connection *c) {
-    go_on(c);
     const char *stop = c->whole ? NULL : strstr(c->answer, "\r\n\r\n");
     if (stop) {
         const char *length = strcasestr(c->answer, "content-length:"), *retry = strcasestr(c->answer, "retry-after:");
@@ -204,11 +173,20 @@ static void receive(connection *c) {
     }
 }
 
+static void send_more(connection *c) {
+    while (c->sent < request_bytes) {
+        const ssize_t n = send(c->fd, request + c->sent, request_bytes - c->sent, MSG_NOSIGNAL);
+        if (n <= 0) {
+            return; /* room or an answer will come, or the end */
+        }
+        c->sent += (size_t)n;
+    }
+}
+
 static void begin(connection *c, double due_us) {
     c->busy = true;
     c->due_us = due_us;
     c->sent = c->got = c->whole = 0;
-    c->may = first_bytes;
     c->status = 0;
     n_begun++;
     send_more(c);
