@@ -546,7 +546,9 @@ bx_status devices_start(devices **out, const options *o, bx_error *missing, bx_e
     bx_status status = add_gpus(d, o->device, missing, error);
     status = status == BX_OK ? start_threads(d, error) : status;
     if (status != BX_OK || d->n_gpus == 0) {
-        devices_stop(d); /* its threads have nothing to do yet */
+        if (devices_stop(d)) { /* its threads have nothing to do yet */
+            devices_free(d);
+        }
         return status;
     }
     *out = d;
@@ -575,11 +577,17 @@ bool devices_stop(devices *d) {
     for (size_t i = 0; i < d->n_started; i++) {
         pthread_join(d->runners[i].thread, NULL);
     }
+    return true;
+}
+
+void devices_free(devices *d) {
+    if (!d) {
+        return;
+    }
     while (d->n_runners > 0) {
         close_context(d);
     }
     pthread_cond_destroy(&d->ended);
     pthread_mutex_destroy(&d->lock);
     free(d);
-    return true;
 }

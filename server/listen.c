@@ -101,7 +101,10 @@ static bx_status open_listener(listener *l, const char *text, int *port, bx_erro
 
 static bool take(void *cls, int fd, const struct sockaddr *address, socklen_t size) {
     listener *l = cls;
-    return MHD_add_connection(l->daemon, fd, address, size) == MHD_YES;
+    atomic_fetch_add(&l->arriving, 1);
+    const bool taken = MHD_add_connection(l->daemon, fd, address, size) == MHD_YES;
+    atomic_fetch_sub(&l->arriving, taken ? 0 : 1);
+    return taken;
 }
 
 static long count(void *cls) {
@@ -200,9 +203,13 @@ bx_status http_start(server *server, bx_error *error) {
     return status;
 }
 
-/* What was accepted last is read meanwhile. */
+/* What was accepted last is read meanwhile, so that it counts. */
 void http_close_listener(server *server) {
-    acceptor_stop(&server->http->main.acceptor);
+    listener *l = &server->http->main;
+    acceptor_stop(&l->acceptor);
+    for (int64_t until = now_ns() + NS_PER_S; atomic_load(&l->arriving) > 0 && now_ns() < until;) {
+        usleep(1000);
+    }
     usleep(SETTLE_US);
 }
 

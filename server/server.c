@@ -35,11 +35,12 @@ static void free_parts(server *s) {
         LOG(LOG_ERROR, "stop", {"text", "a GPU's driver does not come back; the process ends without it", 0});
         _exit(0);
     }
-    s->devices = NULL;
     pool_stop(s->pool); /* whose lookups may call the clerk */
     pool_stop(s->clerk);
     pool_stop(s->reader);
     s->clerk = s->pool = s->reader = NULL;
+    devices_free(s->devices);
+    s->devices = NULL;
     runs_stop(s->runs);
     s->runs = NULL;
     registry_close(s->registry);

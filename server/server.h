@@ -201,6 +201,8 @@ BX_MUST_USE bx_status devices_start(devices **devices, const options *options, b
 /* When every request was answered or abandoned. False: a thread does not come back from the driver; what it works on
  * must stay. All of these take NULL for no devices. */
 bool devices_stop(devices *devices);
+/* Once they have stopped, and the pool has too: its workers ask about them to the end. */
+void devices_free(devices *devices);
 /* The i-th, NULL past the end; how many threads each has, and how many of the i-th's have something to do. */
 const gpu *devices_at(const devices *devices, size_t i);
 size_t devices_threads(const devices *devices);

@@ -231,6 +231,7 @@ static void start_devices(const char *option) {
 
 static void stop_devices(void) {
     ck_assert(devices_stop(s.devices));
+    devices_free(s.devices);
     s.devices = NULL;
     HOLDS(gpu_state.begun == gpu_state.ended && gpu_state.running == 0, "%ld jobs begun, %ld ended", gpu_state.begun,
           gpu_state.ended);
