@@ -337,7 +337,7 @@ class Stopping(lossd.Case):
                 daemon.signal()
                 self.assertEqual(daemon.wait(), code)
                 if code:
-                    self.assertLess(time.monotonic() - begin, 1)
+                    self.assertLess(time.monotonic() - begin, 1.8 if SLOW else 1)   # the thread sanitizer ends in a second
                 else:
                     self.assertGreater(time.monotonic() - begin, 1)
             with lossd.Daemon("--data-dir", daemon.data) as again:   # what was acknowledged is there
@@ -418,7 +418,7 @@ class Stopping(lossd.Case):
             used = daemon.processor()
             time.sleep(2)
             self.assertLess(daemon.processor() - used, 0.5)
-            self.assertLess(daemon.memory() - before, 2 << 20)
+            self.assertLess(daemon.memory() - before, 8 << 20 if SLOW else 2 << 20)
             self.assertTrue(lossd.until(  # the question's own connection may still be there
                 lambda: daemon.metric("process_threads") == threads and daemon.descriptors() <= descriptors, 5))
             begin = time.monotonic()
