@@ -62,7 +62,8 @@ static answer refuse(int status, int retry, const char *code, const char *detail
 }
 
 /* Who works on a request, and how many may wait for that. What waits for the disk has tickets of its own, so that it
- * never takes those of what computes. */
+ * never takes those of what computes. What computes does so while its body comes, and has its ticket from the head on;
+ * the others take theirs when they are complete, so that who sends nothing waits for nobody. */
 typedef struct lane {
     pool *pool;
     atomic_long *tickets;
@@ -119,13 +120,17 @@ static request *new_request(server *server, const admission *a, size_t need, ans
     return r;
 }
 
-static bool take_ticket(server *server, const admission *a, answer *refusal) {
-    const lane lane = lane_of(server, a->route);
+static bool computes(const route *route) {
+    return route->how == ROUTE_BATCH || route->how == ROUTE_BY_WORKER;
+}
+
+static bool take_ticket(server *server, const route *route, const char *id, answer *refusal) {
+    const lane lane = lane_of(server, route);
     if (atomic_fetch_add(lane.tickets, 1) < lane.most) {
         return true;
     }
     atomic_fetch_sub(lane.tickets, 1);
-    *refusal = refuse(503, 1, "queue_full", lane.full, a->id);
+    *refusal = refuse(503, 1, "queue_full", lane.full, id);
     return false;
 }
 
@@ -149,14 +154,18 @@ request *request_admit(server *server, const admission *a, answer *refusal) {
         *refusal = refuse(413, 0, "body_too_large", "A body of this size may need more than --memory-limit.", a->id);
         return NULL;
     }
-    if (!take_ticket(server, a, refusal)) {
+    const bool ticket = computes(a->route);
+    if (ticket && !take_ticket(server, a->route, a->id, refusal)) {
         return NULL;
     }
     request *r = new_request(server, a, need, refusal);
     if (!r) {
-        give_ticket(server, a->route);
+        if (ticket) {
+            give_ticket(server, a->route);
+        }
         return NULL;
     }
+    atomic_init(&r->has_ticket, ticket);
     r->head_only = head_only;
     bool fine = first == 0 || lease_take(&r->lease, first, &r->body) == BX_OK;
     if (fine && a->coding) {
@@ -176,7 +185,7 @@ void request_ref(request *r) {
 }
 
 static void return_ticket(request *r) {
-    if (!atomic_exchange(&r->ticket_returned, true)) {
+    if (atomic_exchange(&r->has_ticket, false)) {
         give_ticket(r->server, r->route);
     }
 }
@@ -541,6 +550,24 @@ static size_t json_bytes(const request *r) {
     return all ? r->received : r->encoding == PROTO_INFER ? (size_t)r->json_bytes : 0;
 }
 
+/* To whoever works on a whole body. False: too many wait for them, which is settled as the answer. */
+static bool hand_over(request *r) {
+    if (!computes(r->route)) {
+        answer refusal;
+        if (!take_ticket(r->server, r->route, r->id, &refusal)) {
+            request_settle(r, refusal);
+            return false;
+        }
+        atomic_store(&r->has_ticket, true);
+    }
+    if (r->route->how == ROUTE_BY_WRITER) {
+        runs_put(r->server->runs, r);
+    } else {
+        pool_push_body(r->pool, r, r->route->how == ROUTE_BY_WORKER);
+    }
+    return true;
+}
+
 bool request_complete(request *r) {
     if (!r->expected) {
         r->received_ns = now_ns();
@@ -552,13 +579,8 @@ bool request_complete(request *r) {
         bool here = r->route->how == ROUTE_BATCH && !r->later && json_bytes(r) <= JSON_DECODE_BYTES &&
                     r->received <= DECODE_BYTES;
         ok = !here || batch_prepare_here(r, r->received) == BX_OK;
-        if (ok && r->route->how == ROUTE_BY_WRITER) {
-            runs_put(r->server->runs, r);
-            return false;
-        }
         if (ok && !r->planned) {
-            pool_push_body(r->pool, r, r->route->how == ROUTE_BY_WORKER);
-            return false;
+            return !hand_over(r);
         }
     }
     if (!ok && r->planned) { /* units of it may be under way */

@@ -453,7 +453,7 @@ typedef struct server {
     atomic_bool draining; /* /readyz says 503 */
     atomic_bool closing;  /* no more work is admitted */
     atomic_long tickets;  /* admitted requests that compute */
-    atomic_long at_clerk; /* and those for the clerk */
+    atomic_long at_clerk; /* and complete ones for the clerk */
     atomic_long at_reader;
     gate *gate;
     struct http *http;
@@ -551,7 +551,7 @@ typedef struct admission {
 /*
  * What is not answered at once: bytes in, work by other threads, one answer. Mostly a batch of predictions, with units
  * of work; also what touches the disk or takes long. Reference-counted: one for the connection, one while it is queued,
- * one for each unit running; the last returns the memory. The ticket is returned when it is answered.
+ * one for each unit running; the last returns the memory. Its ticket is returned when it is answered.
  */
 struct request {
     server *server;
@@ -578,7 +578,7 @@ struct request {
     void *connection, *resume_argument;
     atomic_int refs;
     atomic_bool cancelled; /* nobody wants the result any more; units return early */
-    atomic_bool ticket_returned;
+    atomic_bool has_ticket;
 
     lease lease;
     buffer body;
@@ -629,14 +629,15 @@ struct request {
     bool slow; /* it waits in the ring for what is slow */
 };
 
-/* Admit a request: a ticket and memory for its body, if it has one. On failure *refusal is the answer. */
+/* Admit a request: memory for its body, if it has one, and a ticket if it computes. On failure *refusal is the answer.
+ */
 BX_MUST_USE request *request_admit(server *server, const admission *admission, answer *refusal);
 void request_ref(request *request);
 void request_unref(request *request);
 /* Bytes of the body, in order. False when they are ignored because of an earlier failure; the answer will say why. */
 bool request_receive(request *request, const void *data, size_t bytes);
-/* The body is complete. Returns true when `answer` is ready now; false when the caller must suspend: it does so by
- * request_wait, which is atomic with the last unit. */
+/* The body is complete: what does not compute takes its ticket. Returns true when `answer` is ready now; false when the
+ * caller must suspend: it does so by request_wait, which is atomic with the last unit. */
 BX_MUST_USE bool request_complete(request *request);
 /* Under the lock: if the answer is still to come, call suspend and return what it returned (false: it would not). */
 BX_MUST_USE bool request_wait(request *request, bool (*suspend)(void *connection, void *argument), void *argument);

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Criteria and prior sets of one's own: registered, used by name, kept over restarts and crashes, refused clearly."""
+import contextlib
 import json
 import os
 import random
@@ -804,25 +805,40 @@ class Limits(Case):
     def test_queue(self):
         """However many wait for the disk, they take nothing from those who compute, and the other way round."""
         with lossd.Daemon("--queue-limit", "1") as daemon:
-            held = [daemon.connect() for _ in range(8)]
-            for i, connection in enumerate(held):
-                connection.start("PUT", "/v1/criteria/slow%d" % i, {"Content-Length": 2, "Expect": "100-continue"})
-                self.assertEqual(connection.interim(), 100)
-            self.problem(daemon.put("/v1/criteria/other", MINE), 503, "queue_full", "disk")
-            self.problem(daemon.delete("/v1/criteria/other"), 503, "queue_full", "disk")
-            self.good(self.loss("ssd-multibox", daemon))
-            for target in ("/v1/criteria", "/v1/priors", "/v1/criteria/ssd-keras", "/v1/priors/ssd300"):
-                self.assertEqual(daemon.get(target).status, 200)
-            for connection in held:
-                connection.send(b"{}")
-                self.registered(connection.answer(), 201)
-                connection.close()
-            self.assertTrue(lossd.until(lambda: daemon.delete("/v1/criteria/slow0").status == 204, 5))
+            self.registered(daemon.put("/v1/criteria/other", MINE), 201)
+            other = sqlite3.connect(os.path.join(daemon.data, "lossd.sqlite3"), isolation_level=None)
+            other.execute("BEGIN IMMEDIATE")
+            try:   # each that waits does so for seconds
+                waiting = [daemon.connect() for _ in range(24)]
+                for connection in waiting:
+                    connection.start("DELETE", "/v1/criteria/other")
+                self.good(self.loss("ssd-multibox", daemon))
+                for target in ("/v1/criteria", "/v1/priors", "/v1/criteria/ssd-keras", "/v1/priors/ssd300"):
+                    self.assertEqual(daemon.get(target).status, 200)
+                self.problem(waiting[-1].answer(), 503, "queue_full", "disk")
+            finally:
+                other.close()
+                for connection in waiting:
+                    connection.close()
+            self.assertTrue(lossd.until(lambda: daemon.put("/v1/criteria/other", MINE).status in (200, 201), 10))
             with daemon.connect() as connection:
                 connection.start("POST", "/v1/loss", {"Content-Length": 2, "Expect": "100-continue"})
                 self.assertEqual(connection.interim(), 100)
                 self.problem(self.loss("ssd-multibox", daemon), 503, "queue_full", "queue-limit")
-                self.registered(daemon.put("/v1/criteria/other", MINE), 201)
+                self.registered(daemon.put("/v1/criteria/another", MINE), 201)
+
+    def test_who_sends_nothing_waits_for_nobody(self):
+        """Only what is complete counts among those who wait for the disk, or for what was recorded."""
+        with lossd.Daemon() as daemon, contextlib.ExitStack() as stack:
+            for i in range(80):
+                silent = stack.enter_context(daemon.connect())
+                method, target = (("PUT", "/v1/criteria/slow%d" % i), ("GET", "/v1/runs"))[i >= 12]
+                silent.start(method, target, {"Content-Length": 2, "Expect": "100-continue"})
+                self.assertEqual(silent.interim(), 100)
+            self.registered(daemon.put("/v1/criteria/other", MINE), 201)
+            self.assertEqual(daemon.delete("/v1/criteria/other").status, 204)
+            self.problem(daemon.delete("/v1/runs/none"), 404, "unknown_run")
+            self.assertEqual(daemon.get("/v1/runs").status, 200)
 
     def test_late_body(self):
         with lossd.Daemon("--request-timeout", "1") as daemon, daemon.connect() as connection:
