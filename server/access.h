@@ -90,6 +90,14 @@ const char *gate_challenge(const refusal *why);
 BX_MUST_USE bool origins_check(const char *const *lists, const char **wrong);
 /* Whether one is among them, exactly. Each list has commas between origins; NULL ends them. */
 BX_MUST_USE bool origins_have(const char *const *lists, const char *origin);
+/* Whether that of a page that was read at this Host is, with either scheme. */
+BX_MUST_USE bool origins_have_host(const char *const *lists, const char *host);
+/* Whether the page that asks for more than to look is another site's, whose reader's browser would do it unasked.
+ * Browsers say so, but not to an address that is neither their own machine's nor speaks TLS: there the origin tells. */
+BX_MUST_USE bool page_is_foreign(const head *head);
+/* Whether a Host, with or without a port, means the same whoever is asked: an address, localhost, or a name below it.
+ */
+BX_MUST_USE bool host_is_fixed(const char *host);
 
 /* ---- TLS --------------------------------------------------------------------------------------------------------- */
 

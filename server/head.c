@@ -39,12 +39,19 @@ static bool has_control(const char *value) {
     return false;
 }
 
+/* What browsers send and hardly anybody else. For want of more: of a GET at an http:// name they say no more than which
+ * language their user reads, and no page can keep them from that. */
+static bool is_browsers(const char *name) {
+    return !strcasecmp(name, "Origin") || !strcasecmp(name, "Accept-Language") || !strncasecmp(name, "Sec-Fetch-", 10);
+}
+
 void head_add(head *h, const char *name, const char *value) {
     value = value ? value : "";
     h->n_headers++;
     h->bytes += strlen(name) + strlen(value) + 4;
     h->bad_name |= !is_token(name);
     h->bad_value |= has_control(value);
+    h->from_browser |= is_browsers(name);
     const struct {
         const char *name;
         const char **value;

@@ -8,7 +8,6 @@
  */
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
 
 #include "access.h"
 #include "http.h"
@@ -332,31 +331,37 @@ static const route *find_route(const exchange *x, const char *method, const char
     return found;
 }
 
-/* Whether the page is one that was read where the request was sent to: scheme://HOST. */
-static bool is_own_origin(const head *h) {
-    const char *mark = strstr(h->origin, "://");
-    return mark && h->host && !strcasecmp(mark + 3, h->host);
-}
-
-/* Whether the page that asks is another site's, whose reader's browser would do it unasked. Browsers say so, but not to
- * an address that is neither their own machine's nor speaks TLS: there the origin tells. */
-static bool is_cross_site(const exchange *x, const head *h, const char *method) {
-    static const char *const harmless[] = {MHD_HTTP_METHOD_GET, MHD_HTTP_METHOD_HEAD, MHD_HTTP_METHOD_OPTIONS};
-    for (size_t i = 0; i < sizeof harmless / sizeof *harmless; i++) {
-        if (!strcmp(method, harmless[i])) {
-            return false;
-        }
-    }
-    const bool foreign = h->site ? !strcmp(h->site, "cross-site") : h->origin && !is_own_origin(h);
-    return foreign && !*x->origin;
-}
-
 /* Whose page's request this is, if that is to be known. */
 static void take_origin(exchange *x, const head *h) {
     if (h->n_origin == 1 && strlen(h->origin) < sizeof x->origin &&
         origins_have(x->server->options.cors_origin, h->origin)) {
         strcpy(x->origin, h->origin);
     }
+}
+
+/* Whether no page asks that has no business here; otherwise *why is how it is refused. Where there are no tokens
+ * and only this machine reaches the port, also that of a name that its owner made mean this machine (DNS rebinding): to
+ * its browser it is this daemon's own. */
+static bool is_page_welcome(const exchange *x, const head *h, refusal *why) {
+    const server *s = x->server;
+    const options *o = &s->options;
+    const bool local = x->listener->ops ? s->ops_local : s->local;
+    if (*x->origin) {
+        return true;
+    }
+    if (page_is_foreign(h)) {
+        *why = (refusal){403, "cross_site", "A page of another site may not post, put or delete here."};
+        return false;
+    }
+    if (!*o->token_file && local && h->from_browser && h->host && !host_is_fixed(h->host) &&
+        !origins_have_host(o->cors_origin, h->host)) {
+        *why =
+            (refusal){403, "cross_site",
+                      "A browser asks by a name that may be another site's: without tokens it is served at localhost "
+                      "or an address, and by names of which --cors-origin lists the origin."};
+        return false;
+    }
+    return true;
 }
 
 /* The browser asks first whether that page may ask: nothing is done, and no token is sent. False: it is something else.
@@ -407,9 +412,8 @@ static enum MHD_Result begin(exchange *x, const char *url, const char *method, c
     char text[ROUTE_NAME];
     answer unknown;
     take_origin(x, &h);
-    if (is_cross_site(x, &h, method)) {
-        return refuse_why(x, &h,
-                          (refusal){403, "cross_site", "A page of another site may not post, put or delete here."});
+    if (!is_page_welcome(x, &h, &why)) {
+        return refuse_why(x, &h, why);
     }
     if (is_preflight(x, &h, method, url, &unknown)) {
         return refuse(x, &h, unknown);

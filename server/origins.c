@@ -1,8 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Whose pages may read what this daemon answers (--cors-origin): origins as browsers write them, compared exactly.
+ * Whose pages may ask, and read what this daemon answers (--cors-origin): origins as browsers write them, compared
+ * exactly. And what a browser's request says of the page that asks.
  */
+#include <arpa/inet.h>
 #include <string.h>
+#include <strings.h>
 
 #include "access.h"
 
@@ -62,6 +65,64 @@ bool origins_have(const char *const *lists, const char *wanted) {
             if (strlen(wanted) == n && !memcmp(origin, wanted, n)) {
                 return true;
             }
+        }
+    }
+    return false;
+}
+
+/* ---- the page that asks ------------------------------------------------------------------------------------------ */
+
+/* Whether the page is one that was read where the request was sent to: scheme://HOST. */
+static bool is_own(const head *h) {
+    const char *mark = strstr(h->origin, "://");
+    return mark && h->host && !strcasecmp(mark + 3, h->host);
+}
+
+bool page_is_foreign(const head *h) {
+    static const char *const harmless[] = {"GET", "HEAD", "OPTIONS"};
+    for (size_t i = 0; i < sizeof harmless / sizeof *harmless; i++) {
+        if (!strcmp(h->method, harmless[i])) {
+            return false;
+        }
+    }
+    return h->site ? !strcmp(h->site, "cross-site") : h->origin && !is_own(h);
+}
+
+/* The host of HOST, HOST:PORT or [HOST]:PORT; false: it is none of them, or longer than any name. */
+static bool take_host(const char *text, char host[256]) {
+    const char *colon = strrchr(text, ':'), *bracket = strrchr(text, ']');
+    const bool brackets = *text == '[' && bracket;
+    const char *begin = text + brackets, *end = brackets ? bracket : colon ? colon : text + strlen(text);
+    const char *port = end + brackets;
+    const size_t n = (size_t)(end - begin);
+    if (n >= 256 || (*port && (*port != ':' || port[1 + strspn(port + 1, "0123456789")]))) {
+        return false;
+    }
+    memcpy(host, begin, n);
+    host[n] = '\0';
+    return true;
+}
+
+static bool is_localhost(const char *host) {
+    static const char local[] = "localhost";
+    const size_t n = strlen(host), m = sizeof local - 1;
+    return n >= m && !strcasecmp(host + n - m, local) && (n == m || host[n - m - 1] == '.');
+}
+
+bool host_is_fixed(const char *text) {
+    char host[256];
+    struct in6_addr address; /* large enough for both */
+    return take_host(text, host) &&
+           (is_localhost(host) || inet_pton(AF_INET, host, &address) == 1 || inet_pton(AF_INET6, host, &address) == 1);
+}
+
+bool origins_have_host(const char *const *lists, const char *host) {
+    static const char *const schemes[] = {"http", "https"};
+    for (size_t i = 0; i < sizeof schemes / sizeof *schemes; i++) {
+        char origin[512];
+        const int n = snprintf(origin, sizeof origin, "%s://%s", schemes[i], host);
+        if (n > 0 && (size_t)n < sizeof origin && origins_have(lists, origin)) {
+            return true;
         }
     }
     return false;

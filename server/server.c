@@ -199,6 +199,8 @@ bx_status server_start(server *s, bx_error *error) {
                            : bx_fail(error, BX_NOMEM, "out_of_memory", "no memory to start");
     status = status == BX_OK ? read_secrets(s, error) : status;
     status = status == BX_OK ? devices_start(&s->devices, o, &missing, error) : status;
+    s->local = !is_public(o->listen);
+    s->ops_local = !is_public(o->ops_listen);
     if (s->devices) {
         memory_on_pin(s->memory, bx_pin, bx_unpin);
     }

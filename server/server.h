@@ -458,6 +458,7 @@ typedef struct server {
     gate *gate;
     struct http *http;
     int port, ops_port;
+    bool local, ops_local; /* only this machine reaches the port */
 } server;
 
 BX_MUST_USE bx_status server_start(server *server, bx_error *error);
@@ -746,6 +747,7 @@ typedef struct head {
     const char *host, *length, *transfer, *expect, *type, *encoding, *accept, *id;
     const char *if_match, *if_none_match, *content_range; /* of a PUT; the second of a GET too */
     int n_infer;
+    bool from_browser;         /* by what it says besides */
     const char *site, *origin; /* Sec-Fetch-Site and Origin: whose page of a browser asks */
     const char *wanted_method; /* Access-Control-Request-Method */
     const char *authorization;

@@ -505,7 +505,10 @@ class Browsers(Case):
             answer = self.daemon.request("POST", target("ours", 2), TINY, {**form, "Sec-Fetch-Site": site})
             self.assertEqual(answer.status, 200)
 
-    def test_nor_where_browsers_do_not_say_so(self):
+class OtherMachinesBrowsers(Case):
+    FLAGS = ("--listen", "0.0.0.0:0", "--allow-anonymous")
+
+    def test_pages_of_other_sites_where_browsers_do_not_say_so(self):
         """They tell the site only to addresses that they trust, which http://HOST of another machine is none of."""
         form = {"Content-Type": "application/x-www-form-urlencoded", "Host": "lossd.lan:8080"}
         for origin in ("http://evil.example", "http://lossd.lan:8081", "http://lossd.lan", "http://xlossd.lan:8080", "null",

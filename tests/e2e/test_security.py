@@ -124,6 +124,63 @@ class Origins(lossd.Case):
         self.assertEqual((status, err.count("\n")), (2, 1))
 
 
+class Rebinding(lossd.Case):
+    """A name whose owner makes it mean this machine while his page runs: to its browser that page is the daemon's own."""
+
+    FLAGS = ("--ops-listen", "127.0.0.1:0", "--cors-origin", OURS + ",http://proxied.example:8080")
+    # of a GET at an http:// name Chromium says no more than the first
+    BROWSER = ({"Accept-Language": "en"}, {"Accept-Language": ""}, {"Sec-Fetch-Site": "same-origin"}, {"sec-fetch-mode": "cors"},
+               {"Origin": "http://evil.example:8080"})
+    NAMES = ("evil.example", "evil.example:8080", "localhost.evil.example", "notlocalhost", "127.0.0.1.evil.example", "1.2.3",
+             "x" * 300, "", "::1.evil.example", "127.0.0.1:8080.evil.example")
+    FIXED = ("localhost", "LocalHost:8080", "a.localhost", "a.b.localhost:1", "127.0.0.1", "127.0.0.1:8080", "10.1.2.3:80", "[::1]",
+             "[::1]:8080", "[fe80::1]:80", "0.0.0.0:8080")
+
+    def asked(self, daemon, host, more, method="GET", target="/v1/runs"):
+        return daemon.request(method, target, None, {"Host": host, **more})
+
+    def test_S08_rebinding(self):
+        for host in self.NAMES:
+            for more in self.BROWSER:
+                with self.subTest(host=host[:20], **more):
+                    self.problem(self.asked(self.daemon, host, more), 403, "cross_site", "--cors-origin")
+            self.assertEqual(self.asked(self.daemon, host, {}).status, 200)   # no browser: names are its user's own
+        for host in self.FIXED:
+            for more in self.BROWSER:
+                self.assertEqual(self.asked(self.daemon, host, more).status, 200, host)
+        evil = {"Origin": "http://evil.example", "Access-Control-Request-Method": "GET"}
+        for method, target in (("OPTIONS", "/v1/runs"), ("DELETE", "/v1/runs/a"), ("GET", "/"), ("GET", "/nowhere"), ("HEAD", "/healthz")):
+            self.assertEqual(self.asked(self.daemon, "evil.example", evil, method, target).status, 403)
+
+    def test_S08_rebinding_of_the_listener_for_operations(self):
+        for host, status in (("evil.example:81", 403), ("localhost:81", 200)):
+            with lossd.Connection(self.daemon.ops_port) as connection:
+                answer = connection.request("GET", "/metrics", None, {"Host": host, "Accept-Language": "en"})
+                self.assertEqual(answer.status, status)
+
+    def test_S08_names_that_are_listed(self):
+        """A proxy on this machine that passes its own name on; and pages that may ask whatever the name."""
+        for host in ("grafana.example", "proxied.example:8080"):
+            self.assertEqual(self.asked(self.daemon, host, {"Accept-Language": "en"}).status, 200)
+        self.assertEqual(self.asked(self.daemon, "lossd.example", {"Accept-Language": "en", "Origin": OURS}).status, 200)
+        for host in ("proxied.example", "grafana.example:8080", "a.grafana.example"):
+            self.assertEqual(self.asked(self.daemon, host, {"Accept-Language": "en"}).status, 403)
+
+    def test_S08_names_where_others_reach_the_port_or_tokens_keep_them_out(self):
+        more = {"Accept-Language": "en", "Sec-Fetch-Site": "none"}
+        with lossd.Daemon("--listen", "0.0.0.0:0", "--allow-anonymous") as daemon:
+            self.assertEqual(self.asked(daemon, "lossd:8080", more).status, 200)
+        with tempfile.TemporaryDirectory() as home:
+            path = os.path.join(home, "tokens")
+            with open(path, "w", encoding="ascii") as out:
+                out.write("read page a-token-of-the-page\n")
+            os.chmod(path, 0o600)
+            with lossd.Daemon("--token-file", path) as daemon:
+                self.assertEqual(self.asked(daemon, "lossd.example", more).status, 401)
+                more["Authorization"] = "Bearer a-token-of-the-page"
+                self.assertEqual(self.asked(daemon, "lossd.example", more).status, 200)
+
+
 class Answers(lossd.Case):
     def test_S09_S15_headers_of_every_answer(self):
         """No type is guessed, no page of another site loads it, and what is refused is kept by nobody."""
