@@ -143,11 +143,16 @@ static bx_status read_secrets(server *s, bx_error *error) {
     return BX_OK;
 }
 
-static void warn_of_access(const options *o) {
+static void warn_of_access(const server *s) {
+    const options *o = &s->options;
+    if (!*o->token_file && !s->local) {
+        LOG(LOG_WARN, "tokens",
+            {"text", "--allow-anonymous: whoever reaches the port may read, record, register and delete", 0});
+    }
     if (*o->token_file && o->allow_anonymous) {
         LOG(LOG_WARN, "tokens", {"text", "--allow-anonymous means nothing beside --token-file", 0});
     }
-    if (*o->token_file && !*o->tls_cert && (is_public(o->listen) || is_public(o->ops_listen))) {
+    if (*o->token_file && !*o->tls_cert && (!s->local || !s->ops_local)) {
         LOG(LOG_WARN, "tokens",
             {"text", "tokens cross the network in clear text; --tls-cert and --tls-key, or a proxy, would hide them",
              0});
@@ -194,13 +199,13 @@ bx_status server_start(server *s, bx_error *error) {
     s->metrics = metrics_new();
     s->shm = o->shared_memory ? shm_new() : NULL;
     s->gate = gate_new();
+    s->local = !is_public(o->listen);
+    s->ops_local = !is_public(o->ops_listen);
     bx_status status = s->memory && s->models && s->directory && s->metrics && s->gate && (s->shm || !o->shared_memory)
                            ? BX_OK
                            : bx_fail(error, BX_NOMEM, "out_of_memory", "no memory to start");
     status = status == BX_OK ? read_secrets(s, error) : status;
     status = status == BX_OK ? devices_start(&s->devices, o, &missing, error) : status;
-    s->local = !is_public(o->listen);
-    s->ops_local = !is_public(o->ops_listen);
     if (s->devices) {
         memory_on_pin(s->memory, bx_pin, bx_unpin);
     }
@@ -226,7 +231,7 @@ bx_status server_start(server *s, bx_error *error) {
         LOG(LOG_WARN, "start",
             {"text", "--max-body needs two and a half times as much of --memory-limit; larger bodies get 413", 0});
     }
-    warn_of_access(o);
+    warn_of_access(s);
     LOG(LOG_INFO, "start", {"version", LOSSD_VERSION, 0}, {"listen", o->listen, 0}, {"port", NULL, s->port},
         {"workers", NULL, (double)workers}, {"cpu_level", pool_level(s->pool), 0}, {"data_dir", o->data_dir, 0});
     log_devices(s->devices, &missing);

@@ -443,6 +443,15 @@ class Files(lossd.Case):
 
     def test_short_tokens_are_remarked(self):
         for text, remark in (("read a secret\n", True), ("read a %s\n" % READ, False)):
+    def test_S04_anonymous_on_the_network(self):
+        """What was said out loud is said again at the start, once, and only where the network can hear it."""
+        for flags, warned in ((("--listen", "0.0.0.0:0", "--allow-anonymous"), 1), (("--allow-anonymous",), 0), ((), 0)):
+            with lossd.Daemon(*flags) as daemon:
+                self.assertEqual(daemon.get("/version").status, 200)
+                lines = [line for line in daemon.log().splitlines() if "level=warn" in line]
+                self.assertEqual(len(lines), warned, lines)
+                self.assertEqual([line for line in lines if "--allow-anonymous" not in line], [])
+
             path, home = token_file(text)
             with home, lossd.Daemon("--token-file", path) as daemon:
                 self.assertEqual("can be guessed" in daemon.log(), remark)
