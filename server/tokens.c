@@ -22,6 +22,7 @@ typedef struct token {
     unsigned char digest[DIGEST];
     char name[TOKEN_NAME];
     right right;
+    size_t line; /* of the file */
 } token;
 
 struct tokens {
@@ -74,8 +75,23 @@ static bool is_visible(const char *text) {
     return c > text && !*c;
 }
 
-/* NULL: it is taken up, or there is nothing in it; otherwise what is wrong with it. */
-static const char *take_line(tokens *t, char *line) {
+/* What a token has in common with one above it, by which the log could not tell them apart; NULL: nothing. */
+static const char *clashes(const tokens *t, const token *new, size_t *with) {
+    for (size_t i = 0; i < t->n; i++) {
+        *with = t->all[i].line;
+        if (!memcmp(t->all[i].digest, new->digest, DIGEST)) {
+            return "the same token again as in line";
+        }
+        if (!strcmp(t->all[i].name, new->name)) {
+            return "the same name again as in line";
+        }
+    }
+    *with = 0;
+    return NULL;
+}
+
+/* NULL: it is taken up, or there is nothing in it; otherwise what is wrong with it, also `with` that line. */
+static const char *take_line(tokens *t, char *line, size_t number, size_t *with) {
     char *role = next_word(&line), *name = next_word(&line), *text = next_word(&line), *more = next_word(&line);
     if (!*role || *role == '#') {
         return NULL;
@@ -102,15 +118,12 @@ static const char *take_line(tokens *t, char *line) {
     } else {
         t->has_short |= strlen(text) < FEW_LETTERS;
     }
-    for (size_t i = 0; i < t->n; i++) {
-        if (!memcmp(t->all[i].digest, new->digest, DIGEST)) {
-            return "the same token again";
-        }
-    }
     copy_text(new->name, sizeof new->name, name);
     new->right = *role == 'w' ? RIGHT_WRITE : RIGHT_READ;
-    t->n++;
-    return NULL;
+    new->line = number;
+    const char *wrong = clashes(t, new, with);
+    t->n += !wrong;
+    return wrong;
 }
 
 static bx_status parse(tokens *t, secret *file, const char *path, bx_error *error) {
@@ -124,9 +137,15 @@ static bx_status parse(tokens *t, secret *file, const char *path, bx_error *erro
             *end++ = '\0';
         }
         number++;
-        const char *wrong = take_line(t, line);
+        size_t with = 0;
+        const char *wrong = take_line(t, line, number, &with);
+        char other[24] = "";
+        if (with > 0) {
+            snprintf(other, sizeof other, " %zu", with);
+        }
         if (wrong) {
-            return bx_fail(error, BX_MALFORMED, CONFIGURATION, "--token-file: line %zu of %s: %s", number, path, wrong);
+            return bx_fail(error, BX_MALFORMED, CONFIGURATION, "--token-file: line %zu of %s: %s%s", number, path,
+                           wrong, other);
         }
     }
     return t->n > 0 ? BX_OK

@@ -388,12 +388,14 @@ class Files(lossd.Case):
                 ("admin a x\n", 1, "read or write"), (good + "\n# x\nwrite\n", 4, "name"),
                 (good + "write b\n", 2, "no token"), (good + "write b%20c Canary-x\n", 2, "name"),
                 (good + "write b Canary more\n", 2, "follows"), ("write b sha256:Canary\n", 1, "64 hexadecimal"),
-                ("write b sha256:%s\n" % ("0" * 63), 1, "64 hexadecimal"), (good + "write b %s\n" % READ, 2, "again"),
-                (good + "read b sha256:%s\n" % hashlib.sha256(READ.encode()).hexdigest(), 2, "again"),
+                ("write b sha256:%s\n" % ("0" * 63), 1, "64 hexadecimal"), (good + "write b %s\n" % READ, 2, "token again as in line 1\n"),
+                (good + "read b sha256:%s\n" % hashlib.sha256(READ.encode()).hexdigest(), 2, "token again as in line 1\n"),
+                (good + "\nread b x\n# c\nwrite a %s\n" % WRITE, 5, "name again as in line 1\n"),
+                ("read c x\n" + good + "read b y\nread a z", 4, "name again as in line 2\n"),
                 ("write b Canary\u00e9\n", 1, "visible"), ("write b Canary\x01x\n", 1, "visible"),
                 ("READ a Canary\n", 1, "read or write"), ("%s\n" % WRITE, 1, "read or write"),
                 ("read %s Canary\n" % ("n" * 65), 1, "name"), (WRITE + " a b\n", 1, "read or write"),
-                ("".join("read a token-%d\n" % i for i in range(1025)), 1025, "1024")):
+                ("".join("read n%d token-%d\n" % (i, i) for i in range(1025)), 1025, "1024")):
             with self.subTest(text[:40]):
                 path, home = token_file(text)
                 with home:
@@ -441,8 +443,6 @@ class Files(lossd.Case):
                 self.assertEqual(daemon.get("/version").status, 401)   # tokens count wherever there are any
                 self.assertIn("means nothing", daemon.log())
 
-    def test_short_tokens_are_remarked(self):
-        for text, remark in (("read a secret\n", True), ("read a %s\n" % READ, False)):
     def test_S04_anonymous_on_the_network(self):
         """What was said out loud is said again at the start, once, and only where the network can hear it."""
         for flags, warned in ((("--listen", "0.0.0.0:0", "--allow-anonymous"), 1), (("--allow-anonymous",), 0), ((), 0)):
@@ -452,6 +452,8 @@ class Files(lossd.Case):
                 self.assertEqual(len(lines), warned, lines)
                 self.assertEqual([line for line in lines if "--allow-anonymous" not in line], [])
 
+    def test_short_tokens_are_remarked(self):
+        for text, remark in (("read a secret\n", True), ("read a %s\n" % READ, False)):
             path, home = token_file(text)
             with home, lossd.Daemon("--token-file", path) as daemon:
                 self.assertEqual("can be guessed" in daemon.log(), remark)

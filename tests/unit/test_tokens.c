@@ -56,8 +56,13 @@ END_TEST
 START_TEST(test_files) {
     static const struct {
         const char *text, *says;
-    } rows[] = {{"", "no token"},          {"read a\n", "line 1"},           {"\n\nread a b c\n", "line 3"},
-                {"other a b\n", "line 1"}, {"read a sha256:00\n", "line 1"}, {"read a x\nread b x\n", "line 2"}};
+    } rows[] = {{"", "no token"},
+                {"read a\n", "line 1"},
+                {"\n\nread a b c\n", "line 3"},
+                {"other a b\n", "line 1"},
+                {"read a sha256:00\n", "line 1"},
+                {"read a x\nread b x\n", "line 2"},
+                {"read a x\nread a y\n", "line 2"}};
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         tokens *t = NULL;
         bx_error error = {0};
