@@ -33,7 +33,6 @@ typedef struct exchange {
     bool malformed_uri, long_uri, close;
     bool unbearable;    /* we ended the connection in mid-body, perhaps with an answer */
     bool unread;        /* the body, or some of it, will not be */
-    bool protocol;      /* of the Open Inference Protocol: errors are as it says them */
     char model[64];     /* of an inference, to be counted */
     const route *route; /* NULL: none */
     char target[192];   /* for the log */
@@ -41,6 +40,7 @@ typedef struct exchange {
     char id[136];
     char who[TOKEN_NAME]; /* the token's name */
     char origin[128];     /* of the page that may read the answer; empty: none, or this daemon's own */
+    reply how;            /* what every answer to it says */
     request *post;        /* what is being received or computed */
     answer refusal;       /* without it: the answer once the body is read */
     lease lease;          /* of that, if it is a long one */
@@ -56,7 +56,7 @@ typedef struct exchange {
 
 /* What the connection is doing now, and for how many seconds it may. */
 static void set_phase(exchange *x, phase phase, int64_t seconds) {
-    peer_phase(x->peer, phase, seconds, phase == PHASE_IDLE ? NULL : x->post, x->id);
+    peer_phase(x->peer, phase, seconds, phase == PHASE_IDLE ? NULL : x->post, phase == PHASE_IDLE ? NULL : &x->how);
 }
 
 static int64_t header_seconds(const listener *l) {
@@ -89,11 +89,8 @@ static void count_inference(const exchange *x, int status) {
 
 /* Queue an answer; takes it. */
 static enum MHD_Result send_answer(exchange *x, answer a) {
-    const reply how = {.protocol = x->protocol,
-                       .close = x->close || x->listener->ops || atomic_load(&x->server->closing),
-                       .id = x->id,
-                       .origin = x->origin,
-                       .has_origins = x->server->options.cors_origin[0] != NULL};
+    reply how = x->how;
+    how.close = x->close || x->listener->ops || atomic_load(&x->server->closing);
     struct MHD_Response *response = http_response(&a, &how);
     if (!response) {
         answer_free(&a);
@@ -401,7 +398,7 @@ static enum MHD_Result begin(exchange *x, const char *url, const char *method, c
               .http_1_0 = !strcmp(version, MHD_HTTP_VERSION_1_0)};
     refusal why;
     x->begun = true;
-    x->protocol = is_protocol(url);
+    x->how.protocol = is_protocol(url);
     copy_text(x->method, sizeof x->method, method);
     MHD_get_connection_values(x->connection, MHD_HEADER_KIND, add_header, &h);
     choose_id(x, h.id);
@@ -477,7 +474,7 @@ static enum MHD_Result begin(exchange *x, const char *url, const char *method, c
 /* What follows of a body is not read any more. */
 static enum MHD_Result refuse_rest(exchange *x, int status, const char *code, const char *detail) {
     x->unbearable = true;
-    if (peer_refuse(x->peer, x->protocol, status, code, detail)) {
+    if (peer_refuse(x->peer, status, code, detail)) {
         x->status = status;
         count_inference(x, status);
     }
@@ -549,6 +546,7 @@ void *http_on_target(void *cls, const char *uri, struct MHD_Connection *connecti
     x->listener = l;
     x->malformed_uri = !uri_is_sane(uri);
     x->long_uri = uri_is_long(uri);
+    x->how = (reply){.id = x->id, .origin = x->origin, .has_origins = server->options.cors_origin[0] != NULL};
     x->began_ns = now_ns();
     copy_text(x->target, sizeof x->target, uri);
     x->peer = peer;

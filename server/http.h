@@ -33,15 +33,6 @@ typedef struct http {
     atomic_ulong next_id;
 } http;
 
-/* What besides the answer its headers say. */
-typedef struct reply {
-    bool protocol;      /* errors are as the Open Inference Protocol says them */
-    bool close;         /* the connection, afterwards */
-    const char *id;     /* of the request */
-    const char *origin; /* whose page may read it; empty: none but ours */
-    bool has_origins;   /* pages of other origins may ask at all */
-} reply;
-
 /* Takes the answer's body, leaving its length; NULL when out of memory: the answer is still the caller's. */
 struct MHD_Response *http_response(answer *answer, const reply *reply);
 

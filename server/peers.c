@@ -12,6 +12,7 @@
 #include <linux/sockios.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -37,7 +38,7 @@ struct peer {
     phase phase;
     int64_t began_ns, deadline_ns;
     request *post;
-    const char *id;
+    const reply *how; /* it is answered */
     peer_end end;
     int hung_up; /* looks in a row that found the sending side closed */
 };
@@ -102,13 +103,13 @@ void peer_extend(peer *p, int64_t seconds) {
     pthread_mutex_unlock(&p->all->lock);
 }
 
-void peer_phase(peer *p, phase phase, int64_t seconds, request *post, const char *id) {
+void peer_phase(peer *p, phase phase, int64_t seconds, request *post, const reply *how) {
     pthread_mutex_lock(&p->all->lock);
     p->phase = phase;
     p->began_ns = now_ns();
     p->deadline_ns = p->began_ns + seconds * NS_PER_S;
     p->post = post;
-    p->id = id;
+    p->how = how;
     pthread_mutex_unlock(&p->all->lock);
 }
 
@@ -128,37 +129,58 @@ peer_end peer_ended(peer *p) {
 
 /* ---- the reaper -------------------------------------------------------------------------------------------------- */
 
+/* An answer as it goes over the wire. */
+typedef struct message {
+    char text[2048];
+    size_t bytes;
+    bool failed; /* it has no room */
+} message;
+
+static void append(message *m, const char *format, ...) __attribute__((format(printf, 2, 3)));
+static void append(message *m, const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    const size_t room = sizeof m->text - m->bytes;
+    const int n = vsnprintf(m->text + m->bytes, room, format, arguments);
+    va_end(arguments);
+    m->failed |= n < 0 || (size_t)n >= room;
+    m->bytes += m->failed ? 0 : (size_t)n;
+}
+
+static void append_header(void *message, const char *name, const char *value) {
+    append(message, "%s: %s\r\n", name, value);
+}
+
 /* libmicrohttpd cannot answer in mid-body, but nothing has been written on this socket for this request, so we may; not
  * where TLS is spoken. */
-static void write_problem(const peer *p, bool protocol, int status, const char *code, const char *detail) {
-    char text[1024];
+static void write_problem(const peer *p, int status, const char *code, const char *detail) {
+    message m = {.bytes = 0};
     if (p->all->encrypted) {
         return;
     }
-    answer a = answer_problem(status, code, detail, "", p->id);
-    if (protocol) {
+    answer a = answer_problem(status, code, detail, "", p->how->id);
+    if (p->how->protocol) {
         proto_infer_problem(&a.body);
         a.type = PROTO_TYPE_JSON;
     }
-    int n = a.body.failed
-                ? -1
-                : snprintf(text, sizeof text,
-                           "HTTP/1.1 %d %s\r\nContent-Type: %s\r\nX-Request-Id: %s\r\n"
-                           "Connection: close\r\nContent-Length: %zu\r\n\r\n%.*s",
-                           status, http_reason(status), a.type, p->id, a.body.bytes, (int)a.body.bytes, a.body.data);
-    if (n > 0 && (size_t)n < sizeof text) {
-        ssize_t ignored = send(p->fd, text, (size_t)n, MSG_DONTWAIT | MSG_NOSIGNAL);
+    reply last = *p->how;
+    last.close = true;
+    append(&m, "HTTP/1.1 %d %s\r\n", status, http_reason(status));
+    reply_headers(&a, &last, append_header, &m);
+    append(&m, "Content-Length: %zu\r\n\r\n%.*s", a.body.bytes, (int)a.body.bytes, a.body.data);
+    if (!m.failed && !a.body.failed) {
+        ssize_t ignored = send(p->fd, m.text, m.bytes, MSG_DONTWAIT | MSG_NOSIGNAL);
         (void)ignored;
     }
     answer_free(&a);
 }
 
-bool peer_refuse(peer *p, bool protocol, int status, const char *code, const char *detail) {
+bool peer_refuse(peer *p, int status, const char *code, const char *detail) {
     pthread_mutex_lock(&p->all->lock);
     const bool here = p->end == PEER_HERE && p->phase == PHASE_BODY && !p->all->encrypted;
     if (here) {
         p->phase = PHASE_ANSWER; /* so that the reaper writes nothing */
-        write_problem(p, protocol, status, code, detail);
+        write_problem(p, status, code, detail);
     }
     pthread_mutex_unlock(&p->all->lock);
     return here;
@@ -191,7 +213,7 @@ static request *reap(peer *p) {
         return p->post;
     }
     if (p->phase == PHASE_BODY && p->post && request_expire(p->post)) {
-        write_problem(p, is_protocol(p->post->route->path), 408, "body_timeout", "The body did not arrive in time.");
+        write_problem(p, 408, "body_timeout", "The body did not arrive in time.");
     } else {
         peer_forget_unsent(p);
     }

@@ -30,78 +30,99 @@ static struct MHD_Response *make_response(answer *a, bool protocol) {
     return response;
 }
 
+/* Whoever takes the headers one by one. */
+typedef struct taker {
+    header_taker *take;
+    void *context;
+} taker;
+
+static void add(const taker *to, const char *name, const char *value) {
+    to->take(to->context, name, value);
+}
+
+static void add_number(const taker *to, const char *name, size_t value) {
+    char number[24];
+    snprintf(number, sizeof number, "%zu", value);
+    add(to, name, number);
+}
+
 /* Of every answer: nobody guesses its type, and no page of another site loads it as if it were a part of itself. */
-static void add_guards(struct MHD_Response *response, const answer *a) {
-    MHD_add_response_header(response, MHD_HTTP_HEADER_CACHE_CONTROL, *a->etag ? "no-cache" : "no-store");
-    MHD_add_response_header(response, "X-Content-Type-Options", "nosniff");
-    MHD_add_response_header(response, "Cross-Origin-Resource-Policy", "same-origin");
+static void add_guards(const taker *to, const answer *a) {
+    add(to, "Cache-Control", *a->etag ? "no-cache" : "no-store");
+    add(to, "X-Content-Type-Options", "nosniff");
+    add(to, "Cross-Origin-Resource-Policy", "same-origin");
     if (a->type && !strcmp(a->type, PROTO_TYPE_HTML)) { /* it may load only what this daemon serves, nobody frames it */
-        MHD_add_response_header(response, "Content-Security-Policy",
-                                "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-                                "img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'");
-        MHD_add_response_header(response, "Referrer-Policy", "no-referrer");
-        MHD_add_response_header(response, "X-Frame-Options", "DENY");
+        add(to, "Content-Security-Policy",
+            "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+            "img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'");
+        add(to, "Referrer-Policy", "no-referrer");
+        add(to, "X-Frame-Options", "DENY");
     }
 }
 
 /* What lets the page of another origin read it. Tokens come in a header, so no credentials of the browser's are asked
  * for. */
-static void add_origin(struct MHD_Response *response, const answer *a, const reply *r) {
+static void add_origin(const taker *to, const answer *a, const reply *r) {
     if (r->has_origins) {
-        MHD_add_response_header(response, MHD_HTTP_HEADER_VARY, "Origin");
+        add(to, "Vary", "Origin");
     }
     if (!*r->origin) {
         return;
     }
-    MHD_add_response_header(response, "Access-Control-Allow-Origin", r->origin);
-    MHD_add_response_header(response, "Access-Control-Expose-Headers",
-                            "ETag, Inference-Header-Content-Length, Retry-After, WWW-Authenticate, X-Request-Id");
+    add(to, "Access-Control-Allow-Origin", r->origin);
+    add(to, "Access-Control-Expose-Headers",
+        "ETag, Inference-Header-Content-Length, Retry-After, WWW-Authenticate, X-Request-Id");
     if (a->allows_origin) {
-        MHD_add_response_header(response, "Access-Control-Allow-Methods", a->allow);
-        MHD_add_response_header(response, "Access-Control-Allow-Headers",
-                                "Accept, Authorization, Content-Type, If-Match, If-None-Match, "
-                                "Inference-Header-Content-Length, X-Request-Id");
-        MHD_add_response_header(response, "Access-Control-Max-Age", "600");
+        add(to, "Access-Control-Allow-Methods", a->allow);
+        add(to, "Access-Control-Allow-Headers",
+            "Accept, Authorization, Content-Type, If-Match, If-None-Match, "
+            "Inference-Header-Content-Length, X-Request-Id");
+        add(to, "Access-Control-Max-Age", "600");
     }
 }
 
-struct MHD_Response *http_response(answer *a, const reply *r) {
-    char number[24];
-    struct MHD_Response *response = make_response(a, r->protocol);
-    if (!response) {
-        return NULL;
-    }
+void reply_headers(const answer *a, const reply *r, header_taker *take, void *context) {
+    const taker to = {take, context};
     if (a->json_bytes > 0) {
-        snprintf(number, sizeof number, "%zu", a->json_bytes);
-        MHD_add_response_header(response, "Inference-Header-Content-Length", number);
+        add_number(&to, "Inference-Header-Content-Length", a->json_bytes);
     }
     if (a->coding != PROTO_IDENTITY) {
-        MHD_add_response_header(response, MHD_HTTP_HEADER_CONTENT_ENCODING, proto_coding_name(a->coding));
+        add(&to, "Content-Encoding", proto_coding_name(a->coding));
     }
     if (a->tells_codings) {
-        MHD_add_response_header(response, MHD_HTTP_HEADER_ACCEPT_ENCODING, "gzip, deflate");
+        add(&to, "Accept-Encoding", "gzip, deflate");
     }
     if (a->type) {
-        MHD_add_response_header(response, MHD_HTTP_HEADER_CONTENT_TYPE, a->type);
+        add(&to, "Content-Type", a->type);
     }
-    MHD_add_response_header(response, "X-Request-Id", r->id);
+    add(&to, "X-Request-Id", r->id);
     if (*a->etag) {
-        MHD_add_response_header(response, MHD_HTTP_HEADER_ETAG, a->etag);
+        add(&to, "ETag", a->etag);
     }
-    add_guards(response, a);
-    add_origin(response, a, r);
+    add_guards(&to, a);
+    add_origin(&to, a, r);
     if (*a->allow && !a->allows_origin) {
-        MHD_add_response_header(response, MHD_HTTP_HEADER_ALLOW, a->allow);
+        add(&to, "Allow", a->allow);
     }
     if (a->challenge) {
-        MHD_add_response_header(response, MHD_HTTP_HEADER_WWW_AUTHENTICATE, a->challenge);
+        add(&to, "WWW-Authenticate", a->challenge);
     }
     if (a->retry_after) {
-        snprintf(number, sizeof number, "%d", a->retry_after);
-        MHD_add_response_header(response, MHD_HTTP_HEADER_RETRY_AFTER, number);
+        add_number(&to, "Retry-After", (size_t)a->retry_after);
     }
     if (r->close) {
-        MHD_add_response_header(response, MHD_HTTP_HEADER_CONNECTION, "close");
+        add(&to, "Connection", "close");
+    }
+}
+
+static void add_to_response(void *response, const char *name, const char *value) {
+    MHD_add_response_header(response, name, value);
+}
+
+struct MHD_Response *http_response(answer *a, const reply *r) {
+    struct MHD_Response *response = make_response(a, r->protocol);
+    if (response) {
+        reply_headers(a, r, add_to_response, response);
     }
     return response;
 }

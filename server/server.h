@@ -734,6 +734,18 @@ answer answer_error(const bx_error *error, const proto_request *request, proto_e
 answer answer_json(proto_buffer body);
 void answer_free(answer *answer);
 
+/* What besides the answer its headers say. */
+typedef struct reply {
+    bool protocol;      /* errors are as the Open Inference Protocol says them */
+    bool close;         /* the connection, afterwards */
+    const char *id;     /* of the request */
+    const char *origin; /* whose page may read it; empty: none but ours */
+    bool has_origins;   /* pages of other origins may ask at all */
+} reply;
+/* Every header of an answer but Content-Length, in turn, whoever writes it. */
+typedef void header_taker(void *context, const char *name, const char *value);
+void reply_headers(const answer *answer, const reply *reply, header_taker *take, void *context);
+
 /* ---- request heads: the framing guard and what the headers ask for ----------------------------------------------- */
 
 /* What the guard needs of a request's head; texts belong to the HTTP library. Zero-initialise, then add each header. */
@@ -800,10 +812,11 @@ peer *peer_add(peers *peers, int fd, int64_t seconds);
 void peer_remove(peer *peer);
 /* More time in this phase: until `seconds` after it began. */
 void peer_extend(peer *peer, int64_t seconds);
-/* The next phase and its time. `post` (may be NULL) and `id` must stay until the next call. */
-void peer_phase(peer *peer, phase phase, int64_t seconds, request *post, const char *id);
+/* The next phase and its time. `post` (may be NULL) and `how`, what an answer of ours is to say, must stay until the
+ * next call. */
+void peer_phase(peer *peer, phase phase, int64_t seconds, request *post, const reply *how);
 /* Answer a request in the middle of its body, after which its connection must be closed. False: it is over already. */
-bool peer_refuse(peer *peer, bool protocol, int status, const char *code, const char *detail);
+bool peer_refuse(peer *peer, int status, const char *code, const char *detail);
 #define MOST_LINGERING 64 /* sockets at most that outlive their connections for a while */
 /* Its client may still be sending what nobody will read; only that its socket goes on a while, and what comes is
  * dropped, lets it see its answer before the connection ends. To be called before the socket is closed. */

@@ -181,6 +181,30 @@ class Rebinding(lossd.Case):
                 self.assertEqual(self.asked(daemon, "lossd.example", more).status, 200)
 
 
+class MidBody(lossd.Case):
+    FLAGS = ("--cors-origin", OURS, "--request-timeout", "1")
+
+    def test_S08_S15_refused_in_the_middle_of_a_body(self):
+        """What is told before the body has ended, by other code, has the headers of every other problem."""
+
+        def headers(answer):
+            return {k.lower(): v for k, v in answer.fields if k.lower() not in ("date", "content-length", "x-request-id", "connection")}
+
+        for target in ("/v1/loss", "/v2/models/ssd-multibox/infer"):
+            for origin in ({"Origin": OURS}, {}):
+                want = headers(self.daemon.post(target, b"{", lossd.JSON, origin))
+                self.assertEqual((want["cache-control"], want["x-content-type-options"]), ("no-store", "nosniff"))
+                self.assertEqual(want.get("access-control-allow-origin"), origin.get("Origin"))
+                for more, body, status in (({"Content-Length": 9}, b"{", 408),
+                                           ({"Transfer-Encoding": "chunked"}, b"1\r\n{\r\n" * 70000, 400)):
+                    with self.subTest(target=target, status=status, **origin), self.daemon.connect() as connection:
+                        connection.start("POST", target, {"Content-Type": lossd.JSON, **origin, **more})
+                        connection.try_send(body)
+                        answer = connection.answer()
+                        self.assertEqual((answer.status, answer.header("Connection")), (status, "close"))
+                        self.assertEqual(headers(answer), want)
+
+
 class Answers(lossd.Case):
     def test_S09_S15_headers_of_every_answer(self):
         """No type is guessed, no page of another site loads it, and what is refused is kept by nobody."""
