@@ -471,14 +471,28 @@ static enum MHD_Result begin(exchange *x, const char *url, const char *method, c
 
 /* ---- the other calls --------------------------------------------------------------------------------------------- */
 
-/* What follows of a body is not read any more. */
-static enum MHD_Result refuse_rest(exchange *x, int status, const char *code, const char *detail) {
+/* What follows of a body is not read any more. Takes the answer. */
+static enum MHD_Result refuse_rest(exchange *x, answer problem) {
     x->unbearable = true;
-    if (peer_refuse(x->peer, status, code, detail)) {
-        x->status = status;
-        count_inference(x, status);
+    if (peer_refuse(x->peer, &problem)) {
+        x->status = problem.status;
+        count_inference(x, x->status);
     }
+    answer_free(&problem);
     return MHD_NO;
+}
+
+/* What a body that is too long to be ignored is answered: what was decided before, if that is a refusal. */
+static answer take_refusal(exchange *x) {
+    answer decided = x->post ? request_refusal(x->post) : x->refusal;
+    if (!x->post) {
+        x->refusal = (answer){0};
+    }
+    if (decided.status >= 400) {
+        return decided;
+    }
+    answer_free(&decided);
+    return answer_problem(413, "body_too_large", "The body is longer than what is read of it.", "", x->id);
 }
 
 static enum MHD_Result receive(exchange *x, const char *data, size_t bytes) {
@@ -486,14 +500,14 @@ static enum MHD_Result receive(exchange *x, const char *data, size_t bytes) {
     x->pieces++;
     peer_extend(x->peer, x->server->options.request_timeout + (int64_t)x->bytes_in / SLOWEST);
     if (x->pieces > MAX_PIECES && x->bytes_in / (size_t)x->pieces < TINY) {
-        return refuse_rest(x, 400, "framing_chunks", "More than 65536 chunks, of fewer than 64 bytes each.");
+        return refuse_rest(x, answer_problem(400, "framing_chunks",
+                                             "More than 65536 chunks, of fewer than 64 bytes each.", "", x->id));
     }
     if (x->post && request_receive(x->post, data, bytes)) {
         return MHD_YES;
     }
     x->body_left -= (int64_t)bytes;
-    return x->body_left >= 0 ? MHD_YES
-                             : refuse_rest(x, 413, "body_too_large", "The body is longer than what is read of it.");
+    return x->body_left >= 0 ? MHD_YES : refuse_rest(x, take_refusal(x));
 }
 
 static enum MHD_Result complete(exchange *x) {

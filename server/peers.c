@@ -131,7 +131,7 @@ peer_end peer_ended(peer *p) {
 
 /* An answer as it goes over the wire. */
 typedef struct message {
-    char text[2048];
+    char text[4096];
     size_t bytes;
     bool failed; /* it has no room */
 } message;
@@ -153,34 +153,32 @@ static void append_header(void *message, const char *name, const char *value) {
 
 /* libmicrohttpd cannot answer in mid-body, but nothing has been written on this socket for this request, so we may; not
  * where TLS is spoken. */
-static void write_problem(const peer *p, int status, const char *code, const char *detail) {
+static void write_problem(const peer *p, answer *a) {
     message m = {.bytes = 0};
-    if (p->all->encrypted) {
+    if (p->all->encrypted || a->body.failed) {
         return;
     }
-    answer a = answer_problem(status, code, detail, "", p->how->id);
     if (p->how->protocol) {
-        proto_infer_problem(&a.body);
-        a.type = PROTO_TYPE_JSON;
+        proto_infer_problem(&a->body);
+        a->type = PROTO_TYPE_JSON;
     }
     reply last = *p->how;
     last.close = true;
-    append(&m, "HTTP/1.1 %d %s\r\n", status, http_reason(status));
-    reply_headers(&a, &last, append_header, &m);
-    append(&m, "Content-Length: %zu\r\n\r\n%.*s", a.body.bytes, (int)a.body.bytes, a.body.data);
-    if (!m.failed && !a.body.failed) {
+    append(&m, "HTTP/1.1 %d %s\r\n", a->status, http_reason(a->status));
+    reply_headers(a, &last, append_header, &m);
+    append(&m, "Content-Length: %zu\r\n\r\n%.*s", a->body.bytes, (int)a->body.bytes, a->body.data);
+    if (!m.failed && !a->body.failed) {
         ssize_t ignored = send(p->fd, m.text, m.bytes, MSG_DONTWAIT | MSG_NOSIGNAL);
         (void)ignored;
     }
-    answer_free(&a);
 }
 
-bool peer_refuse(peer *p, int status, const char *code, const char *detail) {
+bool peer_refuse(peer *p, answer *problem) {
     pthread_mutex_lock(&p->all->lock);
     const bool here = p->end == PEER_HERE && p->phase == PHASE_BODY && !p->all->encrypted;
     if (here) {
         p->phase = PHASE_ANSWER; /* so that the reaper writes nothing */
-        write_problem(p, status, code, detail);
+        write_problem(p, problem);
     }
     pthread_mutex_unlock(&p->all->lock);
     return here;
@@ -213,7 +211,9 @@ static request *reap(peer *p) {
         return p->post;
     }
     if (p->phase == PHASE_BODY && p->post && request_expire(p->post)) {
-        write_problem(p, 408, "body_timeout", "The body did not arrive in time.");
+        answer late = answer_problem(408, "body_timeout", "The body did not arrive in time.", "", p->how->id);
+        write_problem(p, &late);
+        answer_free(&late);
     } else {
         peer_forget_unsent(p);
     }

@@ -537,6 +537,11 @@ bool request_receive(request *r, const void *data, size_t bytes) {
     return wanted;
 }
 
+answer request_refusal(request *r) {
+    const answer none = {.status = 0};
+    return r->error.status == BX_OK ? none : request_error(r, &r->error);
+}
+
 static bool is_settled(request *r) {
     pthread_mutex_lock(&r->lock);
     bool settled = r->settled;

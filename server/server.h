@@ -637,6 +637,8 @@ void request_ref(request *request);
 void request_unref(request *request);
 /* Bytes of the body, in order. False when they are ignored because of an earlier failure; the answer will say why. */
 bool request_receive(request *request, const void *data, size_t bytes);
+/* Why bytes are ignored; status 0: the route takes none. */
+answer request_refusal(request *request);
 /* The body is complete: what does not compute takes its ticket. Returns true when `answer` is ready now; false when the
  * caller must suspend: it does so by request_wait, which is atomic with the last unit. */
 BX_MUST_USE bool request_complete(request *request);
@@ -815,8 +817,9 @@ void peer_extend(peer *peer, int64_t seconds);
 /* The next phase and its time. `post` (may be NULL) and `how`, what an answer of ours is to say, must stay until the
  * next call. */
 void peer_phase(peer *peer, phase phase, int64_t seconds, request *post, const reply *how);
-/* Answer a request in the middle of its body, after which its connection must be closed. False: it is over already. */
-bool peer_refuse(peer *peer, int status, const char *code, const char *detail);
+/* Answer a request in the middle of its body, after which its connection must be closed. False: it is over already. The
+ * answer stays the caller's. */
+bool peer_refuse(peer *peer, answer *problem);
 #define MOST_LINGERING 64 /* sockets at most that outlive their connections for a while */
 /* Its client may still be sending what nobody will read; only that its socket goes on a while, and what comes is
  * dropped, lets it see its answer before the connection ends. To be called before the socket is closed. */

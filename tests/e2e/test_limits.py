@@ -86,6 +86,36 @@ class BodySize(lossd.Case):
             self.problem(connection.answer(), 413, "body_too_large")
 
 
+class Endless(lossd.Case):
+    """A refused body that does not end: what is told when no more of it is read is why it was refused."""
+
+    def ask(self, method, target, **headers):
+        piece = b"8000\r\n" + b" " * 32768 + b"\r\n"
+        with self.daemon.connect() as connection:
+            connection.start(method, target, {"Content-Type": lossd.JSON, "Transfer-Encoding": "chunked", **headers})
+            for _ in range(80):
+                if not connection.try_send(piece * 32):
+                    break
+            return connection.answer()   # the body has no end, so none comes when it is read
+
+    def test_what_was_decided_first_is_told(self):
+        for method, target, status, code, headers in (
+                ("POST", "/v1/nothing", 404, "not_found", {}), ("PATCH", "/v1/loss", 405, "method_not_allowed", {}),
+                ("POST", "/v1/loss", 415, "unsupported_media_type", {"Content-Type": "text/plain"}),
+                ("PUT", "/v1/criteria/ssd-keras", 409, "name_reserved", {}),
+                ("POST", "/v1/loss", 403, "cross_site", {"Sec-Fetch-Site": "cross-site"})):
+            with self.subTest(target=target, status=status):
+                answer = self.ask(method, target, **headers)
+                self.problem(answer, status, code)
+                self.assertEqual(answer.header("Allow") is not None, status == 405)
+        infer = "/v2/models/ssd-multibox/infer"
+        self.error(self.ask("POST", infer, **{"Content-Encoding": "gzip"}), 400)   # found in its middle
+
+    def test_what_would_be_good(self):
+        self.problem(self.ask("GET", "/v1/priors"), 413, "body_too_large")
+        self.problem(self.ask("GET", "/v1/runs"), 413, "body_too_large")
+
+
 class Queue(lossd.Case):
     FLAGS = ("--queue-limit", "1", "--workers", "1")
 
