@@ -3,7 +3,6 @@
  * The daemon as one object: start and stop of its parts, in order.
  */
 #include <netdb.h>
-#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -12,22 +11,6 @@
 
 #define BASE_BYTES   ((size_t)48 << 20) /* code, the built-in sets, the caches of SQLite, a heap with holes */
 #define THREAD_BYTES ((size_t)2 << 20)  /* stack, context and share of the heap of each that computes or receives */
-
-/* Cores this process may use: its affinity, and the quota of its cgroup. */
-static long usable_cores(void) {
-    cpu_set_t set;
-    long cores = sched_getaffinity(0, sizeof set, &set) ? sysconf(_SC_NPROCESSORS_ONLN) : CPU_COUNT(&set);
-    FILE *file = fopen("/sys/fs/cgroup/cpu.max", "re");
-    if (file) {
-        long quota, period;
-        if (fscanf(file, "%ld %ld", &quota, &period) == 2 && quota > 0 && period > 0) {
-            long allowed = (quota + period - 1) / period;
-            cores = allowed < cores ? allowed : cores;
-        }
-        fclose(file);
-    }
-    return cores > 0 ? cores : 1;
-}
 
 static void free_parts(server *s) {
     http_stop(s);
@@ -186,7 +169,7 @@ static void log_devices(const devices *d, const bx_error *missing) {
 
 bx_status server_start(server *s, bx_error *error) {
     const options *o = &s->options;
-    size_t workers = (size_t)(o->workers > 0 ? o->workers : usable_cores());
+    size_t workers = (size_t)(o->workers > 0 ? o->workers : usable_cores(""));
     bx_error missing = {0};
     atomic_init(&s->draining, false);
     atomic_init(&s->closing, false);

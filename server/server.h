@@ -134,6 +134,12 @@ void buffer_pin(const memory *memory, buffer *buffer);
 /* Return everything; buffers must have been given back. */
 void lease_end(lease *lease);
 
+/* ---- cores --------------------------------------------------------------------------------------------------------
+ */
+
+/* Those that this process may use, at least 1. /proc and /sys are below `root`, which is empty but in tests. */
+long usable_cores(const char *root);
+
 /* ---- worker pool ------------------------------------------------------------------------------------------------- */
 
 typedef struct request request;
