@@ -305,12 +305,18 @@ static answer only_operations(const exchange *x) {
     return answer_problem(404, "not_found", detail, "", x->id);
 }
 
+/* Whether the listener has anything at this path, as far as it is choosy. */
+static bool is_served(const exchange *x, const char *url) {
+    char name[ROUTE_NAME], allow[40];
+    const route *here = x->listener->ops ? route_find("GET", url, name, allow) : NULL;
+    return !x->listener->ops || (here && here->how == ROUTE_OPS);
+}
+
 /* The route, and what the path says for {name}; NULL: *refused is the answer. */
 static const route *find_route(const exchange *x, const char *method, const char *url, char name[ROUTE_NAME],
                                answer *refused) {
     char allow[sizeof((answer *)0)->allow], detail[128];
-    const route *here = x->listener->ops ? route_find("GET", url, name, allow) : NULL;
-    if (x->listener->ops && (!here || here->how != ROUTE_OPS)) {
+    if (!is_served(x, url)) {
         *refused = only_operations(x);
         return NULL;
     }
@@ -366,7 +372,7 @@ static bool is_page_welcome(const exchange *x, const head *h, refusal *why) {
 static bool is_preflight(const exchange *x, const head *h, const char *method, const char *url, answer *out) {
     char name[ROUTE_NAME];
     *out = (answer){.status = 204, .allows_origin = true};
-    return *x->origin && h->wanted_method && !strcmp(method, MHD_HTTP_METHOD_OPTIONS) &&
+    return *x->origin && h->wanted_method && !strcmp(method, MHD_HTTP_METHOD_OPTIONS) && is_served(x, url) &&
            !route_find(method, url, name, out->allow) && *out->allow;
 }
 

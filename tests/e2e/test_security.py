@@ -91,6 +91,16 @@ class Origins(lossd.Case):
         answer = self.daemon.request("OPTIONS", "/nowhere", None, {"Origin": OURS, "Access-Control-Request-Method": "GET"})
         self.problem(answer, 404)
 
+    def test_S08_preflight_of_operations(self):
+        """What --ops-listen does not have, it has for nobody."""
+        asks = {"Origin": OURS, "Access-Control-Request-Method": "GET"}
+        with lossd.Daemon("--ops-listen", "127.0.0.1:0", "--cors-origin", OURS) as daemon:
+            for target, status in (("/metrics", 204), ("/healthz", 204), ("/v1/runs", 404), ("/v1/loss", 404), ("/", 404), ("/nowhere", 404)):
+                with lossd.Connection(daemon.ops_port) as connection:
+                    answer = connection.request("OPTIONS", target, None, asks)
+                self.assertEqual(answer.status, status, target)
+                self.assertEqual("Access-Control-Allow-Methods" in access_headers(answer), status == 204)
+
     def test_S08_preflight_before_tokens(self):
         """A browser asks without the token whether it may send it; what it then sends is looked at."""
         with tempfile.TemporaryDirectory() as home:
