@@ -253,7 +253,7 @@ static long exchange(gnutls_session_t session, const char *request, char *answer
 long tls_ask(int fd, const char *request, char *answer, size_t size) {
     gnutls_session_t session;
     gnutls_certificate_credentials_t nobody;
-    if (gnutls_init(&session, GNUTLS_CLIENT) < 0) {
+    if (gnutls_init(&session, GNUTLS_CLIENT | GNUTLS_NO_SIGNAL) < 0) {
         return -1;
     }
     long n = -1;

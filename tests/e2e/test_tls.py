@@ -120,6 +120,31 @@ class Service(Encrypted):
         done = subprocess.run(["curl", "-sS", url], capture_output=True, timeout=lossd.PATIENCE)
         self.assertEqual(done.returncode, 60)   # not a certificate that this machine trusts
 
+    def test_healthcheck_of_one_that_hangs_up(self):
+        """Who leaves in the middle of it is no healthy daemon, and no reason to end by a signal."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*self.pair)
+
+        def hang_up(listener):
+            peer = listener.accept()[0]
+            incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+            session = context.wrap_bio(incoming, outgoing, server_side=True)
+            incoming.write(peer.recv(16384))
+            self.assertRaises(ssl.SSLWantReadError, session.do_handshake)
+            peer.sendall(outgoing.read())   # all that the client waits for before it asks
+            peer.close()
+
+        flags = ("--healthcheck", "--tls-cert", self.pair[0], "--tls-key", self.pair[1])
+        for _ in range(5):
+            with socket.socket() as listener:
+                listener.bind(("127.0.0.1", 0))
+                listener.listen()
+                server = threading.Thread(target=hang_up, args=(listener,))
+                server.start()
+                status, out, err = lossd.command(*flags, "--listen", "127.0.0.1:%d" % listener.getsockname()[1])
+                server.join()
+                self.assertEqual((status, out, err.count("\n")), (1, "", 1))
+
     def test_healthcheck(self):
         where = "127.0.0.1:%d" % self.daemon.port
         flags = ("--healthcheck", "--tls-cert", self.pair[0], "--tls-key", self.pair[1])
