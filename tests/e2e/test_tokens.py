@@ -111,8 +111,7 @@ class Access(Guarded):
     def test_S01_NUL_in_a_token(self):
         answers, _ = self.daemon.raw(("GET /v1/priors HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\0x\r\n"
                                       "Connection: close\r\n\r\n" % READ[:-3]).encode())
-        for answer in answers:
-            self.assertIn(answer.status, (400, 401), answer)
+        self.assertIn([answer.status for answer in answers], ([400], [401]))   # the library's, or ours
 
     def test_S01_before_the_body_and_without_100(self):
         for token, status, code in ((None, 401, "unauthorized"), ("wrong", 401, "invalid_token"),
