@@ -170,10 +170,25 @@ static bool is_worth_feeding(const request *r) {
 
 /* ---- what requests ask for --------------------------------------------------------------------------------------- */
 
+/* What there is instead, or why there is nothing else. */
+static bx_status tell_devices(const server *s, const char *wanted, bx_error *error) {
+    char names[MOST_DEVICES * 16] = "";
+    size_t n = 0;
+    for (size_t i = 0; devices_at(s->devices, i) && n < sizeof names; i++) {
+        n += (size_t)snprintf(names + n, sizeof names - n, ", %s", devices_at(s->devices, i)->device.name);
+    }
+    if (s->devices) {
+        return bx_fail(error, BX_DEVICE, "device_unavailable", "there is no device \"%.32s\" here, but cpu%s", wanted,
+                       names);
+    }
+    return bx_fail(error, BX_DEVICE, "device_unavailable", "there is no device \"%.32s\" here, but cpu: %.200s", wanted,
+                   s->missing.status == BX_OK ? "this daemon was started with --device cpu" : s->missing.text);
+}
+
 bx_status device_choose(request *r, bool *named, bx_error *error) {
     devices *d = r->server->devices;
     const char *device = r->decoded_request.device;
-    const char *why = devices_lost(d) ? "the GPUs of this daemon were lost; it needs to be started again" : NULL;
+    const bool lost = devices_lost(d);
     r->placement.wanted = -1;
     *named = !strncmp(device, "cuda", 4);
     if (!*named) {
@@ -182,14 +197,14 @@ bx_status device_choose(request *r, bool *named, bx_error *error) {
     for (size_t i = 0; device[4] && devices_at(d, i); i++) {
         r->placement.wanted = strcmp(d->gpus[i].device.name, device) ? r->placement.wanted : (int)i;
     }
-    if (!why && d && (!device[4] || r->placement.wanted >= 0)) {
+    if (!lost && d && (!device[4] || r->placement.wanted >= 0)) {
         return BX_OK;
     }
-    if (why) {
-        bx_fail(error, BX_DEVICE, "device_unavailable", "%s", why);
+    if (lost) {
+        bx_fail(error, BX_DEVICE, "device_unavailable",
+                "the GPUs of this daemon were lost; it needs to be started again");
     } else {
-        bx_fail(error, BX_DEVICE, "device_unavailable", "this daemon has no device \"%s\"; /version lists those it has",
-                device);
+        tell_devices(r->server, device, error);
     }
     bx_at(error, "device");
     return BX_DEVICE;

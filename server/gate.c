@@ -58,8 +58,12 @@ static const char *bearer_token(const char *authorization) {
 }
 
 static const char *const problems[N_DENIALS] = {
-    [DENIED_MISSING] = "This takes a token: Authorization: Bearer TOKEN.",
-    [DENIED_WRONG] = "There is no such token here (any more).",
+    [DENIED_MISSING] =
+        "This takes a token: send \"Authorization: Bearer TOKEN\" with the TOKEN alone of a line of the token "
+        "file, not its hash.",
+    [DENIED_WRONG] =
+        "There is no such token here (any more): send \"Authorization: Bearer TOKEN\" with the TOKEN alone of "
+        "a line of the token file, not its hash.",
     [DENIED_ROLE] = "This token may read; registering, recording and deleting take one that may write.",
     [DENIED_GUESSING] = "Too many wrong tokens came from your address; try again in a second.",
 };

@@ -50,6 +50,17 @@ static bool parse_number(const char *text, const option_row *row, long *out) {
     return true;
 }
 
+/* A bound of what is given in bytes as people write it; others are plain. */
+static void write_bound(char out[24], const option_row *row, long value) {
+    const char units[] = " KMG";
+    size_t unit = 0;
+    while (!strcmp(row->argument, "BYTES") && value >= 1024 && value % 1024 == 0 && units[unit + 1]) {
+        value /= 1024;
+        unit++;
+    }
+    snprintf(out, 24, unit ? "%ld%c" : "%ld", value, units[unit]);
+}
+
 /* One more; an empty one is none. */
 static bool append(const char **list, const char *value, const char *source, char message[256]) {
     size_t n = 0;
@@ -79,8 +90,11 @@ static bool set(options *options, const option_row *row, const char *value, cons
         return true;
     case NUMBER:
         if (!parse_number(value, row, (long *)(void *)field)) {
-            snprintf(message, 256, "%s: \"%.40s\" is not a whole number between %ld and %ld (K, M or G may follow it)",
-                     source, value, row->least, row->most);
+            char least[24], most[24];
+            write_bound(least, row, row->least);
+            write_bound(most, row, row->most);
+            snprintf(message, 256, "%s: \"%.40s\" is not a whole number between %s and %s (K, M or G may follow it)",
+                     source, value, least, most);
             return false;
         }
         return true;

@@ -170,7 +170,7 @@ static void log_devices(const devices *d, const bx_error *missing) {
 bx_status server_start(server *s, bx_error *error) {
     const options *o = &s->options;
     size_t workers = (size_t)(o->workers > 0 ? o->workers : usable_cores(""));
-    bx_error missing = {0};
+    s->missing = (bx_error){0};
     atomic_init(&s->draining, false);
     atomic_init(&s->closing, false);
     atomic_init(&s->tickets, 0);
@@ -188,7 +188,7 @@ bx_status server_start(server *s, bx_error *error) {
                            ? BX_OK
                            : bx_fail(error, BX_NOMEM, "out_of_memory", "no memory to start");
     status = status == BX_OK ? read_secrets(s, error) : status;
-    status = status == BX_OK ? devices_start(&s->devices, o, &missing, error) : status;
+    status = status == BX_OK ? devices_start(&s->devices, o, &s->missing, error) : status;
     if (s->devices) {
         memory_on_pin(s->memory, bx_pin, bx_unpin);
     }
@@ -217,7 +217,7 @@ bx_status server_start(server *s, bx_error *error) {
     warn_of_access(s);
     LOG(LOG_INFO, "start", {"version", LOSSD_VERSION, 0}, {"listen", o->listen, 0}, {"port", NULL, s->port},
         {"workers", NULL, (double)workers}, {"cpu_level", pool_level(s->pool), 0}, {"data_dir", o->data_dir, 0});
-    log_devices(s->devices, &missing);
+    log_devices(s->devices, &s->missing);
     return BX_OK;
 }
 

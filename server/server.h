@@ -450,6 +450,7 @@ typedef struct server {
     pool *pool, *clerk; /* computing, and waiting for the disk */
     pool *reader;       /* looking after what was recorded */
     devices *devices;   /* NULL: the cpu computes everything */
+    bx_error missing;   /* why there are no more; nothing where none were looked for */
     data_dir *directory;
     registry *registry;
     runs *runs;

@@ -236,7 +236,7 @@ class Answers(Devices):
         for device in before:
             self.assertEqual(self.metric(self.daemon, "device_requests_total", device=device), before[device])
         self.problem(self.daemon.post("/v1/loss?device=cuda:7", batch().safetensors()), 503, "device_unavailable",
-                     "cuda:7", "device")
+                     '"cuda:7" here, but cpu, cuda:0$', "device")
         self.assertEqual(self.metric(self.daemon, "device_fallbacks_total"), 0)
 
     def test_predictions_that_cannot_be_used(self):

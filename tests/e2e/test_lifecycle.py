@@ -96,6 +96,11 @@ class Flags(lossd.Case):
                 with self.subTest(name, value=value):
                     self.refused("--listen", "127.0.0.1:0", "--" + name, value, says=name.split("-")[-1])
 
+    def test_bounds_are_told_as_people_write_them(self):
+        for name, bounds in (("device-memory", "1M and 16384G"), ("memory-limit", "1M and 16384G"), ("max-body", "1K and 1024G"),
+                             ("max-json", "0 and 1024G"), ("queue-limit", "1 and 65536"), ("keep-days", "0 and 36500")):
+            self.refused("--" + name, "x", says="between %s " % bounds)
+
     def test_bad_environment(self):
         self.refused("--listen", "127.0.0.1:0", env={"LOSSD_WORKERS": "x"}, says="(?i)workers")
         self.refused(env={"LOSSD_LISTEN": "nonsense"}, says="(?i)listen")

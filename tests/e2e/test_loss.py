@@ -407,7 +407,11 @@ class Options(LossCase):
         self.assertEqual(self.good(self.post(lossd.tiny().safetensors(), "?device=cpu"))["device"], "cpu")
         self.assertEqual(self.good(self.post(lossd.tiny().safetensors(), "?device=auto"))["device"], "cpu")
         for name in ("cuda", "cuda:0"):
-            self.problem(self.post(lossd.tiny().safetensors(), "?device=" + name), 503, "device_unavailable", "cuda")
+            self.problem(self.post(lossd.tiny().safetensors(), "?device=" + name), 503, "device_unavailable",
+                         '"%s" here, but cpu: (this build has no CUDA|there is no CUDA device)' % name)
+        with lossd.Daemon("--device", "cpu") as daemon:
+            answer = daemon.post("/v1/loss?device=cuda", lossd.tiny().safetensors(), lossd.SAFETENSORS)
+            self.problem(answer, 503, "device_unavailable", "but cpu: .* --device cpu$")
         self.problem(self.post(lossd.tiny().safetensors(), "?device=tpu"), 422, None, "tpu")
 
     def test_no_objects(self):

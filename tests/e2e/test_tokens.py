@@ -101,6 +101,12 @@ class Access(Guarded):
             for token in (READ, WRITE, HASHED):
                 self.assertEqual(self.daemon.get("/v1/priors", Authorization=scheme + token).status, 200, scheme)
 
+    def test_S01_what_to_send_is_told(self):
+        for token in (None, HASHED + "x"):
+            time.sleep(0.11)
+            answer = self.ask("GET", "/v1/priors", token)
+            self.problem(answer, 401, None, 'send "Authorization: Bearer TOKEN" with the TOKEN alone of a line')
+
     def test_S01_two_headers(self):
         head = "GET /v1/priors HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nauthorization: Bearer %s\r\n\r\n"
         for pair in ((READ, READ), ("x", READ), (READ, "x")):
