@@ -72,7 +72,7 @@ static void *acceptor_main(void *argument) {
     return NULL;
 }
 
-bx_status acceptor_start(acceptor *a, int fd, long most, taker to, bx_error *error) {
+bx_status acceptor_start(acceptor *a, int fd, long most, connection_taker to, bx_error *error) {
     a->fd = fd;
     a->most = most;
     a->to = to;

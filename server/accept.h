@@ -15,18 +15,18 @@
 #include "../lib/boxloss.h"
 
 /* Where connections go, and how many of them are there; called by the accepting thread. */
-typedef struct taker {
+typedef struct connection_taker {
     /* Takes the descriptor, whatever it returns; false: it has been closed. */
     bool (*take)(void *cls, int fd, const struct sockaddr *address, socklen_t size);
     long (*count)(void *cls);
     void *cls;
-} taker;
+} connection_taker;
 
 typedef struct acceptor {
     int fd;   /* listening */
     int wake; /* an eventfd: there is room again, or it is to stop */
     long most;
-    taker to;
+    connection_taker to;
     atomic_long open; /* given away, and not over yet */
     atomic_bool stopping;
     bool started, running;
@@ -35,7 +35,7 @@ typedef struct acceptor {
 
 /* Accept from fd, which is the acceptor's from now on unless this fails; at most so many at a time: who comes then
  * waits in the kernel's queue. */
-BX_MUST_USE bx_status acceptor_start(acceptor *a, int fd, long most, taker to, bx_error *error);
+BX_MUST_USE bx_status acceptor_start(acceptor *a, int fd, long most, connection_taker to, bx_error *error);
 /* A connection is over. Any thread. */
 void acceptor_release(acceptor *a);
 /* Accept what has already come, as far as there is room, then close the socket: who comes now is refused by the kernel.

@@ -133,7 +133,8 @@ static bx_status start_daemon(listener *l, unsigned threads, unsigned connection
     if (!l->daemon) {
         return bx_fail(error, BX_BUSY, "threads", "libmicrohttpd does not get its threads");
     }
-    const bx_status status = acceptor_start(&l->acceptor, l->fd, connections, (taker){take, count, l}, error);
+    const bx_status status =
+        acceptor_start(&l->acceptor, l->fd, connections, (connection_taker){take, count, l}, error);
     l->fd = status == BX_OK ? -1 : l->fd;
     return status;
 }

@@ -85,7 +85,7 @@ int main(int argc, char **argv) {
     bx_error error = {0};
     if (!library || fd < 0 || bind(fd, (struct sockaddr *)&address, size) || listen(fd, SOMAXCONN) ||
         getsockname(fd, (struct sockaddr *)&address, &size) ||
-        acceptor_start(&accepting, fd, CONNECTIONS, (taker){take, count, NULL}, &error) != BX_OK) {
+        acceptor_start(&accepting, fd, CONNECTIONS, (connection_taker){take, count, NULL}, &error) != BX_OK) {
         return 1;
     }
     printf("discard listening on http://127.0.0.1:%d\n", ntohs(address.sin_port));

@@ -51,7 +51,7 @@ static void start(long most) {
     ck_assert_int_eq(listen(fd, CLIENTS), 0);
     ck_assert_int_eq(getsockname(fd, (struct sockaddr *)&address, &size), 0);
     bx_error error = {0};
-    ck_assert_int_eq(acceptor_start(&a, fd, most, (taker){take, count, &there}, &error), BX_OK);
+    ck_assert_int_eq(acceptor_start(&a, fd, most, (connection_taker){take, count, &there}, &error), BX_OK);
 }
 
 static void setup(void) {
