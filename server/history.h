@@ -12,7 +12,7 @@
 #define CHUNK      256 /* rows */
 #define N_CHARTED  6
 #define N_EXTREMES (2 * N_CHARTED)
-#define LOG_LIMIT  ((off_t)64 << 20) /* of the log; then it is emptied, as soon as nobody reads */
+#define LOG_LIMIT  ((off_t)32 << 20) /* of the log; then it is emptied, as soon as nobody reads */
 
 struct history {
     history_options options;

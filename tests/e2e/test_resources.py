@@ -13,7 +13,7 @@ Each kind of fault has a row, and each row its tests:
 | R06 | damaged, truncated, newer | test_runs_faults: test_R06_* |
 | R07 | read-only | test_runs_faults: test_R07_*; there is no --read-only: 73, or 503 where nothing is recorded yet |
 | R08 | moved, deleted, replaced | test_runs_faults: test_R08_* |
-| R09 | a reader that stays | test_runs_faults: test_R09_*; the log may grow to 256 MiB meanwhile, then 503 |
+| R09 | a reader that stays | test_runs_faults: test_R09_*; unit/test_history_states: the log stays within 64 MiB, then 503 |
 | R10 to R15, R24 | PostgreSQL | there is none: what is recorded lies in SQLite on this machine |
 | R16 to R19 | GPUs | test_device, on an emulated one; unit/test_device, in every order of events |
 | R20 | the clock jumps | unit/test_faults |

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Makes SQLite fail, for tests. A VFS counts the calls that write, sync, resize and open, and makes the k-th of them
- * fail, or kills the process in it; allocations can be made to fail likewise. For one thread at a time.
+ * fail, or kills the process in it; where the failure is SQLITE_BUSY, which is nothing that a write comes to, it counts
+ * those that take a lock. Allocations can be made to fail likewise. For one thread at a time.
  */
 #ifndef FAILING_H
 #define FAILING_H
@@ -27,6 +28,14 @@ static bool fails(void) {
     return now;
 }
 
+static bool breaks(void) {
+    return failure != SQLITE_BUSY && fails();
+}
+
+static bool is_held(void) {
+    return failure == SQLITE_BUSY && fails();
+}
+
 typedef struct shim {
     sqlite3_file base;
     sqlite3_file *real; /* right behind */
@@ -50,26 +59,26 @@ static int strike(void) {
     return failure;
 }
 static int shim_write(sqlite3_file *f, const void *from, int n, sqlite3_int64 at) {
-    if (fails()) {
+    if (breaks()) {
         PASS(xWrite, from, n / 2, at); /* some of it may have gone through */
         return strike();
     }
     return PASS(xWrite, from, n, at);
 }
 static int shim_truncate(sqlite3_file *f, sqlite3_int64 size) {
-    return fails() ? strike() : PASS(xTruncate, size);
+    return breaks() ? strike() : PASS(xTruncate, size);
 }
 static long syncs;
 
 static int shim_sync(sqlite3_file *f, int flags) {
     syncs++;
-    return fails() ? strike() : PASS(xSync, flags);
+    return breaks() ? strike() : PASS(xSync, flags);
 }
 static int shim_size(sqlite3_file *f, sqlite3_int64 *size) {
     return PASS(xFileSize, size);
 }
 static int shim_lock(sqlite3_file *f, int lock) {
-    return PASS(xLock, lock);
+    return is_held() ? SQLITE_BUSY : PASS(xLock, lock);
 }
 static int shim_unlock(sqlite3_file *f, int lock) {
     return PASS(xUnlock, lock);
@@ -87,10 +96,10 @@ static int shim_characteristics(sqlite3_file *f) {
     return REAL(f)->pMethods->xDeviceCharacteristics(REAL(f));
 }
 static int shim_shm_map(sqlite3_file *f, int page, int size, int extend, void volatile **out) {
-    return extend && fails() ? strike() : PASS(xShmMap, page, size, extend, out);
+    return extend && breaks() ? strike() : PASS(xShmMap, page, size, extend, out);
 }
 static int shim_shm_lock(sqlite3_file *f, int offset, int n, int flags) {
-    return PASS(xShmLock, offset, n, flags);
+    return (flags & SQLITE_SHM_LOCK) && is_held() ? SQLITE_BUSY : PASS(xShmLock, offset, n, flags);
 }
 static void shim_shm_barrier(sqlite3_file *f) {
     REAL(f)->pMethods->xShmBarrier(REAL(f));
@@ -124,7 +133,7 @@ static int shim_open(sqlite3_vfs *vfs, sqlite3_filename name, sqlite3_file *f, i
     shim *s = (shim *)(void *)f;
     (void)vfs;
     f->pMethods = NULL;
-    if (fails()) {
+    if (breaks()) {
         strike();
         return SQLITE_CANTOPEN;
     }
@@ -132,6 +141,12 @@ static int shim_open(sqlite3_vfs *vfs, sqlite3_filename name, sqlite3_file *f, i
     int rc = real_vfs->xOpen(real_vfs, name, s->real, flags, out);
     f->pMethods = s->real->pMethods ? &methods : NULL;
     return rc;
+}
+
+/* SQLite's own patience with locks; nothing here gets better by waiting. */
+static int shim_sleep(sqlite3_vfs *vfs, int us) {
+    (void)vfs;
+    return us;
 }
 
 /* One that fails the k-th call is under everything that is opened from now on. */
@@ -143,6 +158,7 @@ static inline void use_shim(void) {
     vfs.zName = "failing";
     vfs.szOsFile += (int)sizeof(shim);
     vfs.xOpen = shim_open;
+    vfs.xSleep = shim_sleep;
     ck_assert_int_eq(sqlite3_vfs_register(&vfs, 1), SQLITE_OK);
 }
 

@@ -100,27 +100,48 @@ START_TEST(another_daemon_s) {
 }
 END_TEST
 
+/* The size of the log. */
+static off_t log_bytes(void) {
+    char log[160];
+    struct stat state;
+    snprintf(log, sizeof log, "%s-wal", file);
+    ck_assert_int_eq(stat(log, &state), 0);
+    return state.st_size;
+}
+
+/* As many results as are recorded at once, each of another run. */
+static bx_status put_wide(int64_t step, bx_error *error) {
+    static record records[256];
+    for (int i = 0; i < 256; i++) {
+        char run[16];
+        snprintf(run, sizeof run, "run-%d", i);
+        records[i] = make_record(run, step, (double)step);
+    }
+    return write_all(records, 256, error);
+}
+
 /* A reader in another process keeps the log from being emptied; it must not fill the disk. */
 START_TEST(R09_log_kept_by_a_reader) {
     sqlite3 *other;
     bx_error error = {0};
-    char log[160];
-    struct stat state;
     must_open(plain);
     must_put("a", 1, 1);
     ck_assert_int_eq(sqlite3_open(file, &other), SQLITE_OK);
     run_sql(other, "BEGIN; SELECT * FROM run");
     must_put("a", 2, 2); /* that snapshot is not the last one */
-    snprintf(log, sizeof log, "%s-wal", file);
-    ck_assert_int_eq(truncate(log, (256 << 20) + 4096), 0);
+    int64_t step = 0;
+    while (step < 1000 && put_wide(step, &error) == BX_OK) {
+        step++;
+        ck_assert_int_le(log_bytes(), 64 << 20);
+    }
     must_refuse(put("a", 3, 3, &error), &error, "store_busy", "");
-    ck_assert_str_eq(list("", 10), "a:2[1..2]=2;");
+    ck_assert_int_gt(log_bytes(), 48 << 20); /* a backup that takes its time is no reason to refuse */
+    ck_assert_int_gt(step, 10);
     ck_assert_int_eq(history_get_state(h), HISTORY_FINE);
     run_sql(other, "COMMIT");
     must_put("a", 3, 3);
-    ck_assert_int_eq(stat(log, &state), 0);
-    ck_assert_int_lt(state.st_size, 1 << 20);
-    ck_assert_str_eq(list("", 10), "a:3[1..3]=3;");
+    ck_assert_int_lt(log_bytes(), 1 << 20);
+    ck_assert_int_eq(put_wide(step, &error), BX_OK);
     sqlite3_close(other);
     close_history();
     must_be_consistent();
@@ -133,7 +154,7 @@ static void grow_log_and_put(void *context, const proto_step *step) {
     snprintf(log, sizeof log, "%s-wal", file);
     if (step->step == 1) {
         must_put("a", 3, 3); /* what is read is not the last snapshot */
-        ck_assert_int_eq(truncate(log, (64 << 20) + 4096), 0);
+        ck_assert_int_eq(truncate(log, (32 << 20) + 4096), 0);
     }
     must_put("a", 3 + step->step, 3);
 }
@@ -142,8 +163,6 @@ static void grow_log_and_put(void *context, const proto_step *step) {
  */
 START_TEST(R09_log_kept_by_a_long_read) {
     bx_error error = {0};
-    char log[160];
-    struct stat state;
     told t = {0};
     int64_t next;
     must_open(plain);
@@ -152,9 +171,7 @@ START_TEST(R09_log_kept_by_a_long_read) {
     const history_steps wanted = {
         .run = "a", .after = -1, .limit = 10, .begin = told_begin, .each = grow_log_and_put, .context = &t};
     ck_assert_msg(history_read(h, &wanted, &next, &error) == BX_OK, "%s", error.text);
-    snprintf(log, sizeof log, "%s-wal", file);
-    ck_assert_int_eq(stat(log, &state), 0);
-    ck_assert_int_lt(state.st_size, 1 << 20);
+    ck_assert_int_lt(log_bytes(), 1 << 20);
     ck_assert_str_eq(list("", 10), "a:5[1..5]=3;");
     close_history();
     must_be_consistent();
