@@ -21,7 +21,9 @@ LDHARD  := -pie -Wl,-z,relro,-z,now,-z,noexecstack
 harder   = $(foreach f,-fstack-clash-protection -fcf-protection -mbranch-protection=standard -ftrivial-auto-var-init=zero,\
              $(shell $(CC) -Werror $(f) -x c -c /dev/null -o /dev/null 2>/dev/null && echo $(f)))
 HARDER   = $(eval HARDER := $(harder))$(HARDER)
-CFLAGS_release = -O2 -g -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=3 $(HARDER)
+# The same source makes the same bits wherever it lies: compilers write down where they were started.
+export PWD := $(CURDIR)
+CFLAGS_release = -O2 -g -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=3 '-ffile-prefix-map=$(CURDIR)=.' $(HARDER)
 CFLAGS_test    := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 CFLAGS_tsan    := -O1 -g -fsanitize=thread -fno-omit-frame-pointer
 CFLAGS_cover   := -O0 -g --coverage -fprofile-update=atomic
@@ -62,6 +64,8 @@ NVCC_FLAGS   = $(CUDA_FLAGS) $(foreach code,$(CUDA_CODE),-gencode arch=$(code:sm
                -gencode arch=$(CUDA_LAST),code=$(CUDA_LAST) $(if $(WERROR),-Werror all-warnings) --threads 2 \
                $(shell $(NVCC) --help | grep -q compress-mode && echo --compress-mode=size) \
                -Xcompiler -fPIE,-fstack-protector-strong,-fno-exceptions,-fno-rtti,-fno-threadsafe-statics
+# Names of functions hold the source's path and names of files a process id, unless nvcc is told otherwise.
+NVCC_SAME    = -Xcudafe --orig_src_path_name=$< --objdir-as-tempdir
 endif
 
 LIB_OBJ    := $(patsubst %.c,$(B)/%.o,$(filter-out lib/cpu_simd.c $(if $(NVCC),,lib/cuda.c),$(wildcard lib/*.c))) \
@@ -83,7 +87,7 @@ C_FILES := $(wildcard lib/*.[ch] lib/loss/*.h proto/*.[ch] server/*.[ch] tests/*
            tests/*/*.cc tests/*/*/*.cc)
 
 .PHONY: FORCE all run demo test check unit golden kernels fuzz fuzz-regress fuzz-corpus fuzz-planted e2e e2e-kill e2e-slow e2e-clients deploy-check screenshot tsan bench bench-peers cover layers \
-        lint format format-check install docker clean help deps-build deps-demo deps-test deps-bench deps-bench-peers deps-clients deps-fuzz deps-lint
+        lint format format-check install docker sbom audit reproducible clean help deps-build deps-demo deps-test deps-bench deps-bench-peers deps-clients deps-fuzz deps-lint
 .SECONDARY:
 .DELETE_ON_ERROR:
 
@@ -131,7 +135,7 @@ $(B)/lib/backend.o $(B)/libboxloss.a: $(B)/nvcc
 build/cuda/%.o: lib/%.cu | deps-build
 	@mkdir -p $(@D)
 	$(call say,NVCC)
-	$(Q)$(NVCC) $(NVCC_FLAGS) -MMD -MP -MF $(@:.o=.d) -c $< -o $@
+	$(Q)$(NVCC) $(NVCC_FLAGS) $(NVCC_SAME) -MMD -MP -MF $(@:.o=.d) -c $< -o $@
 # What the binary holds: our own pages, and the charts of Debian's libjs-dygraphs.
 DYGRAPHS ?= /usr/share/javascript/dygraphs
 DYGRAPH_FILES := $(DYGRAPHS)/dygraph.min.js $(DYGRAPHS)/dygraph.min.css
@@ -276,8 +280,18 @@ install: all ## install the daemon under DESTDIR and PREFIX (/usr/local)
 	install -D -m 755 build/release/lossd $(DESTDIR)$(PREFIX)/bin/lossd
 PREFIX ?= /usr/local
 
-docker: ## build the container image, with docker, podman or buildah
-	@deploy/build-image.sh
+docker: ## build the container image, with docker, podman or buildah, from BASE
+	@SOURCE_DATE_EPOCH=$(EPOCH) BASE=$(BASE) deploy/build-image.sh
+# The date of what is built from a commit is the commit's.
+EPOCH = $(or $(SOURCE_DATE_EPOCH),$(shell git log -1 --format=%ct 2>/dev/null))
+
+sbom: all ## say what the daemon consists of, as SPDX: build/lossd.spdx.json
+	@NVCC=$(NVCC) SOURCE_DATE_EPOCH=$(EPOCH) deploy/sbom build/release/lossd >build/lossd.spdx.new
+	@mv build/lossd.spdx.new build/lossd.spdx.json
+audit: sbom ## fail when apt has newer packages of what the daemon loads
+	@deploy/audit build/lossd.spdx.json
+reproducible: deps-build ## build the daemon twice, in two places: the same bits
+	@MAKE="$(MAKE)" tests/support/reproducible
 
 # ---- test -------------------------------------------------------------------------------------------------------
 
@@ -327,11 +341,11 @@ build/clients/.ready: | deps-clients
 	build/clients/bin/pip install -q 'tritonclient[http]' ml_dtypes
 	@touch $@
 # The schemas come with packages from PyPI too.
-deploy-check: deps-clients build/deploy/.ready ## what deploy/ holds against the schemas of Kubernetes, Compose and Grafana
+deploy-check: deps-clients build/deploy/.ready sbom ## what deploy/ holds against the schemas of Kubernetes, Compose, Grafana and SPDX
 	@build/deploy/bin/python tests/deploy/schemas.py
-build/deploy/.ready: | deps-clients
+build/deploy/.ready: tests/deploy/schemas.py | deps-clients
 	/usr/bin/python3 -m venv build/deploy
-	build/deploy/bin/pip install -q compose-spec grafana-foundation-sdk kubernetes-validate
+	build/deploy/bin/pip install -q compose-spec grafana-foundation-sdk kubernetes-validate spdx-tools
 	@touch $@
 screenshot: deps-test build/lossd ## train for a minute before the dashboard, and take README's picture of it
 	@SCREENSHOT=deploy/dashboard.png LOSSD=build/lossd /usr/bin/python3 tests/e2e/run.py test_a_real_training
@@ -366,8 +380,8 @@ lint: deps-lint ## cppcheck and shellcheck
 	    --inline-suppr --suppress=missingIncludeSystem --suppress=toomanyconfigs --max-configs=1 -D__x86_64__ \
 	    $(EMULATED) -Ilib --include=tests/support/emulated/cuda_runtime.h lib/*.cu \
 	    tests/support/emulated/*.cc
-	@shellcheck deploy/deps deploy/run deploy/build-image.sh tests/run tests/support/layers tests/support/ptx \
-	    tests/support/sanitized tests/golden/sources .ci/run
+	@shellcheck deploy/deps deploy/run deploy/build-image.sh deploy/sbom deploy/audit tests/run tests/support/layers \
+	    tests/support/ptx tests/support/sanitized tests/support/reproducible tests/golden/sources .ci/run
 format: deps-lint ## format every C file
 	@clang-format -i $(C_FILES)
 format-check: deps-lint

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""What deploy/ holds against the schemas that others publish: run by `make deploy-check` with the Python of build/deploy.
+"""What deploy/ holds and makes against the schemas that others publish: run by `make deploy-check` with the Python of build/deploy.
 
-kubernetes-validate brings the API schemas of Kubernetes, compose-spec the Compose Specification as Rust types, and
-grafana-foundation-sdk Grafana's dashboard types. Nothing is fetched. The last line is `N passed, N failed`.
+kubernetes-validate brings the API schemas of Kubernetes, compose-spec the Compose Specification as Rust types,
+grafana-foundation-sdk Grafana's dashboard types, spdx-tools the rules of SPDX. Nothing is fetched. The last line is
+`N passed, N failed`.
 """
 import json
 import os
@@ -17,8 +18,12 @@ from grafana_foundation_sdk.cog import plugins
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
 from kubernetes_validate.utils import all_versions
+from spdx_tools.spdx.parser.error import SPDXParsingError
+from spdx_tools.spdx.parser.jsonlikedict.json_like_dict_parser import JsonLikeDictParser
+from spdx_tools.spdx.validation.document_validator import validate_full_spdx_document
 
-DEPLOY = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "deploy")
+ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
+DEPLOY = os.path.join(ROOT, "deploy")
 OLDEST = (1, 27)  # knows unhealthyPodEvictionPolicy
 
 
@@ -87,9 +92,24 @@ def check_grafana():
     assert len(lost(dashboard, again(dashboard))) == 3, lost(dashboard, again(dashboard))
 
 
+def check_sbom():
+    def parse(text):
+        faults = validate_full_spdx_document(JsonLikeDictParser().parse(json.loads(text)), "SPDX-2.3")
+        if faults:
+            raise ValueError([fault.validation_message for fault in faults])
+
+    with open(os.path.join(ROOT, "build", "lossd.spdx.json"), encoding="utf-8") as f:
+        text = f.read()
+    parse(text)
+    assert text.count('"DEPENDS_ON"') > 5
+    refused(ValueError, parse, text.replace('"relatedSpdxElement": "SPDXRef-deb-libc6"', '"relatedSpdxElement": "SPDXRef-libc6"', 1))
+    refused(ValueError, parse, text.replace('"Apache-2.0"', '"Apache-2"', 1))
+    refused(SPDXParsingError, parse, text.replace('"DEPENDS_ON"', '"NEEDS"', 1))
+
+
 def main():
     passed = failed = 0
-    for check in (check_kubernetes, check_compose, check_grafana):
+    for check in (check_kubernetes, check_compose, check_grafana, check_sbom):
         try:
             check()
             passed += 1
