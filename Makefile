@@ -27,7 +27,9 @@ CFLAGS_release = -O2 -g -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=3 '-ffile-prefix-map
 CFLAGS_test    := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 CFLAGS_tsan    := -O1 -g -fsanitize=thread -fno-omit-frame-pointer
 CFLAGS_cover   := -O0 -g --coverage -fprofile-update=atomic
+# libFuzzer is told of comparisons where an input is read, which is not in arithmetic nor in the tests.
 CFLAGS_fuzz    := -O1 -g -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+UNTOLD         := $(if $(filter fuzz,$(CONFIG)),-fno-sanitize-coverage=trace-cmp)
 LDFLAGS_test   := -fsanitize=address,undefined
 LDFLAGS_tsan   := -fsanitize=thread
 LDFLAGS_cover  := --coverage
@@ -35,7 +37,7 @@ LDFLAGS_fuzz   := -fsanitize=fuzzer,address,undefined
 
 ALL_CFLAGS = -std=c11 -D_GNU_SOURCE $(WARN) $(HARDEN) $(CFLAGS_$(CONFIG)) -Ilib -Iproto -Iserver -MMD -MP $(CFLAGS)
 # lib: IEEE arithmetic as written, so that every level gives the same bits (no contraction, never -ffast-math).
-LIB_CFLAGS    := -fno-math-errno -fno-trapping-math -ffp-contract=off
+LIB_CFLAGS    := -fno-math-errno -fno-trapping-math -ffp-contract=off $(UNTOLD)
 # Their scratch rows are filled before they are read; to clear them first costs AVX2 a tenth.
 KERNEL_CFLAGS = $(LIB_CFLAGS) $(if $(filter release,$(CONFIG)),-O3 $(patsubst %=zero,%=uninitialized,$(filter -ftrivial%,$(HARDER))))
 ifeq (,$(findstring clang,$(CC)))
@@ -193,6 +195,7 @@ $(B)/libserver.a: $(filter-out $(B)/server/main.o,$(SERVER_OBJ))
 	@rm -f $@
 	$(call say,AR)
 	$(Q)$(AR) rcs $@ $^
+$(B)/tests/fuzz/%.o: ALL_CFLAGS += $(UNTOLD)
 FUZZ_MAIN := $(if $(filter fuzz,$(CONFIG)),,$(B)/tests/fuzz/replay.o)
 $(B)/fuzz/fuzz_planted: $(B)/tests/fuzz/scan.o $(B)/tests/fuzz/planted.o $(FUZZ_MAIN) $(ARCHIVES)
 	@mkdir -p $(@D)

@@ -7,13 +7,13 @@
  * the workers run each block of priors when its conf rows have arrived and finish each image when its loc rows have.
  * Other bodies are decoded once they are complete. After the last image what needs the whole batch happens once, and
  * then, for gradients and for mining across the batch, a second round over the images. The last one reduces, encodes
- * the answer and settles the request. What costs less than INLINE_US is computed by the receiving thread itself.
+ * the answer and settles the request. What costs less than INLINE_NS is computed by the receiving thread itself.
  */
 #include <string.h>
 
 #include "server.h"
 
-#define INLINE_US          200.0
+#define INLINE_NS          ((size_t)200 * 1000)
 #define US_PER_ANSWER_BYTE 0.01 /* of the answer */
 /* Answers that may be compressed: a few bytes gain nothing, and many take too long. */
 #define COMPRESSED_LEAST ((size_t)1 << 10)
@@ -34,6 +34,11 @@ static double cost_us(const request *r, const bx_plan *plan) {
            US_PER_ANSWER_BYTE * (double)proto_answer_bytes(&r->decoded_request, plan, known_rows(plan), r->accept);
 }
 
+/* It would cost more to wake a worker. */
+static bool is_little(const request *r, double us) {
+    return us * 1000 < (double)server_from(r->server, INLINE_NS);
+}
+
 /* What a batch is not allowed to ask for, whoever asks. */
 static bx_status check_cost(request *r) {
     const bx_plan *plan = &r->plan;
@@ -51,7 +56,7 @@ static bx_status check_cost(request *r) {
             "the work is estimated at %.0f s on one core, more than --request-timeout (%ld s); send less at once",
             seconds, r->server->options.request_timeout);
     }
-    r->small = us < INLINE_US;
+    r->small = is_little(r, us);
     return BX_OK;
 }
 
@@ -60,7 +65,7 @@ static bx_status check_cost(request *r) {
 static bool suits_device(const request *r, const bx_plan *plan) {
     devices *d = r->server->devices;
     return d && !strcmp(r->decoded_request.device, "auto") && !devices_lost(d) && !plan->streamed &&
-           r->n_regions == 0 && cost_us(r, plan) >= INLINE_US &&
+           r->n_regions == 0 && !is_little(r, cost_us(r, plan)) &&
            bx_plan_device_bytes(plan, &r->decoded_request.batch) <= devices_job_bytes(d);
 }
 

@@ -143,9 +143,9 @@ request *request_admit(server *server, const admission *a, answer *refusal) {
         *refusal = refuse(503, 5, "draining", "This daemon is shutting down.", a->id);
         return NULL;
     }
-    const bool head_only = a->route->how == ROUTE_BATCH && a->expected >= EARLY_BYTES &&
+    const bool head_only = a->route->how == ROUTE_BATCH && a->expected >= server_from(server, EARLY_BYTES) &&
                            (tells_early(a->encoding, a->json_bytes) || a->guess);
-    const size_t first = head_only            ? HEAD_BYTES
+    const size_t first = head_only            ? server_from(server, HEAD_BYTES)
                          : a->expected        ? a->expected
                          : a->route->has_body ? FIRST_CHUNKED_BYTES
                                               : 0;
@@ -442,7 +442,7 @@ static bx_status look_at_head(request *r) {
             return BX_OK;
         }
     }
-    if (!r->prefix || r->prefix > DECODE_BYTES || r->prefix == r->expected) {
+    if (!r->prefix || r->prefix > server_from(r->server, DECODE_BYTES) || r->prefix == r->expected) {
         return keep_whole(r);
     }
     if (r->prefix > r->received) {
@@ -462,12 +462,14 @@ static bx_status look_at_head(request *r) {
 
 /* What of a body that is kept may be computed already. */
 static bx_status look_at_body(request *r) {
-    bool early = r->route->how == ROUTE_BATCH && r->expected >= EARLY_BYTES && tells_early(r->encoding, r->json_bytes);
+    const size_t most = server_from(r->server, DECODE_BYTES);
+    const bool early = r->route->how == ROUTE_BATCH && r->expected >= server_from(r->server, EARLY_BYTES) &&
+                       tells_early(r->encoding, r->json_bytes);
     if (early && !r->planned && !r->later) {
         if (!r->prefix) {
             r->prefix = prefix_of(r);
         }
-        if (r->prefix && r->prefix <= r->received && r->prefix <= DECODE_BYTES && r->received < r->expected) {
+        if (r->prefix && r->prefix <= r->received && r->prefix <= most && r->received < r->expected) {
             bx_status status = batch_prepare_here(r, r->expected);
             if (status != BX_OK) {
                 return status;
@@ -581,8 +583,9 @@ bool request_complete(request *r) {
     proto_inflater_free(r->inflater);
     r->inflater = NULL;
     if (ok && !r->planned) {
-        bool here = r->route->how == ROUTE_BATCH && !r->later && json_bytes(r) <= JSON_DECODE_BYTES &&
-                    r->received <= DECODE_BYTES;
+        bool here = r->route->how == ROUTE_BATCH && !r->later &&
+                    json_bytes(r) <= server_from(r->server, JSON_DECODE_BYTES) &&
+                    r->received <= server_from(r->server, DECODE_BYTES);
         ok = !here || batch_prepare_here(r, r->received) == BX_OK;
         if (ok && !r->planned) {
             return !hand_over(r);

@@ -466,7 +466,13 @@ typedef struct server {
     struct http *http;
     int port, ops_port;
     bool local, ops_local; /* only this machine reaches the port */
+    int sooner; /* tests: batches 2^sooner times smaller than the usual ones are streamed and shared among workers */
 } server;
+
+/* A size from which on a batch is worked on in another way. */
+static inline size_t server_from(const server *s, size_t usual) {
+    return usual >> s->sooner;
+}
 
 BX_MUST_USE bx_status server_start(server *server, bx_error *error);
 /* Why /readyz says 503, and with which code (NULL is accepted); NULL: it does not. */

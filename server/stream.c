@@ -69,7 +69,9 @@ static size_t slab_bytes(const request *r) {
         return 0;
     }
     const size_t columns = (size_t)r->plan.n_columns * bx_dtype_bytes(r->decoded_request.batch.conf.dtype);
-    return (size_t)r->plan.n_images * (size_t)r->plan.n_priors * columns < SHORT_BYTES ? 0 : N_SLABS * SLAB_BYTES;
+    return (size_t)r->plan.n_images * (size_t)r->plan.n_priors * columns < server_from(r->server, SHORT_BYTES)
+               ? 0
+               : N_SLABS * SLAB_BYTES;
 }
 
 size_t stream_bytes(const request *r) {
@@ -193,7 +195,7 @@ static void begin_slab(request *r, int32_t image, int32_t first, size_t row_byte
     const unsigned unused = atomic_load(&s->free_slabs);
     const size_t most = SLAB_BYTES / row_bytes;
     const int32_t left = left_of_block(r, first), wanted = (size_t)left < most ? left : (int32_t)most;
-    if (unused && wanted >= FEW_ROWS && pool_is_idle(r->pool)) {
+    if (unused && (size_t)wanted >= server_from(r->server, FEW_ROWS) && pool_is_idle(r->pool)) {
         s->filling = &s->slabs[__builtin_ctz(unused)];
         s->filling->image = image;
         s->filling->first = first;

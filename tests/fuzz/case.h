@@ -7,34 +7,32 @@
 #define CASE_H
 
 #include <stdarg.h>
+#include <stddef.h>
 
 #include "fuzz.h"
 
-enum { MOST_IMAGES = 3, MOST_OBJECTS = 12, MOST_COLUMNS = 8, MOST_SMALL = 40, LARGE = 3000 };
-#define MOST_ROWS (MOST_IMAGES * LARGE)
+enum { MOST_IMAGES = 3, MOST_OBJECTS = 12, MOST_COLUMNS = 8, MOST_SMALL = 40 };
+enum { LARGE = BX_BLOCK + 33, LARGE_IMAGES = 2, LARGE_COLUMNS = 2, MOST_ROWS = LARGE_IMAGES * LARGE };
+enum { LONG = 1500 }; /* bytes of an input that may make a large one, so that few do */
 
 /* Shapes as in boxloss.h. */
 typedef struct scene {
     int N, P, C, G;
-    bool large; /* P is LARGE, and the numbers are made from a few bytes */
+    bool large; /* images of two blocks, whose numbers are made from a few bytes */
     bool plain; /* the criterion is a preset, as it is */
     bool with_ignore;
     char criterion[512]; /* a name if plain, else an object */
     char include[96];
     int counts[MOST_IMAGES], labels[MOST_OBJECTS], ignore[MOST_OBJECTS];
     float boxes[MOST_OBJECTS][4];
-    float priors[LARGE][4], loc[MOST_ROWS][4], conf[MOST_ROWS * MOST_COLUMNS];
+    float priors[LARGE][4], loc[MOST_ROWS][4], conf[MOST_ROWS * LARGE_COLUMNS]; /* written as far as they count */
 } scene;
 
 /* ---- from bytes -------------------------------------------------------------------------------------------------- */
 
 /* A byte, or of a large scene one that is made. */
 static inline uint32_t scene_byte(const scene *s, bytes *b, uint32_t *state) {
-    if (!s->large) {
-        return take(b);
-    }
-    *state = *state * 1664525u + 1013904223u;
-    return *state >> 24;
+    return s->large ? next_number(state) >> 24 : take(b);
 }
 
 static inline void scene_criterion(scene *s, bytes *b, int preset) {
@@ -87,24 +85,31 @@ static inline void scene_objects(scene *s, bytes *b) {
     }
 }
 
+/* Up to MOST_SMALL, mostly few. */
+static inline int scene_priors(bytes *b) {
+    const int x = take_below(b, 64);
+    return 1 + x * x * MOST_SMALL / (64 * 64);
+}
+
 /* `large`: it may be. */
 static inline void scene_make(scene *s, bytes *b, bool large) {
     static const char *const includes[] = {"",        "images,classes", "levels,objects",  "assignment",
                                            "targets", "gradients",      "dense_gradients", "images,gradients,objects"};
     const uint32_t how = take(b);
     const int preset = take_below(b, 4);
-    memset(s, 0, sizeof *s);
-    s->large = large && how % 16 == 15;
+    memset(s, 0, offsetof(scene, priors));
+    s->large = large && how % 16 == 15 && preset == 0 && b->end - b->at >= LONG;
     s->plain = how >> 4 & 1;
     s->with_ignore = how >> 5 & 1;
     strcpy(s->include, includes[how >> 6 | (take(b) & 4)]);
     scene_criterion(s, b, preset);
     s->N = 1 + take_below(b, MOST_IMAGES);
-    s->P = s->large ? LARGE : 1 + take_below(b, MOST_SMALL);
+    s->P = scene_priors(b);
     s->C = 2 + take_below(b, MOST_COLUMNS - 1);
-    if (s->large) { /* long enough to be streamed */
-        s->N = 2;
-        s->C = MOST_COLUMNS;
+    if (s->large) {
+        s->N = LARGE_IMAGES;
+        s->P = LARGE;
+        s->C = LARGE_COLUMNS;
     }
     scene_objects(s, b);
     uint32_t state = 1 + take(b);
@@ -228,7 +233,9 @@ static inline uint16_t half_of(uint32_t bits) {
 }
 
 static inline void piece_write(const piece *p, proto_buffer *out) {
-    for (size_t i = 0; i < piece_count(p); i++) {
+    const size_t n = piece_count(p), bytes = bx_dtype_bytes(p->dtype);
+    char some[1024];
+    for (size_t i = 0, filled = 0; i < n; i++) {
         const float real = p->reals ? p->reals[i] : 0;
         const int64_t integer = p->integers ? p->integers[i] : 0; /* little-endian: its beginning is the shorter one */
         const double wide = (double)real;
@@ -241,7 +248,12 @@ static inline void piece_write(const piece *p, proto_buffer *out) {
                            : p->dtype == BX_BF16 ? (const void *)&top
                            : p->dtype == BX_F16  ? (const void *)&half
                                                  : (const void *)&real;
-        proto_buffer_add(out, from, bx_dtype_bytes(p->dtype));
+        memcpy(some + filled, from, bytes);
+        filled += bytes;
+        if (filled == sizeof some || i + 1 == n) {
+            proto_buffer_add(out, some, filled);
+            filled = 0;
+        }
     }
 }
 

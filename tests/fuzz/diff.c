@@ -44,10 +44,7 @@ static char *refused(const bx_error *error) {
 static char *compute_at(const proto_request *r, bx_context *level) {
     computation c;
     bx_error error = {0};
-    bx_status status = compute_images(&c, level, r->criterion, r->priors, &r->batch, r->gradients, &error);
-    if (status == BX_OK) {
-        status = compute_rest(&c, level, &error);
-    }
+    bx_status status = compute_in(&c, level, r->criterion, r->priors, &r->batch, r->gradients, &error);
     char *text = status == BX_OK ? text_of(r, &c.result) : refused(&error);
     computation_free(&c);
     return text;

@@ -43,6 +43,23 @@ static inline int32_t take_below(bytes *b, int32_t n) {
     return (int32_t)(take(b) % (uint32_t)n);
 }
 
+static inline uint32_t next_number(uint32_t *state) {
+    return *state = *state * 1664525u + 1013904223u;
+}
+
+/* Where something is cut: behind a few bytes, or up to a quarter of the whole, in turns; what is `left` of the cuts 0,
+ * behind the rest. Returns the length of the next piece of what has `n` bytes and more than `at` of them to come. */
+typedef struct cuts {
+    uint32_t state;
+    int left;
+} cuts;
+
+static inline size_t cut(cuts *c, size_t n, size_t at) {
+    const uint32_t made = next_number(&c->state) >> 8;
+    const size_t piece = c->left-- > 0 ? 1 + made / 4 % (made & 3 ? 8 : n / 4 + 1) : n;
+    return piece < n - at ? piece : n - at;
+}
+
 /* A copy of a part of an input in memory of exactly its size, so that a sanitizer sees a read beyond it. Free it. */
 static inline char *exact(const void *data, size_t n) {
     char *copy = malloc(n > 0 ? n : 1);

@@ -79,7 +79,7 @@ def options(target):
                 out.write(f.read())
     return ["-dict=" + path] * bool(names) + [
         "-rss_limit_mb=%d" % MEMORY.get(target, 512), "-malloc_limit_mb=256", "-timeout=%d" % PATIENCE.get(target, 2),
-        "-max_len=%d" % LENGTHS.get(target, MOST_INPUT), "-print_final_stats=1"]
+        "-max_len=%d" % LENGTHS.get(target, MOST_INPUT), "-print_final_stats=1", "-print_funcs=0"]
 
 
 def environment():

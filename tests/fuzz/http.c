@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The bytes of one connection to a daemon in this process. Whatever they are, what comes back are whole answers with
- * statuses that we know, each with the body that it announces; and nothing stays behind. The first byte says where the
- * bytes are cut in two.
+ * statuses that we know, each with the body that it announces; the daemon goes on answering others; and nothing stays
+ * behind. The first byte says where the bytes are cut.
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -12,14 +12,18 @@
 
 #include "daemon.h"
 
+enum { MOST_CUTS = 6 }; /* of what is sent */
+
 static server daemon_here;
 static char answers[8 << 20];
+static size_t taken; /* of the budget, at rest */
 
 int LLVMFuzzerInitialize(int *argc, char ***argv) {
     (void)argc, (void)argv;
     log_setup(LOG_ERROR, false);
     proto_init();
     start_daemon(&daemon_here, "--workers=2");
+    taken = memory_used(daemon_here.memory);
     return 0;
 }
 
@@ -49,7 +53,7 @@ static int dial(void) {
     return fd;
 }
 
-static void send_all(int fd, const uint8_t *data, size_t n) {
+static void send_all(int fd, const char *data, size_t n) {
     for (ssize_t sent; n > 0; data += sent, n -= (size_t)sent) {
         sent = AGAIN(send(fd, data, n, MSG_NOSIGNAL));
         if (sent <= 0) {
@@ -60,21 +64,22 @@ static void send_all(int fd, const uint8_t *data, size_t n) {
 
 /* Whether the daemon may still have something to say: milliseconds that it is given for it. libmicrohttpd may keep a
  * connection whose other side has ended, and the body that was announced may never come. */
-static int patience(void) {
+static int patience(int least) {
     const server *s = &daemon_here;
     const bool works = atomic_load(&s->tickets) || atomic_load(&s->at_clerk) || atomic_load(&s->at_reader);
-    return works ? 1000 : 6;
+    return works && least < 1000 ? 1000 : least;
 }
 
-/* Everything that comes until the end. *whole: it was the daemon that ended it, in order. */
-static size_t receive_all(int fd, bool *whole) {
+/* Everything that comes until the end, or until nothing has come for so many milliseconds. *whole: it was the daemon
+ * that ended it, in order. */
+static size_t receive_all(int fd, int least, char *to, size_t room, bool *whole) {
     size_t n = 0;
     *whole = false;
-    for (int idle = 0; n < sizeof answers && idle < patience(); idle += 2) {
-        if (AGAIN(poll(&(struct pollfd){fd, POLLIN, 0}, 1, 2)) < 1) {
+    for (int idle = 0; n < room && idle < patience(least); idle++) {
+        if (AGAIN(poll(&(struct pollfd){fd, POLLIN, 0}, 1, 1)) < 1) {
             continue;
         }
-        const ssize_t got = AGAIN(recv(fd, answers + n, sizeof answers - n, 0));
+        const ssize_t got = AGAIN(recv(fd, to + n, room - n, 0));
         if (got <= 0) {
             *whole = got == 0;
             return n;
@@ -85,16 +90,30 @@ static size_t receive_all(int fd, bool *whole) {
     return n;
 }
 
-static size_t exchange(const uint8_t *data, size_t n, size_t cut, bool *whole) {
+/* The daemon answers others; until it has, it had the time to read what was sent before. */
+static void check_readiness(void) {
+    static const char ask[] = "GET /readyz HTTP/1.0\r\n\r\n";
+    char answer[1024];
+    bool whole;
     const int fd = dial();
-    cut = cut < n ? cut : n;
-    send_all(fd, data, cut);
-    if (cut < n) {
-        poll(NULL, 0, 1);
-        send_all(fd, data + cut, n - cut);
+    send_all(fd, ask, sizeof ask - 1);
+    const size_t n = receive_all(fd, 10000, answer, sizeof answer, &whole);
+    CHECK(whole && n > 12 && !memcmp(answer, "HTTP/1.1 200", 12), "%.*s", (int)n, answer);
+    close(fd);
+}
+
+static size_t exchange(const char *data, size_t n, cuts c, bool *whole) {
+    const int fd = dial();
+    for (size_t at = 0, piece; at < n; at += piece) {
+        piece = cut(&c, n, at);
+        if (at > 0) {
+            usleep(200); /* so that what was sent is read by itself, mostly */
+        }
+        send_all(fd, data + at, piece);
     }
     shutdown(fd, SHUT_WR);
-    const size_t got = receive_all(fd, whole);
+    check_readiness();
+    const size_t got = receive_all(fd, 3, answers, sizeof answers, whole);
     if (!*whole) { /* it waits for more, which the daemon is to notice at once */
         setsockopt(fd, SOL_SOCKET, SO_LINGER, &(struct linger){1, 0}, sizeof(struct linger));
     }
@@ -248,7 +267,44 @@ static const char *check_answer(const char *text, const char *end, bool headless
         check_body(type, status, decoded ? decoded : body, n, header(head, body, "Inference-Header-Content-Length"));
     }
     free(decoded);
-    return body + (decoded ? strtoul(length, NULL, 10) : n);
+    const char *next = body + (decoded ? strtoul(length, NULL, 10) : n), *connection = header(head, body, "Connection");
+    CHECK(!connection || strncasecmp(connection, "close", 5) || next == end, "behind the last: %.400s", text);
+    return next;
+}
+
+/* ---- afterwards -------------------------------------------------------------------------------------------------- */
+
+/* What was registered, so that the next input finds the daemon as this one did. */
+static void delete_all(definition kind) {
+    proto_buffer text = {0};
+    proto_writer w = {.out = &text};
+    bx_error error = {0};
+    proto_write_open(&w, NULL, '[');
+    registry_list(daemon_here.registry, kind, &w);
+    proto_write_close(&w, ']');
+    CHECK(!text.failed, "no memory");
+    proto_node *root = parse(text.data, text.bytes);
+    const proto_node *list = proto_json_get(root, "a");
+    for (size_t i = 0; i < proto_json_size(list); i++) {
+        const char *name = proto_json_string(proto_json_get(proto_json_at(list, i), "name"));
+        if (registry_check_name(kind, name, &error) == BX_OK) {
+            CHECK(registry_delete(daemon_here.registry, kind, name, &error) == BX_OK, "%s", error.text);
+        }
+    }
+    proto_json_free(root);
+    proto_buffer_free(&text);
+}
+
+/* Of the budget nothing is taken that cannot be reclaimed. */
+static void check_memory(void) {
+    const int64_t until = now_ns() + 10 * NS_PER_S;
+    const size_t all = memory_limit(daemon_here.memory) - taken;
+    lease l;
+    while (!lease_begin(&l, daemon_here.memory, all)) {
+        CHECK(now_ns() < until, "%zu bytes stay taken, not %zu", memory_used(daemon_here.memory), taken);
+        usleep(20);
+    }
+    lease_end(&l);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
@@ -256,8 +312,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         return 0;
     }
     bool whole;
-    const size_t cut = data[0] ? 8 * (size_t)data[0] : size;
-    const size_t n = exchange(data + 1, size - 1, cut, &whole);
+    const size_t n = exchange((const char *)data + 1, size - 1, (cuts){data[0], data[0] ? MOST_CUTS : 0}, &whole);
     const bool headless = memmem(data, size, "HEAD", 4);
     const char *end = answers + n;
     answers[n < sizeof answers ? n : sizeof answers - 1] = '\0';
@@ -267,5 +322,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         at = next;
     }
     come_to_rest(&daemon_here);
+    if (memmem(data, size, "PUT", 3)) {
+        delete_all(DEFINITION_PRIORS);
+        delete_all(DEFINITION_CRITERION);
+    }
+    check_memory();
     return 0;
 }

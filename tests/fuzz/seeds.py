@@ -329,5 +329,5 @@ def of(target):
               "criterion": lambda: many(CRITERIA), "generator": lambda: many(GENERATORS),
               "number": lambda: (n.encode() for n in NUMBERS), "coding": of_coding, "render": of_render,
               "guard": of_guard, "http": of_http, "options": of_options, "store": of_store, "diff": of_bytes,
-              "serve": lambda: (bytes([i * 11 & 0xff, i]) + data for i, data in enumerate(of_bytes()))}
+              "serve": lambda: (bytes([i * 11 & 0xff, i, i]) + data for i, data in enumerate(of_bytes()))}
     return makers[target]()

@@ -1,16 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Requests as the HTTP side hands them over, without it: admitted, received in pieces, computed by one worker or by
- * three, answered. A batch has the same answer whatever its form, its pieces and the workers are: that of the library,
- * in one thread.
+ * three, answered. A batch has the same answer whatever its form, its pieces, the workers and their ways are: that of
+ * the library, in one thread. The first three bytes say how it is sent and worked on; the others are the batch.
  */
 #include "../support/job.h"
 #include "case.h"
 #include "daemon.h"
 
+enum { MOST_CUTS = 24 }; /* of a body */
+
 static scene s;
 static server one, three;
-static size_t taken; /* of the budget of each, at rest */
+static size_t taken;          /* of the budget of each, at rest */
+static bx_context *reference; /* open for good */
 
 int LLVMFuzzerInitialize(int *argc, char ***argv) {
     (void)argc, (void)argv;
@@ -19,6 +22,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
     start_daemon(&one, "--workers=1");
     start_daemon(&three, "--workers=3");
     taken = memory_used(one.memory);
+    CHECK(bx_context_open(&reference, "cpu", "ref", NULL) == BX_OK, "no context");
     return 0;
 }
 
@@ -62,14 +66,13 @@ typedef struct sending {
     int64_t json_bytes; /* of an inference; -1: all */
     proto_coding coding;
     bool chunked, guess;
-    size_t piece; /* 0: as it comes */
+    uint32_t cuts; /* where it is cut; 0: nowhere */
 } sending;
 
-static void send_body(request *r, const sending *how, const char *data, size_t n, bytes *b) {
+static void send_body(request *r, const sending *how, const char *data, size_t n) {
+    cuts c = {how->cuts, how->cuts ? MOST_CUTS : 0};
     for (size_t at = 0, piece; at < n; at += piece) {
-        const uint32_t choice = take(b);
-        piece = how->piece ? how->piece : 1 + (size_t)choice * (n / 64 + 1);
-        piece = piece < n - at ? piece : n - at;
+        piece = cut(&c, n, at);
         char *copy = exact(data + at, piece);
         request_receive(r, copy, piece);
         free(copy);
@@ -77,7 +80,7 @@ static void send_body(request *r, const sending *how, const char *data, size_t n
 }
 
 /* The answer, which the caller frees; an abandoned one has status 0. */
-static answer exchange(server *to, const sending *how, const proto_buffer *body, bool leave, bytes *b) {
+static answer exchange(server *to, const sending *how, const proto_buffer *body, bool leave) {
     char name[ROUTE_NAME], allow[40], path[sizeof s.criterion + 32];
     snprintf(path, sizeof path, how->encoding == PROTO_INFER ? "/v2/models/%s/infer" : "/v1/loss", s.criterion);
     proto_buffer coded = {0};
@@ -98,7 +101,7 @@ static answer exchange(server *to, const sending *how, const proto_buffer *body,
     request *r = request_admit(to, &a, &out);
     CHECK(r, "not admitted: %d %.*s", out.status, (int)out.body.bytes, out.body.data);
     r->resume = resume;
-    send_body(r, how, sent->data, leave ? sent->bytes / 2 : sent->bytes, b);
+    send_body(r, how, sent->data, leave ? sent->bytes / 2 : sent->bytes);
     if (!leave) {
         if (!request_complete(r) && request_wait(r, suspend, NULL)) {
             await();
@@ -123,7 +126,7 @@ static char *owed_text(const proto_buffer *body, proto_encoding encoding, bool *
     bx_status status = proto_request_decode(r, PROTO_LOSS, encoding, body->data, body->bytes, NULL, 0,
                                             &proto_catalog_builtin, &limits, &error);
     if (status == BX_OK) {
-        status = compute(&c, "ref", r->criterion, r->priors, &r->batch, r->gradients, &error);
+        status = compute_in(&c, reference, r->criterion, r->priors, &r->batch, r->gradients, &error);
         if (status == BX_OK) {
             strcpy(r->device, "cpu");
             CHECK(proto_answer_encode(&out, PROTO_JSON, r, &c.result, &(proto_timing){0}, "id", SIZE_MAX, NULL) ==
@@ -176,23 +179,23 @@ static void write_form(int form, bytes *b, proto_buffer *body, sending *how) {
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     bytes b = {data, data + size};
-    const uint32_t choice = take(&b), small = take(&b);
+    const uint32_t choice = take(&b), cuts = take(&b), sooner = take_below(&b, 4);
     bool fine;
     scene_make(&s, &b, true);
     proto_buffer body = {0};
     sending how = {0};
+    one.sooner = three.sooner = sooner ? 6 + 2 * (int)sooner : 0;
     write_form(s.large ? 2 : 0, &b, &body, &how); /* so many numbers take too long to write as text */
     char *owed = owed_text(&body, how.encoding, &fine);
     for (int i = 0; i < 2; i++) {
         server *to = i ? &three : &one;
-        how = (sending){.chunked = choice & 1, .piece = small & 1 ? 1 + small / 2 : 0};
+        how = (sending){.chunked = choice & 1, .cuts = cuts};
         const int form = (int)(choice >> 2) % (s.plain ? 6 : 4);
         write_form(s.large ? 2 + form % (s.plain ? 3 : 2) : form, &b, &body, &how);
-        how.piece = s.large ? how.piece * 256 : how.piece;
         how.guess = how.encoding != PROTO_INFER && choice & 2;
         how.coding = how.encoding == PROTO_INFER && choice & 2 ? PROTO_GZIP : PROTO_IDENTITY;
         const bool leave = choice >> 6 == 3;
-        answer a = exchange(to, &how, &body, leave, &b);
+        answer a = exchange(to, &how, &body, leave);
         if (!leave) {
             hold(owed, fine, &a, &how, to);
         }

@@ -74,6 +74,14 @@ static inline bx_status compute_rest(computation *c, bx_context *context, bx_err
     return bx_finish(&c->result, &c->job, error);
 }
 
+/* All of a job in a context. Whether it fails or not, computation_free it. */
+static inline bx_status compute_in(computation *c, bx_context *context, const bx_criterion *criterion,
+                                   const bx_priors *priors, const bx_batch *batch, bx_gradients gradients,
+                                   bx_error *error) {
+    bx_status status = compute_images(c, context, criterion, priors, batch, gradients, error);
+    return status == BX_OK ? compute_rest(c, context, error) : status;
+}
+
 /* All of a job on the named level (NULL: the best). Whether it fails or not, computation_free it. */
 static inline bx_status compute(computation *c, const char *level, const bx_criterion *criterion,
                                 const bx_priors *priors, const bx_batch *batch, bx_gradients gradients,
@@ -82,10 +90,7 @@ static inline bx_status compute(computation *c, const char *level, const bx_crit
     memset(c, 0, sizeof *c);
     bx_status status = bx_context_open(&context, "cpu", level, error);
     if (status == BX_OK) {
-        status = compute_images(c, context, criterion, priors, batch, gradients, error);
-    }
-    if (status == BX_OK) {
-        status = compute_rest(c, context, error);
+        status = compute_in(c, context, criterion, priors, batch, gradients, error);
     }
     bx_context_close(context);
     return status;
