@@ -26,7 +26,8 @@ typedef enum proto_encoding { PROTO_JSON, PROTO_SAFETENSORS, PROTO_INFER } proto
 #define PROTO_MODEL_VERSION "1"
 
 /* Guess from the first bytes: JSON begins with white space or '{', and has no NUL, of which a safetensors header length
- * (8 bytes, little-endian) has several. */
+ * (8 bytes, little-endian) has several. Fewer than PROTO_GUESS_BYTES tell it for sure where there are no more. */
+#define PROTO_GUESS_BYTES 8
 proto_encoding proto_encoding_guess(const void *body, size_t bytes);
 
 /* A growing text or byte buffer. Zero-initialise it; a failed growth sets `failed` and drops what follows, so that a

@@ -219,7 +219,8 @@ static void draft_fini(proto_draft *draft) {
 
 proto_encoding proto_encoding_guess(const void *body, size_t bytes) {
     const char *first = body;
-    if (bytes == 0 || memchr(first, '\0', bytes < 8 ? bytes : 8)) /* no JSON has a NUL, and every header length has */
+    const size_t length = bytes < PROTO_GUESS_BYTES ? bytes : PROTO_GUESS_BYTES;
+    if (bytes == 0 || memchr(first, '\0', length)) /* no JSON has a NUL, and every header length has */
         return PROTO_SAFETENSORS;
     return strchr("{ \t\r\n", *first) ? PROTO_JSON : PROTO_SAFETENSORS;
 }

@@ -482,6 +482,17 @@ static bx_status look_at_body(request *r) {
     return BX_OK;
 }
 
+/* From the body's first bytes, whatever pieces they come in. Whether there are enough of them. */
+static bool guess(request *r, const char *data, size_t bytes) {
+    char first[PROTO_GUESS_BYTES];
+    const size_t missing = sizeof first - r->received, more = bytes < missing ? bytes : missing;
+    const size_t n = r->received + more;
+    memcpy(first, r->body.data, r->received);
+    memcpy(first + r->received, data, more);
+    r->encoding = proto_encoding_guess(first, n);
+    return n == sizeof first || n == r->expected;
+}
+
 static bx_status receive(request *r, const char *data, size_t bytes) {
     bx_status status = r->expected ? BX_OK : grow(r, bytes);
     if (status != BX_OK) {
@@ -490,8 +501,9 @@ static bx_status receive(request *r, const char *data, size_t bytes) {
     if (r->expected && bytes > r->expected - r->received) {
         return bx_fail(&r->error, BX_INTERNAL, "internal", "more bytes than Content-Length");
     }
-    if (r->guess && r->received == 0) {
-        r->encoding = proto_encoding_guess(data, bytes);
+    if (r->guess && r->received < PROTO_GUESS_BYTES && !guess(r, data, bytes)) {
+        keep(r, data, bytes);
+        return BX_OK;
     }
     if (r->received + bytes == r->expected) {
         r->received_ns = now_ns(); /* before the workers can see the last rows */

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import struct
 import sys
 import time
 import unittest
@@ -445,6 +446,20 @@ class Options(LossCase):
                     self.assertEqual(lossd.stable(self.post(body, "", content_type).body), want)
         for content_type in ("Application/JSON", "application/json; charset=utf-8", "application/json;charset=UTF-8"):
             self.assertEqual(lossd.stable(self.post(json_body, "", content_type).body), want)
+
+    def test_type_guessing_byte_by_byte(self):
+        """A header of 0x220, 0x27b, ... bytes begins as JSON does; what follows tells, whenever it comes."""
+        body = lossd.tiny().safetensors()
+        want = lossd.stable(self.post(body).body)
+        (size,) = struct.unpack("<Q", body[:8])
+        for first in b" {\t\r\n":
+            length = (size // 256 + 1) * 256 + first
+            longer = struct.pack("<Q", length) + body[8:8 + size] + b" " * (length - size) + body[8 + size:]
+            pieces = [bytes([byte]) for byte in longer[:9]] + [longer[9:]]
+            with self.subTest(first), self.daemon.connect() as connection:
+                connection.start("POST", "/v1/loss", {"Transfer-Encoding": "chunked"})
+                connection.send(b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n")
+                self.assertEqual(lossd.stable(connection.answer().body), want)
 
     def test_accept(self):
         body = lossd.tiny().safetensors()
