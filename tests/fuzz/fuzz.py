@@ -23,13 +23,13 @@ ROOT = os.path.dirname(os.path.dirname(HERE))
 BUILD = os.path.join(ROOT, "build", "fuzz")
 MOST_BYTES, MOST_INPUT = 200 << 10, 4096    # of a corpus, and of one input that is kept
 FEWER = {"serve": 32 << 10, "diff": 96 << 10}    # bytes of a corpus that takes long to replay
-LENGTHS = {"number": 64, "query": 1024, "criterion": 2048, "generator": 2048, "options": 512, "diff": 4096,
-           "serve": 4096, "store": 256}
+LENGTHS = {"number": 64, "query": 1024, "criterion": 2048, "generator": 2048, "options": 512, "diff": 2048,
+           "serve": 2560, "store": 256}
 DICTIONARIES = {"guard": "http", "http": "http json", "options": "options", "query": "json", "number": "", "coding": "",
                 "store": "", "diff": "", "serve": ""}
 # the daemon keeps buffers, and a sanitizer keeps what was freed
 MEMORY = {"http": 1024, "serve": 1024, "diff": 768}
-PATIENCE = {"http": 5, "serve": 5}    # seconds of one input, where threads take turns
+PATIENCE = {"http": 20, "serve": 20}    # seconds of one input, where threads take turns
 PLAIN = frozenset(range(0x20, 0x7f)) - {0x5c}
 
 

@@ -275,6 +275,11 @@ def of_http():
     yield b"\0" + post(b"/v2/models/ssd-multibox/infer", inference(False)[0]).replace(b"/infer", b"/versions/1/infer")
     put = post(b"/v1/criteria/mine", text(CRITERIA[4]), kind).replace(b"POST", b"PUT", 1)
     yield b"\0" + put + HEADS[8]
+    for cuts in range(0, 256, 50):    # several, one after the other
+        yield bytes([cuts]) + post(b"/v1/loss", text(BATCH), kind) + HEADS[1] + chunked(b"/v1/loss", tensors(entries())) + HEADS[0]
+        yield bytes([cuts]) + put + post(b"/v1/loss?criterion=mine", text(BATCH)) + HEADS[8] + post(
+            b"/v1/loss?criterion=mine", text(BATCH)) + HEADS[5] + HEADS[12]
+        yield bytes([cuts]) + post(b"/v1/loss", text(dict(BATCH, run="r", step=cuts)), kind) + HEADS[4] + HEADS[9] + HEADS[4]
     yield b"\0" + post(b"/v1/priors/set", text(GENERATORS[2]), kind, b"If-None-Match: *").replace(b"POST", b"PUT", 1)
     yield b"\0" + post(b"/v1/priors/set", tensors(entries()[3:4])).replace(b"POST", b"PUT", 1) + HEADS[6]
 
@@ -321,7 +326,13 @@ def of_bytes():
         yield source.randbytes(size)
     for how in range(0, 256, 9):
         yield bytes([how & 0xef if how & 15 == 15 else how]) + source.randbytes(300)
-    yield b"\x0f" + source.randbytes(80)
+
+
+def of_serve():
+    for i, data in enumerate(of_bytes()):
+        yield bytes([i * 11 & 0xff, i, i]) + data
+    for how in range(0x0f, 0x100, 0x20):    # large ones
+        yield bytes([how >> 1 | 2, how, 0, how, 0, how >> 5]) + b"a" * 1600
 
 
 def of(target):
@@ -329,5 +340,5 @@ def of(target):
               "criterion": lambda: many(CRITERIA), "generator": lambda: many(GENERATORS),
               "number": lambda: (n.encode() for n in NUMBERS), "coding": of_coding, "render": of_render,
               "guard": of_guard, "http": of_http, "options": of_options, "store": of_store, "diff": of_bytes,
-              "serve": lambda: (bytes([i * 11 & 0xff, i, i]) + data for i, data in enumerate(of_bytes()))}
+              "serve": of_serve}
     return makers[target]()
