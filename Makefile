@@ -24,7 +24,7 @@ HARDER   = $(eval HARDER := $(harder))$(HARDER)
 # The same source makes the same bits wherever it lies: compilers write down where they were started.
 export PWD := $(CURDIR)
 CFLAGS_release = -O2 -g -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=3 '-ffile-prefix-map=$(CURDIR)=.' $(HARDER)
-CFLAGS_test    := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+CFLAGS_test    := -O1 -g -fsanitize=address,undefined -fsanitize=float-cast-overflow -fno-sanitize-recover=all -fno-omit-frame-pointer
 CFLAGS_tsan    := -O1 -g -fsanitize=thread -fno-omit-frame-pointer
 CFLAGS_cover   := -O0 -g --coverage -fprofile-update=atomic
 # libFuzzer is told of comparisons where an input is read, which is not in arithmetic nor in the tests.

@@ -122,7 +122,8 @@ bx_status history_describe(history *h, const char *name, proto_run *told, proto_
 /* Steps lie in `n` ranges of equal length; of each the minima and maxima of the first charted values are told. */
 typedef struct thinning {
     const history_steps *wanted;
-    int64_t first, span, n;
+    double first, span;
+    int64_t n;
     int n_values;
     int64_t range;               /* of the rows below; -1: there are none */
     proto_step rows[N_EXTREMES]; /* maximum and minimum of each value */
@@ -159,8 +160,14 @@ static void end_range(thinning *t) {
     }
 }
 
+/* Of a step that is not where its run says, because the file was damaged, the last. */
+static int64_t range_of(const thinning *t, int64_t step) {
+    const double at = ((double)step - t->first) / t->span * (double)t->n;
+    return at >= 0 && at < (double)t->n ? (int64_t)at : t->n;
+}
+
 static void thin(thinning *t, const proto_step *step) {
-    const int64_t range = (int64_t)((double)(step->step - t->first) / (double)t->span * (double)t->n);
+    const int64_t range = range_of(t, step->step);
     if (range != t->range) {
         end_range(t);
         t->range = range;
@@ -209,8 +216,8 @@ static int read_thinned(history *h, const run *r, const history_steps *wanted) {
     t->wanted = wanted;
     t->n_values = pairs < N_CHARTED ? (int)pairs : N_CHARTED;
     t->n = pairs / t->n_values;
-    t->first = wanted->after >= r->told.first_step ? wanted->after + 1 : r->told.first_step;
-    t->span = r->told.last_step - t->first + 1;
+    t->first = (double)(wanted->after >= r->told.first_step ? wanted->after + 1 : r->told.first_step);
+    t->span = (double)r->told.last_step - t->first + 1;
     t->range = t->told = -1;
     /* where a range holds some whole chunks, their minima and maxima are enough */
     int rc = r->told.steps / t->n >= 2 * CHUNK ? thin_notable(&h->reader, r->id, wanted->after, t)
