@@ -7,8 +7,8 @@
  * workers compute; a GPU has threads of its own; the clerk, a worker of its own, waits for the disk; the writer records
  * results and the reader, a worker of its own, reads them; the reaper enforces deadlines. Locks, in the order in which
  * they may be held together: peers (peers.c)  ->  request->lock  ->  pool lock devices lock history writing registry
- * writing  ->  store lock  ->  registry making  ->  registry lock
- *   any of these  ->  memory lock; but nothing is reserved under the registry lock, which a full budget asks for
+ * writing  ->  store lock  ->  catalog making  ->  catalog lock
+ *   any of these  ->  memory lock; but nothing is reserved under the catalog lock, which a full budget asks for
  */
 #ifndef SERVER_H
 #define SERVER_H
