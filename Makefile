@@ -70,8 +70,10 @@ NVCC_FLAGS   = $(CUDA_FLAGS) $(foreach code,$(CUDA_CODE),-gencode arch=$(code:sm
 NVCC_SAME    = -Xcudafe --orig_src_path_name=$< --objdir-as-tempdir
 endif
 
-LIB_OBJ    := $(patsubst %.c,$(B)/%.o,$(filter-out lib/cpu_simd.c $(if $(NVCC),,lib/cuda.c),$(wildcard lib/*.c))) \
-              $(LEVELS:%=$(B)/lib/cpu_simd_%.o) $(CUDA_OBJ)
+# The host half of the cuda backend.
+CUDA_C     := cuda cuda_job
+LIB_C      := $(filter-out lib/cpu_simd.c $(if $(NVCC),,$(CUDA_C:%=lib/%.c)),$(wildcard lib/*.c))
+LIB_OBJ    := $(patsubst %.c,$(B)/%.o,$(LIB_C)) $(LEVELS:%=$(B)/lib/cpu_simd_%.o) $(CUDA_OBJ)
 PROTO_OBJ  := $(patsubst %.c,$(B)/%.o,$(wildcard proto/*.c))
 SERVER_OBJ := $(patsubst %.c,$(B)/%.o,$(wildcard server/*.c))
 ARCHIVES   := $(B)/libproto.a $(B)/libboxloss.a
@@ -131,7 +133,7 @@ $(B)/nvcc: FORCE
 	@mkdir -p $(@D)
 	@echo '$(NVCC)' | cmp -s - $@ || echo '$(NVCC)' >$@
 FORCE:
-$(B)/lib/backend.o $(B)/lib/cuda.o: ALL_CFLAGS += $(CUDA_CFLAGS)
+$(patsubst %,$(B)/lib/%.o,backend $(CUDA_C)): ALL_CFLAGS += $(CUDA_CFLAGS)
 $(B)/lib/backend.o $(B)/libboxloss.a: $(B)/nvcc
 # The same in every configuration.
 build/cuda/%.o: lib/%.cu | deps-build
@@ -225,8 +227,8 @@ endif
 CXX_WARN    := -Wall -Wextra -Wpointer-arith -Wvla -Wundef -Wwrite-strings $(if $(WERROR),-Werror)
 CXX_FLAGS    = -std=c++17 -D_GNU_SOURCE $(CXX_WARN) $(HARDEN) -Ilib $(EMULATED) -MMD -MP $(CXXFLAGS)
 CXX_DEVICE   = -x c++ -include cuda_runtime.h $(LIB_CFLAGS) -fno-strict-aliasing -Wno-unknown-pragmas $(CFLAGS_$(CONFIG))
-$(E)/cuda.o $(E)/backend.o: ALL_CFLAGS += $(EMULATED) -DBX_CUDA
-$(E)/cuda.o $(E)/backend.o: $(E)/%.o: lib/%.c | deps-test
+$(patsubst %,$(E)/%.o,backend $(CUDA_C)): ALL_CFLAGS += $(EMULATED) -DBX_CUDA
+$(patsubst %,$(E)/%.o,backend $(CUDA_C)): $(E)/%.o: lib/%.c | deps-test
 	@mkdir -p $(@D)
 	$(call say,CC)
 	$(Q)$(CC) $(ALL_CFLAGS) $(LIB_CFLAGS) -c $< -o $@
@@ -247,8 +249,8 @@ $(E)/test_emulated.o: tests/unit/test_emulated.cc | deps-test
 	@mkdir -p $(@D)
 	$(call say,CXX)
 	$(Q)$(CXX) $(CXX_FLAGS) $(CXX_DEVICE) -c $< -o $@
-EMULATED_OBJ := $(filter-out %/backend.o %/cuda.o $(CUDA_OBJ),$(LIB_OBJ)) \
-                $(patsubst %,$(E)/%.o,backend cuda runtime device) $(patsubst lib/%.cu,$(E)/%.o,$(wildcard lib/*.cu))
+EMULATED_OBJ := $(filter-out $(patsubst %,$(B)/lib/%.o,backend $(CUDA_C)) $(CUDA_OBJ),$(LIB_OBJ)) \
+                $(patsubst %,$(E)/%.o,backend $(CUDA_C) runtime device) $(patsubst lib/%.cu,$(E)/%.o,$(wildcard lib/*.cu))
 $(E)/libboxloss.a: $(EMULATED_OBJ)
 	@rm -f $@
 	$(call say,AR)

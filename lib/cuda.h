@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Between the two halves of the cuda backend: cuda.c, which knows memory, streams and errors, and cuda_kernels.cu,
- * which knows the stages. Both are the same stages as the cpu's over the same arrays; only the pointers lead to the
- * device.
+ * Between the two halves of the cuda backend: cuda.c and cuda_job.c, which know memory, streams and errors, and the .cu
+ * files, which know the stages. Both are the same stages as the cpu's over the same arrays; only the pointers lead to
+ * the device.
  */
 #ifndef BX_CUDA_H
 #define BX_CUDA_H

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The part of the CUDA runtime's interface that lib/cuda.c and lib/cuda_kernels.cu use, declared anew so that both are
+ * The part of the CUDA runtime's interface that lib/cuda*.c and lib/cuda_*.cu use, declared anew so that both are
  * compiled, and run by runtime.cc and device.cc, on machines without the toolkit. Names, numbers and the order of
  * arguments are the runtime's; structs hold only what is asked for.
  */
