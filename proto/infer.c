@@ -2,108 +2,20 @@
 /*
  * An inference of the Open Inference Protocol to a draft: a JSON object that names tensors, whose numbers stand in it
  * or follow it as bytes (the binary tensor data extension). They become the table of tensors that a safetensors body
- * becomes, so what a request may hold is decided in one place (decode_tensors.c).
+ * becomes, so what a request may hold is decided in one place (decode_tensors.c). Datatypes, parameters of tensors and
+ * shared memory: infer_tensor.c.
  *
  * What the protocol does not allow is BX_MALFORMED; what a request of this service cannot mean is refused as in every
  * other body.
  */
-#include "internal.h"
+#include "infer.h"
 
 #include <stdio.h>
 #include <string.h>
 
 #define PREFIX_MEMORY ((size_t)8 << 20) /* of heap, for the tree of a short JSON */
 
-/* ---- datatypes --------------------------------------------------------------------------------------------------- */
-
-/* What numbers in JSON of each datatype are stored as: whole ones as I64, where they can be checked. Of the two short
- * ones there are none in JSON, as in Triton. */
-static const struct datatype {
-    const char *name;
-    bx_dtype dtype, stored; /* stored BX_N_DTYPES: bytes only */
-    int64_t least, most;    /* of whole numbers */
-} datatypes[] = {
-    {"FP32", BX_F32, BX_F32, 0, 0},
-    {"INT64", BX_I64, BX_I64, INT64_MIN, INT64_MAX},
-    {"INT32", BX_I32, BX_I64, INT32_MIN, INT32_MAX},
-    {"FP16", BX_F16, BX_N_DTYPES, 0, 0},
-    {"BF16", BX_BF16, BX_N_DTYPES, 0, 0},
-    {"FP64", BX_F64, BX_F64, 0, 0},
-    {"BOOL", BX_BOOL, BX_BOOL, 0, 0},
-    {"UINT8", BX_U8, BX_I64, 0, UINT8_MAX},
-    {"INT16", BX_I16, BX_I64, INT16_MIN, INT16_MAX},
-    {"INT8", BX_I8, BX_I64, INT8_MIN, INT8_MAX},
-};
-
-enum { N_DATATYPES = sizeof datatypes / sizeof datatypes[0] };
-
-const char *proto_datatype_name(bx_dtype dtype) {
-    size_t i = 0;
-    while (i < N_DATATYPES - 1 && datatypes[i].dtype != dtype)
-        i++;
-    return datatypes[i].name;
-}
-
-/* NULL: one that no tensor here can have. */
-static const struct datatype *find_datatype(const char *name) {
-    for (size_t i = 0; i < N_DATATYPES; i++)
-        if (proto_same(datatypes[i].name, name))
-            return &datatypes[i];
-    return NULL;
-}
-
-/* Of the text of a JSON string; where it is none of ours it does not matter, the input will be refused. */
-bx_dtype proto_datatype_stored(const char *begin, const char *end) {
-    for (size_t i = 0; begin && i < N_DATATYPES; i++)
-        if (datatypes[i].stored != BX_N_DTYPES && proto_key_is(begin, end, datatypes[i].name))
-            return datatypes[i].stored;
-    return BX_F64;
-}
-
-/* Where an inference has arrays of numbers. */
-static const proto_place places[] = {
-    {{"inputs", "", "data"}, BX_N_DTYPES, PROTO_MAX_AXES, 1, 0},
-    {{NULL}, BX_F32, 0, 0, 0},
-};
-
-/* ---- JSON values of the protocol --------------------------------------------------------------------------------- */
-
-static bx_status refuse(bx_error *error, const char *path, const char *expected, const proto_node *got) {
-    if (got)
-        bx_fail(error, BX_MALFORMED, "infer_request", "expected %s, got %s", expected, proto_json_kind_name(got));
-    else
-        bx_fail(error, BX_MALFORMED, "infer_request", "%s is missing here", expected);
-    return bx_at(error, "%s", path);
-}
-
-/* A member that must be there and of that kind; `expected`: in words. */
-static bx_status need(const proto_node **value, const proto_node *object, const char *path, const char *name,
-                      proto_kind kind, const char *expected, bx_error *error) {
-    char at[80];
-    *value = proto_json_get(object, name);
-    if (*value && proto_json_kind(*value) == kind)
-        return BX_OK;
-    snprintf(at, sizeof at, "%s%s%s", path, *path ? "." : "", name);
-    return refuse(error, *value ? at : path, *value ? expected : name, *value);
-}
-
-/* Refuse members that are not in the list, which ends with NULL. */
-static bx_status check_members(const proto_node *object, const char *path, const char *what, proto_names known,
-                               bx_error *error) {
-    void *iterator = NULL;
-    const char *name;
-    const proto_node *value;
-    while (proto_json_next(object, &iterator, &name, &value)) {
-        size_t i = 0;
-        while (known(i) && strcmp(known(i), name) != 0)
-            i++;
-        if (!known(i)) {
-            proto_refuse(error, "unknown_member", what, name, known);
-            return proto_at_member(error, path, name);
-        }
-    }
-    return BX_OK;
-}
+/* ---- members ----------------------------------------------------------------------------------------------------- */
 
 static const char *request_member_at(size_t i) {
     /* some clients repeat what the path says */
@@ -126,85 +38,6 @@ static const char *output_name_at(size_t i) {
     return output ? output->name : NULL;
 }
 
-/* ---- parameters of tensors --------------------------------------------------------------------------------------- */
-
-/* What a tensor's parameters may say. */
-struct parameter {
-    const char *name;
-    proto_kind kind;
-    const char *expected;
-    const proto_node *value; /* NULL: it does not say it */
-};
-
-/* Where it lies in shared memory, and in front of that what an input or an output has besides. */
-enum { OWN, REGION, BYTES, OFFSET, N_PARAMETERS };
-#define PARAMETERS(own, kind, expected)                                                                                \
-    {                                                                                                                  \
-        {own, kind, expected, NULL}, {"shared_memory_region", PROTO_STRING, "a string", NULL},                         \
-            {"shared_memory_byte_size", PROTO_INTEGER, "an integer", NULL}, {                                          \
-            "shared_memory_offset", PROTO_INTEGER, "an integer", NULL                                                  \
-        }                                                                                                              \
-    }
-
-static bx_status read_tensor_parameters(struct parameter parameters[N_PARAMETERS], const proto_node *tensor,
-                                        const char *path, bx_error *error) {
-    const proto_node *object = proto_json_get(tensor, "parameters"), *value;
-    void *iterator = NULL;
-    const char *name;
-    char at[80];
-    snprintf(at, sizeof at, "%s.parameters", path);
-    if (object && proto_json_kind(object) != PROTO_OBJECT)
-        return refuse(error, at, "an object", object);
-    while (object && proto_json_next(object, &iterator, &name, &value)) {
-        int i = 0;
-        while (i < N_PARAMETERS && strcmp(parameters[i].name, name) != 0)
-            i++;
-        if (i == N_PARAMETERS) {
-            bx_fail(error, BX_INVALID, "unknown_member",
-                    "there is no parameter \"%.64s\" here; there are %s, shared_memory_region, shared_memory_byte_size "
-                    "and shared_memory_offset",
-                    name, parameters[OWN].name);
-            return proto_at_member(error, at, name);
-        }
-        if (proto_json_kind(value) != parameters[i].kind) {
-            refuse(error, "", parameters[i].expected, value);
-            return bx_at(error, "%s.%s", at, name);
-        }
-        parameters[i].value = value;
-    }
-    return BX_OK;
-}
-
-/* The place in shared memory that the parameters name, and its bytes; where they name none, place->bytes stays 0. */
-static bx_status find_place(proto_shared *place, const void **data, const struct parameter parameters[N_PARAMETERS],
-                            const char *path, const proto_limits *limits, bx_error *error) {
-    const proto_node *region = parameters[REGION].value, *bytes = parameters[BYTES].value;
-    const proto_node *offset = parameters[OFFSET].value;
-    *place = (proto_shared){.index = -1};
-    if (!region && !bytes && !offset)
-        return BX_OK;
-    const int64_t n = bytes ? proto_json_int(bytes) : 0, from = offset ? proto_json_int(offset) : 0;
-    const char *name = region ? proto_json_string(region) : "";
-    if (!region || !bytes)
-        bx_fail(error, BX_MALFORMED, "infer_request",
-                "shared memory is named by shared_memory_region and shared_memory_byte_size, both");
-    else if (n < 1 || from < 0)
-        bx_fail(error, BX_MALFORMED, "infer_request", "%lld bytes of shared memory from byte %lld on", (long long)n,
-                (long long)from);
-    else if (!limits->region)
-        bx_fail(error, BX_INVALID, "unsupported_option", "this daemon maps no shared memory (--shared-memory)");
-    else if (strlen(name) >= sizeof place->region)
-        bx_fail(error, BX_INVALID, "unknown_region", "there is no shared memory region \"%.64s\"", name);
-    else
-        limits->region(limits->context, name, (size_t)from, (size_t)n, &place->index, data, error);
-    if (error->status)
-        return bx_at(error, "%s", path);
-    memcpy(place->region, name, strlen(name) + 1);
-    place->offset = (size_t)from;
-    place->bytes = (size_t)n;
-    return BX_OK;
-}
-
 /* ---- inputs ------------------------------------------------------------------------------------------------------ */
 
 /* The bytes behind the JSON that no input has taken yet. */
@@ -217,7 +50,7 @@ struct rest {
 struct input {
     const proto_node *node;
     const char *path;
-    const struct datatype *datatype; /* NULL: none of ours */
+    const proto_datatype *datatype; /* NULL: none of ours */
     proto_tensor *tensor;
 };
 
@@ -234,7 +67,7 @@ static bx_status read_shape(const struct input *in, const proto_node *shape, bx_
         char at[80];
         snprintf(at, sizeof at, "%s.shape[%d]", in->path, i);
         if (proto_json_kind(dim) != PROTO_INTEGER)
-            return refuse(error, at, "an integer", dim);
+            return proto_infer_refuse(error, at, "an integer", dim);
         tensor->shape[i] = proto_json_int(dim);
         if (tensor->shape[i] < 0) {
             bx_fail(error, BX_MALFORMED, "infer_request", "a dimension of %lld; none is negative",
@@ -321,8 +154,8 @@ static bx_status take_numbers(const struct input *in, const proto_document *docu
                 in->datatype->name);
         return bx_at(error, "%s", in->path);
     }
-    bx_status status =
-        proto_json_kind(data) == PROTO_ARRAY ? measure(&size, in, 1, error) : refuse(error, at, "an array", data);
+    bx_status status = proto_json_kind(data) == PROTO_ARRAY ? measure(&size, in, 1, error)
+                                                            : proto_infer_refuse(error, at, "an array", data);
     if (!status)
         status = proto_dense_read(&dense, document, data, error);
     if (status)
@@ -342,16 +175,14 @@ static bx_status take_numbers(const struct input *in, const proto_document *docu
 }
 
 static bx_status take_data(const struct input *in, const proto_draft *draft, struct rest *rest, bx_error *error) {
-    struct parameter parameters[] = PARAMETERS("binary_data_size", PROTO_INTEGER, "an integer");
+    proto_parameter own = {"binary_data_size", PROTO_INTEGER, "an integer", NULL};
     const proto_node *data = proto_json_get(in->node, "data");
     const void *shared = NULL;
     proto_shared place = {.bytes = 0};
-    bx_status status = read_tensor_parameters(parameters, in->node, in->path, error);
-    if (!status)
-        status = find_place(&place, &shared, parameters, in->path, draft->limits, error);
+    bx_status status = proto_infer_parameters(&own, &place, &shared, in->node, in->path, draft->limits, error);
     if (status)
         return status;
-    const proto_node *size = parameters[OWN].value;
+    const proto_node *size = own.value;
     if (!!data + !!size + (place.bytes > 0) != 1) {
         bx_fail(error, BX_MALFORMED, "infer_request",
                 data || size ? "of data and binary_data_size and shared memory there may be only one"
@@ -370,18 +201,18 @@ static bx_status read_input(proto_draft *draft, const proto_node *node, size_t i
     char path[32];
     snprintf(path, sizeof path, "inputs[%zu]", i);
     if (proto_json_kind(node) != PROTO_OBJECT)
-        return refuse(error, path, "an object", node);
-    bx_status status = check_members(node, path, "member", input_member_at, error);
+        return proto_infer_refuse(error, path, "an object", node);
+    bx_status status = proto_infer_members(node, path, input_member_at, error);
     if (!status)
-        status = need(&name, node, path, "name", PROTO_STRING, "a string", error);
+        status = proto_infer_need(&name, node, path, "name", PROTO_STRING, "a string", error);
     if (!status)
-        status = need(&datatype, node, path, "datatype", PROTO_STRING, "a string", error);
+        status = proto_infer_need(&datatype, node, path, "datatype", PROTO_STRING, "a string", error);
     if (!status)
-        status = need(&shape, node, path, "shape", PROTO_ARRAY, "an array", error);
+        status = proto_infer_need(&shape, node, path, "shape", PROTO_ARRAY, "an array", error);
     if (status)
         return status;
     *tensor = (proto_tensor){.name = proto_json_string(name), .dtype_name = proto_json_string(datatype)};
-    const struct input in = {node, path, find_datatype(tensor->dtype_name), tensor};
+    const struct input in = {node, path, proto_datatype_find(tensor->dtype_name), tensor};
     tensor->dtype = in.datatype ? in.datatype->dtype : BX_N_DTYPES;
     for (int k = 0; k < container->n_tensors; k++)
         if (proto_same(container->tensors[k].name, tensor->name)) {
@@ -399,7 +230,7 @@ static bx_status read_inputs(proto_draft *draft, struct rest rest, bx_error *err
     const proto_node *inputs = proto_json_get(draft->document.root, "inputs");
     bx_status status = BX_OK;
     if (!inputs || proto_json_kind(inputs) != PROTO_ARRAY)
-        return refuse(error, inputs ? "inputs" : "", inputs ? "an array" : "\"inputs\"", inputs);
+        return proto_infer_refuse(error, inputs ? "inputs" : "", inputs ? "an array" : "\"inputs\"", inputs);
     if (proto_json_size(inputs) > PROTO_MAX_TENSORS) {
         bx_fail(error, BX_MALFORMED, "infer_request", "more than %d inputs", PROTO_MAX_TENSORS);
         return bx_at(error, "inputs");
@@ -452,11 +283,11 @@ static bx_status read_parameters(proto_draft *draft, bool *binary, bx_error *err
     if (!parameters)
         return BX_OK;
     if (proto_json_kind(parameters) != PROTO_OBJECT)
-        return refuse(error, "parameters", "an object", parameters);
+        return proto_infer_refuse(error, "parameters", "an object", parameters);
     while (!status && proto_json_next(parameters, &iterator, &name, &value)) {
         const bool output = strcmp(name, "binary_data_output") == 0;
         if (output && proto_json_kind(value) != PROTO_BOOLEAN)
-            return refuse(error, "parameters.binary_data_output", "a boolean", value);
+            return proto_infer_refuse(error, "parameters.binary_data_output", "a boolean", value);
         if (output)
             *binary = proto_json_bool(value);
         else if (!is_reserved(name))
@@ -466,7 +297,7 @@ static bx_status read_parameters(proto_draft *draft, bool *binary, bx_error *err
 }
 
 static bx_status read_output(proto_draft *draft, const proto_node *node, size_t i, bool binary, bx_error *error) {
-    struct parameter parameters[] = PARAMETERS("binary_data", PROTO_BOOLEAN, "a boolean");
+    proto_parameter own = {"binary_data", PROTO_BOOLEAN, "a boolean", NULL};
     proto_infer *infer = &draft->infer;
     const proto_node *name, *bytes;
     const void *unread;
@@ -475,17 +306,15 @@ static bx_status read_output(proto_draft *draft, const proto_node *node, size_t 
     char path[32];
     snprintf(path, sizeof path, "outputs[%zu]", i);
     if (proto_json_kind(node) != PROTO_OBJECT)
-        return refuse(error, path, "an object", node);
-    bx_status status = check_members(node, path, "member", output_member_at, error);
+        return proto_infer_refuse(error, path, "an object", node);
+    bx_status status = proto_infer_members(node, path, output_member_at, error);
     if (!status)
-        status = need(&name, node, path, "name", PROTO_STRING, "a string", error);
+        status = proto_infer_need(&name, node, path, "name", PROTO_STRING, "a string", error);
     if (!status)
-        status = read_tensor_parameters(parameters, node, path, error);
-    if (!status)
-        status = find_place(&place, &unread, parameters, path, draft->limits, error);
+        status = proto_infer_parameters(&own, &place, &unread, node, path, draft->limits, error);
     if (status)
         return status;
-    bytes = parameters[OWN].value;
+    bytes = own.value;
     while (output_name_at(output) && strcmp(output_name_at(output), proto_json_string(name)) != 0)
         output++;
     if (!output_name_at(output))
@@ -508,7 +337,7 @@ static bx_status read_outputs(proto_draft *draft, bool binary, bx_error *error) 
     const proto_node *outputs = proto_json_get(draft->document.root, "outputs");
     bx_status status = BX_OK;
     if (outputs && proto_json_kind(outputs) != PROTO_ARRAY)
-        return refuse(error, "outputs", "an array", outputs);
+        return proto_infer_refuse(error, "outputs", "an array", outputs);
     for (size_t i = 0; !status && outputs && i < proto_json_size(outputs); i++)
         status = read_output(draft, proto_json_at(outputs, i), i, binary, error);
     if (!status && draft->infer.outputs == 0)
@@ -521,13 +350,19 @@ static bx_status read_id(proto_draft *draft, bx_error *error) {
     if (!id)
         return BX_OK;
     if (proto_json_kind(id) != PROTO_STRING)
-        return refuse(error, "id", "a string", id);
+        return proto_infer_refuse(error, "id", "a string", id);
     if (*proto_json_string(id)) /* the C++ client always sends one, which may be empty */
         draft->infer.id = (char *)proto_json_string(id);
     return BX_OK;
 }
 
 /* ---- the whole body ---------------------------------------------------------------------------------------------- */
+
+/* Where an inference has arrays of numbers. */
+static const proto_place places[] = {
+    {{"inputs", "", "data"}, BX_N_DTYPES, PROTO_MAX_AXES, 1, 0},
+    {{NULL}, BX_F32, 0, 0, 0},
+};
 
 /* Whoever sends tensors behind the JSON without saying so gets to know what is missing. */
 static bx_status read_document(proto_draft *draft, const char *text, size_t bytes, bx_error *error) {
@@ -550,7 +385,7 @@ bx_status proto_draft_infer(proto_draft *draft, const void *body, size_t bytes, 
                        "Inference-Header-Content-Length is %zu, but the body has %zu bytes", length, bytes);
     bx_status status = read_document(draft, text, length, error);
     if (!status)
-        status = check_members(draft->document.root, "", "member", request_member_at, error);
+        status = proto_infer_members(draft->document.root, "", request_member_at, error);
     if (!status)
         status = read_id(draft, error);
     if (!status)
@@ -619,43 +454,4 @@ bx_status proto_infer_include(unsigned *include, unsigned outputs, bool with_tar
             return bx_at(error, "outputs");
     }
     return BX_OK;
-}
-
-/* ---- shared memory ----------------------------------------------------------------------------------------------- */
-
-static const char *registration_member_at(size_t i) {
-    static const char *const names[] = {"key", "offset", "byte_size", NULL};
-    return names[i];
-}
-
-static bx_status read_registration(proto_registration *registration, const proto_node *root, bx_error *error) {
-    const proto_node *key, *bytes, *offset = proto_json_get(root, "offset");
-    bx_status status = check_members(root, "", "member", registration_member_at, error);
-    if (!status)
-        status = need(&key, root, "", "key", PROTO_STRING, "a string", error);
-    if (!status)
-        status = need(&bytes, root, "", "byte_size", PROTO_INTEGER, "an integer", error);
-    if (status)
-        return status;
-    if (offset && proto_json_kind(offset) != PROTO_INTEGER)
-        return refuse(error, "offset", "an integer", offset);
-    const int64_t n = proto_json_int(bytes), from = offset ? proto_json_int(offset) : 0;
-    if (n < 0 || from < 0)
-        return bx_fail(error, BX_MALFORMED, "infer_request", "byte_size is %lld, offset %lld", (long long)n,
-                       (long long)from);
-    snprintf(registration->key, sizeof registration->key, "%s", proto_json_string(key));
-    registration->offset = (size_t)from;
-    registration->bytes = (size_t)n;
-    return BX_OK;
-}
-
-bx_status proto_registration_read(proto_registration *registration, const void *body, size_t bytes,
-                                  const proto_limits *limits, bx_error *error) {
-    static const proto_place none[] = {{{NULL}, BX_F32, 0, 0, 0}};
-    proto_document document = {0};
-    bx_status status = proto_document_read(&document, body, bytes, NULL, none, limits, error);
-    if (!status)
-        status = read_registration(registration, document.root, error);
-    proto_document_fini(&document);
-    return status;
 }

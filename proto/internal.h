@@ -330,7 +330,7 @@ BX_MUST_USE bx_status proto_dense_read(proto_dense *dense, const proto_document 
                                        bx_error *error);
 size_t proto_dense_count(const proto_dense *dense);
 
-/* ---- inferences (infer.c) ---------------------------------------------------------------------------------------- */
+/* ---- inferences (infer.c, infer_tensor.c) ------------------------------------------------------------------------ */
 
 /* What numbers in JSON become, of the datatype that the text of a string names; not I32. NULL: there is no such string.
  */
