@@ -2,7 +2,7 @@
 /*
  * The stages of a job against naive versions written here: matching by the whole float32 matrix, cross-entropy in
  * double, mining by a sort. Then what must not change a bit: how a block is cut into ranges, the order of the units,
- * the order of the images, the split of a batch. (Every rule of matching is in test_assign.c, every formula in
+ * the order of the images, the split of a batch. (Every rule of matching is in test_assign*.c, every formula in
  * test_gradients.c.)
  */
 #include <math.h>
