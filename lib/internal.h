@@ -8,7 +8,7 @@
 #include <endian.h>
 #include <string.h>
 
-#include "boxloss.h"
+#include "compute.h"
 #include "match.h"
 
 #define BX_ALIGN 64
@@ -124,7 +124,7 @@ static inline int32_t bx_next_meeting(const bx_priors *priors, int32_t p, int32_
     return end;
 }
 
-/* Where memory lives. A row of the list in backend.c; what the functions do is said in boxloss.h. */
+/* Where memory lives. A row of the list in backend.c; what the functions do is said in compute.h. */
 typedef struct bx_backend {
     const char *name; /* of the device, up to ":" */
     bx_status (*open)(bx_context *context, const char *device, const char *level, bx_error *error);

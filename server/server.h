@@ -21,7 +21,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "boxloss.h"
+#include "compute.h"
 #include "proto.h"
 
 /* ---- options ----------------------------------------------------------------------------------------------------- */

@@ -12,6 +12,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "compute.h"
 #include "proto.h"
 
 #define FOOTPRINT ((size_t)80 << 20) /* of all copies: well beyond the last-level cache */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A batch computed from beginning to end in one thread: its units in the order that boxloss.h gives, or as a whole on a
+ * A batch computed from beginning to end in one thread: its units in the order that compute.h gives, or as a whole on a
  * device. Memory is poisoned before a job gets it, so that nothing can lean on zeros.
  */
 #ifndef JOB_H
@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "boxloss.h"
+#include "compute.h"
 
 /* At least one byte, 64-byte aligned, full of 0xa5. */
 static inline void *poisoned(size_t bytes) {

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "../../proto/internal.h"
+#include "compute.h"
 #include "../support/answer.h"
 #include "../support/suite.h"
 #include "../support/tree.h"
