@@ -22,7 +22,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
 BUILD = os.path.join(ROOT, "build", "fuzz")
 MOST_BYTES, MOST_INPUT = 200 << 10, 4096    # of a corpus, and of one input that is kept
-FEWER = {"serve": 32 << 10, "diff": 96 << 10}    # bytes of a corpus that takes long to replay
+FEWER = {"serve": 64 << 10, "diff": 96 << 10, "http": MOST_BYTES}    # of a corpus that has some inputs of all sizes
 LENGTHS = {"number": 64, "query": 1024, "criterion": 2048, "generator": 2048, "options": 512, "diff": 2048,
            "serve": 2560, "store": 256}
 DICTIONARIES = {"guard": "http", "http": "http json", "options": "options", "query": "json", "number": "", "coding": "",
@@ -127,7 +127,7 @@ def keep(target):
         with open(os.path.join(least, name), "rb") as f:
             inputs.append(f.read())
     inputs.sort(key=lambda data: (len(data), data))
-    if target in FEWER:    # some of all sizes
+    if target in FEWER:
         random.Random(1).shuffle(inputs)
     size, lines = 0, []
     for data in inputs:
