@@ -138,7 +138,7 @@ static bx_status check_name(const char name[16], place at, bx_error *error) {
     for (const char *c = name; fine && *c; c++) {
         fine = *c > ' ' && *c < 127;
     }
-    return fine ? BX_OK : refuse(error, at, "is not a name of at most 15 printable characters");
+    return fine ? BX_OK : refuse(error, at, "is not a name of at most 15 characters of printable ASCII");
 }
 
 /* Parameter by parameter, as bx_form says how each is held. */

@@ -94,8 +94,8 @@ static bx_status read_name(char out[16], const proto_node *node, struct place at
     if (proto_json_kind(node) != PROTO_STRING)
         return mismatch(error, at, "a string", node);
     if (strlen(proto_json_string(node)) > 15) {
-        bx_fail(error, BX_INVALID, "priors_range", "a level's name has at most 15 characters, \"%.64s\" has more",
-                proto_json_string(node));
+        bx_fail(error, BX_INVALID, "priors_range",
+                "a level's name is at most 15 characters of printable ASCII, not \"%.64s\"", proto_json_string(node));
         return at_place(error, at);
     }
     snprintf(out, 16, "%s", proto_json_string(node));

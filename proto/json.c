@@ -207,7 +207,7 @@ static size_t text_position(const proto_scan *scan, const char *text, size_t pos
 /* jansson's complaint in our words. */
 static bx_status parse_failure(const json_error_t *cause, const proto_scan *scan, const char *text, bx_error *error) {
     const size_t position = text_position(scan, text, cause->position > 0 ? (size_t)cause->position : 0);
-    const char *code = "json_syntax";
+    const char *code = "json_syntax", *why = cause->text;
     int line = 1, column = 0;
     for (const char *at = text; at < text + position; at++) {
         column = *at == '\n' ? 0 : column + ((*at & 0xC0) != 0x80);
@@ -220,6 +220,10 @@ static bx_status parse_failure(const json_error_t *cause, const proto_scan *scan
     case json_error_numeric_overflow:
         code = "json_number_range";
         break;
+    case json_error_null_character:
+    case json_error_null_byte_in_key:
+        why = "no string may hold \\u0000";
+        break;
     case json_error_invalid_syntax:
         /* the parser stops inside or just behind the word, and every earlier one is its reason to stop */
         if (scan->not_a_number && scan->not_a_number <= text + position + 1)
@@ -231,7 +235,7 @@ static bx_status parse_failure(const json_error_t *cause, const proto_scan *scan
     default:
         break;
     }
-    return bx_fail(error, BX_MALFORMED, code, "line %d, column %d, byte %zu: %s", line, column, position, cause->text);
+    return bx_fail(error, BX_MALFORMED, code, "line %d, column %d, byte %zu: %s", line, column, position, why);
 }
 
 static bx_status budget_failure(const proto_limits *limits, bx_error *error) {

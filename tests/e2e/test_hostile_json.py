@@ -91,6 +91,8 @@ class Texts(hostile.Refusals):
                      b'{"predictions":{"loc":[1,\0]}}', b'{"predictions":{"loc":[1\0,2]}}'):
             with self.subTest(body):
                 self.json(body, 400)
+        for body in (b'{"a":"\\u0000"}', b'{"\\u0000":1}'):
+            self.json(body, 400, "json_syntax", r"no string may hold \\u0000$")
 
     def test_J09_other_encodings(self):
         for body in (b"\xef\xbb\xbf" + TEXT.encode(), TEXT.encode("utf-16"), TEXT.encode("utf-16-le"),

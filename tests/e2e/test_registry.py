@@ -203,6 +203,9 @@ class Priors(Case):
                 (tensor([[0.5, 0.5, -1, 1]]), lossd.SAFETENSORS, 422, "prior_degenerate", None)):
             with self.subTest(body[:60]):
                 self.problem(self.daemon.put("/v1/priors/never", body, content_type), status, code, None, pointer)
+        for name in ("e" * 16, "\u00e9" * 15, "a b"):
+            answer = self.daemon.put("/v1/priors/never", dict(GRID, strides=[8], scales=[8], level_names=[name]))
+            self.problem(answer, 422, "priors_range", "at most 15 characters of printable ASCII", "^/level_names/0$")
         self.problem(self.daemon.get("/v1/priors/never"), 404)
 
     def test_sizes(self):
