@@ -257,7 +257,8 @@ class Matrix(Guarded):
                     if "$ref" in p:
                         p = self.document["components"]["parameters"][p["$ref"].rsplit("/", 1)[1]]
                     if p["in"] == "path":
-                        target = target.replace("{%s}" % p["name"], p["example"])
+                        there = p.get("example") or p["examples"]["built_in"]["value"]
+                        target = target.replace("{%s}" % p["name"], there)
                 yield method.upper(), path, target, self.needed(operation)
 
     def test_S02_every_route_and_method_by_every_role(self):
