@@ -117,6 +117,18 @@ class OpenApi(lossd.Case):
             for example in response.get("content", {}).get(lossd.PROBLEM, {}).get("examples", {}).values():
                 self.valid(example["value"], schemas["Problem"])
 
+    def test_links_lead_somewhere(self):
+        """Each to an operation, with parameters that it has."""
+        there = {operation.get("operationId"): {p["name"] for p in parameters}
+                 for _, _, operation, parameters in self.operations()}
+        there["#/paths/~1v2~1models~1{name}/get"] = {"name"}
+        links = self.document["components"]["links"]
+        for name, link in links.items():
+            self.assertLessEqual(set(link["parameters"]), there[link.get("operationId") or link["operationRef"]], name)
+        used = {link["$ref"].rsplit("/", 1)[1] for _, _, operation, _ in self.operations()
+                for response in operation["responses"].values() for link in response.get("links", {}).values()}
+        self.assertEqual(used, set(links))
+
     def test_codes_are_those_the_tests_know(self):
         known = set().union(*lossd.CODES.values()) | {"internal"}
         self.assertEqual(set(self.document["components"]["schemas"]["Code"]["enum"]), known)
