@@ -56,10 +56,10 @@ static inline void come_to_rest(server *s) {
     static unsigned inputs;
     const int64_t until = now_ns() + 10 * NS_PER_S;
     while (atomic_load(&s->tickets) || atomic_load(&s->at_clerk) || atomic_load(&s->at_reader) ||
-           atomic_load(&s->http->main.exchanges) || atomic_load(&s->http->main.connections)) {
+           atomic_load(&s->http->main.exchanges) || http_connections(s)) {
         CHECK(now_ns() < until, "%ld tickets, %ld and %ld others, %ld exchanges, %ld connections stay",
               atomic_load(&s->tickets), atomic_load(&s->at_clerk), atomic_load(&s->at_reader),
-              atomic_load(&s->http->main.exchanges), atomic_load(&s->http->main.connections));
+              atomic_load(&s->http->main.exchanges), http_connections(s));
         usleep(20);
     }
     if (++inputs % 128 == 0) {
