@@ -19,8 +19,9 @@ static int http_status_of(const bx_error *error) {
     static const struct {
         const char *code;
         int status;
-    } by_code[] = {{"name_reserved", 409}, {"registry_full", 409}, {"store_full", 507}, {"precondition_failed", 412},
-                   {"forbidden", 403},     {"unknown_run", 404},   {"timeout", 504}};
+    } by_code[] = {
+        {"name_reserved", 409},       {"registry_full", 409}, {"shared_memory_full", 409}, {"store_full", 507},
+        {"precondition_failed", 412}, {"forbidden", 403},     {"unknown_run", 404},        {"timeout", 504}};
     for (size_t i = 0; i < sizeof by_code / sizeof *by_code; i++) {
         if (!strcmp(error->code, by_code[i].code)) {
             return by_code[i].status;

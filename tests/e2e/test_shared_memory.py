@@ -215,6 +215,17 @@ class SharedMemory(SharedCase):
                 self.refused(self.register(name, thing.key, 10), 422, "name")
             self.assertEqual([r["name"] for r in self.status()], ["a"])
 
+    def test_too_many(self):
+        """Which ends when one is unregistered, not when it is tried again."""
+        with Object(1000) as thing:
+            for i in range(64):
+                self.registered("r%d" % i, thing, 1000)
+            answer = self.register("more", thing.key, 1000)
+            self.refused(answer, 409, "64 regions")
+            self.assertIsNone(answer.header("Retry-After"))
+            self.assertEqual(self.daemon.post(REGIONS + "/region/r5/unregister", b"").status, 200)
+            self.registered("more", thing, 1000)
+
     def test_whatever_a_client_says_of_its_body(self):
         with Object(1000) as thing:
             body = json.dumps({"key": thing.key, "byte_size": 1000}).encode()
