@@ -338,12 +338,14 @@ e2e-slow: deps-test all ## 1,000 slow clients of each kind for 4 minutes, and wh
 	@ATTACKERS=1000 SECONDS=240 LOSSD=build/lossd /usr/bin/python3 tests/e2e/run.py test_slow test_hostile
 e2e-soak: deps-test all ## load for HOURS (24), a part of it hostile: nothing grows, nothing slows down
 	@LOSSD=build/lossd /usr/bin/python3 tests/support/soak.py
-# The protocol's own client; not part of `test`, which needs nothing but Debian's packages.
-e2e-clients: deps-clients $(B)/lossd build/clients/.ready ## Triton's client from PyPI against the real daemon
+# Clients from PyPI: the protocol's own, and one that asks whatever the OpenAPI document says may be asked, EXAMPLES (20) of
+# each. Not part of `test`, which needs nothing but Debian's packages.
+e2e-clients: deps-clients $(B)/lossd build/clients/.ready ## Triton's client and schemathesis (EXAMPLES of each kind: 20) against the real daemon
 	@LOSSD=$(B)/lossd build/clients/bin/python tests/clients/triton.py
-build/clients/.ready: | deps-clients
+	@LOSSD=$(B)/lossd EXAMPLES=$(EXAMPLES) build/clients/bin/python tests/clients/conformance.py
+build/clients/.ready: tests/clients/requirements.txt | deps-clients
 	/usr/bin/python3 -m venv build/clients
-	build/clients/bin/pip install -q 'tritonclient[http]' ml_dtypes
+	build/clients/bin/pip install -q -r $<
 	@touch $@
 # The schemas come with packages from PyPI too.
 deploy-check: deps-clients build/deploy/.ready sbom ## what deploy/ holds against the schemas of Kubernetes, Compose, Grafana and SPDX
