@@ -10,16 +10,51 @@
 
 #include "server.h"
 
-#define PAUSE_MS   100  /* after a failure that only others can end, such as no descriptor left */
-#define RECOUNT_MS 1000 /* nobody that was given away is still on the way after so long */
+#define PAUSE_MS    100  /* after a failure that only others can end, such as no descriptor left */
+#define PATIENCE_MS 1000 /* with those that are coming, when there is no room for others */
 
-static bool has_room(acceptor *a) {
-    return atomic_load(&a->open) < a->most;
+long acceptor_open(acceptor *a) {
+    pthread_mutex_lock(&a->lock);
+    const long open = a->coming + a->here;
+    pthread_mutex_unlock(&a->lock);
+    return open;
 }
 
-/* Everybody who waits, while there is room; an errno, or 0 when that was all. */
-static int accept_all(acceptor *a) {
-    while (has_room(a)) {
+long acceptor_coming(acceptor *a) {
+    pthread_mutex_lock(&a->lock);
+    const long coming = a->coming;
+    pthread_mutex_unlock(&a->lock);
+    return coming;
+}
+
+static bool has_room(acceptor *a) {
+    return acceptor_open(a) < a->most;
+}
+
+static void expect(acceptor *a) {
+    pthread_mutex_lock(&a->lock);
+    a->coming++;
+    pthread_mutex_unlock(&a->lock);
+}
+
+/* One less is coming, and perhaps one more is here; not if it was given up before. */
+static void arrive(acceptor *a, bool here) {
+    pthread_mutex_lock(&a->lock);
+    a->coming -= a->coming > 0;
+    a->here += here;
+    pthread_mutex_unlock(&a->lock);
+}
+
+static void give_up_coming(acceptor *a) {
+    pthread_mutex_lock(&a->lock);
+    a->coming = 0;
+    pthread_mutex_unlock(&a->lock);
+}
+
+/* Those who wait, while there is room, but no more at a time than there can be: there may be no end to them. An errno,
+ * or 0. */
+static int accept_some(acceptor *a) {
+    for (long n = 0; n < a->most && has_room(a); n++) {
         struct sockaddr_storage address;
         socklen_t size = sizeof address;
         const int fd = accept4(a->fd, (struct sockaddr *)&address, &size, SOCK_NONBLOCK | SOCK_CLOEXEC);
@@ -29,21 +64,12 @@ static int accept_all(acceptor *a) {
         if (fd < 0) {
             return errno == EAGAIN ? 0 : errno;
         }
-        atomic_fetch_add(&a->open, 1);
+        expect(a);
         if (!a->to.take(a->to.cls, fd, (const struct sockaddr *)&address, size)) {
-            atomic_fetch_sub(&a->open, 1);
+            arrive(a, false);
         }
     }
     return 0;
-}
-
-/* A connection that was taken and then found no memory ends without a word. */
-static void recount(acceptor *a) {
-    long open = atomic_load(&a->open);
-    const long counted = a->to.count(a->to.cls);
-    if (counted < open) {
-        atomic_compare_exchange_strong(&a->open, &open, counted);
-    }
 }
 
 static void *acceptor_main(void *argument) {
@@ -53,22 +79,22 @@ static void *acceptor_main(void *argument) {
         const bool room = has_room(a);
         struct pollfd on[] = {{.fd = a->wake, .events = POLLIN},
                               {.fd = room && !failed ? a->fd : -1, .events = POLLIN}};
-        const int n = poll(on, 2, failed ? PAUSE_MS : room ? -1 : RECOUNT_MS);
+        const int n = poll(on, 2, failed ? PAUSE_MS : room ? -1 : PATIENCE_MS);
         eventfd_t ignored;
         if (on[0].revents) {
             eventfd_read(a->wake, &ignored);
         }
         if (n == 0 && !room) {
-            recount(a);
+            give_up_coming(a);
         }
-        const int why = accept_all(a);
+        const int why = accept_some(a);
         if (why && !failed) {
             LOG(LOG_WARN, "accept", {"text", "connections wait until there is room for them", 0},
                 {"why", strerror(why), 0});
         }
         failed = why;
     }
-    accept_all(a);
+    accept_some(a);
     return NULL;
 }
 
@@ -76,6 +102,8 @@ bx_status acceptor_start(acceptor *a, int fd, long most, connection_taker to, bx
     a->fd = fd;
     a->most = most;
     a->to = to;
+    a->coming = a->here = 0;
+    pthread_mutex_init(&a->lock, NULL);
     a->wake = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     const int flags = fcntl(fd, F_GETFL);
     if (a->wake < 0 || flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) ||
@@ -83,14 +111,23 @@ bx_status acceptor_start(acceptor *a, int fd, long most, connection_taker to, bx
         if (a->wake >= 0) {
             close(a->wake);
         }
+        pthread_mutex_destroy(&a->lock);
         return bx_fail(error, BX_BUSY, "threads", "cannot start the thread that accepts connections");
     }
     a->started = a->running = true;
     return BX_OK;
 }
 
+void acceptor_begin(acceptor *a) {
+    arrive(a, true);
+}
+
 void acceptor_release(acceptor *a) {
-    if (atomic_fetch_sub(&a->open, 1) == a->most) {
+    pthread_mutex_lock(&a->lock);
+    const bool was_full = a->coming + a->here == a->most;
+    a->here--;
+    pthread_mutex_unlock(&a->lock);
+    if (was_full) {
         eventfd_write(a->wake, 1);
     }
 }
@@ -110,6 +147,7 @@ void acceptor_fini(acceptor *a) {
     acceptor_stop(a);
     if (a->started) {
         close(a->wake);
+        pthread_mutex_destroy(&a->lock);
         a->started = false;
     }
 }

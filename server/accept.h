@@ -14,11 +14,10 @@
 
 #include "../lib/boxloss.h"
 
-/* Where connections go, and how many of them are there; called by the accepting thread. */
+/* Where connections go; called by the accepting thread. */
 typedef struct connection_taker {
     /* Takes the descriptor, whatever it returns; false: it has been closed. */
     bool (*take)(void *cls, int fd, const struct sockaddr *address, socklen_t size);
-    long (*count)(void *cls);
     void *cls;
 } connection_taker;
 
@@ -27,7 +26,8 @@ typedef struct acceptor {
     int wake; /* an eventfd: there is room again, or it is to stop */
     long most;
     connection_taker to;
-    atomic_long open; /* given away, and not over yet */
+    pthread_mutex_t lock;
+    long coming, here; /* under the lock: given away and not begun with, and those that are not over yet */
     atomic_bool stopping;
     bool started, running;
     pthread_t thread;
@@ -36,12 +36,17 @@ typedef struct acceptor {
 /* Accept from fd, which is the acceptor's from now on unless this fails; at most so many at a time: who comes then
  * waits in the kernel's queue. */
 BX_MUST_USE bx_status acceptor_start(acceptor *a, int fd, long most, connection_taker to, bx_error *error);
-/* A connection is over. Any thread. */
+/* A connection that was taken has begun; it is over. Any thread. Who was taken and has not begun after a second, while
+ * nobody else could come, is not counted any more: such a connection may have ended without a word. */
+void acceptor_begin(acceptor *a);
 void acceptor_release(acceptor *a);
+/* How many are there, and how many of them have not begun. Any thread. */
+long acceptor_open(acceptor *a);
+long acceptor_coming(acceptor *a);
 /* Accept what has already come, as far as there is room, then close the socket: who comes now is refused by the kernel.
  * Nothing if it was not started, or is stopped already. */
 void acceptor_stop(acceptor *a);
-/* Stops it, too; when nobody calls acceptor_release any more. */
+/* Stops it, too; when no other thread calls any of these any more. */
 void acceptor_fini(acceptor *a);
 
 #endif

@@ -71,7 +71,7 @@ void http_on_connection(void *cls, struct MHD_Connection *connection, void **con
     if (code == MHD_CONNECTION_NOTIFY_STARTED) {
         int fd = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd;
         *context = peer_add(server->http->peers, fd, header_seconds(l));
-        atomic_fetch_sub(&l->arriving, 1);
+        acceptor_begin(&l->acceptor);
     } else {
         peer_remove(*context);
         acceptor_release(&l->acceptor);

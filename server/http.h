@@ -19,7 +19,6 @@ typedef struct listener {
     int fd;   /* listening, until the acceptor has it; -1: none */
     acceptor acceptor;
     struct MHD_Daemon *daemon;
-    atomic_long arriving;  /* connections that libmicrohttpd was given and has not begun with */
     atomic_long exchanges; /* in progress */
 } listener;
 

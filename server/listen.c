@@ -100,16 +100,7 @@ static bx_status open_listener(listener *l, const char *text, int *port, bx_erro
 }
 
 static bool take(void *cls, int fd, const struct sockaddr *address, socklen_t size) {
-    listener *l = cls;
-    atomic_fetch_add(&l->arriving, 1);
-    const bool taken = MHD_add_connection(l->daemon, fd, address, size) == MHD_YES;
-    atomic_fetch_sub(&l->arriving, taken ? 0 : 1);
-    return taken;
-}
-
-static long count(void *cls) {
-    listener *l = cls;
-    return (long)MHD_get_daemon_info(l->daemon, MHD_DAEMON_INFO_CURRENT_CONNECTIONS)->num_connections;
+    return MHD_add_connection(cls, fd, address, size) == MHD_YES;
 }
 
 /* The library's own timeout only backs up the reaper's, which answers where it can; and so does its limit, which is one
@@ -134,7 +125,7 @@ static bx_status start_daemon(listener *l, unsigned threads, unsigned connection
         return bx_fail(error, BX_BUSY, "threads", "libmicrohttpd does not get its threads");
     }
     const bx_status status =
-        acceptor_start(&l->acceptor, l->fd, connections, (connection_taker){take, count, l}, error);
+        acceptor_start(&l->acceptor, l->fd, connections, (connection_taker){take, l->daemon}, error);
     l->fd = status == BX_OK ? -1 : l->fd;
     return status;
 }
@@ -208,7 +199,7 @@ bx_status http_start(server *server, bx_error *error) {
 void http_close_listener(server *server) {
     listener *l = &server->http->main;
     acceptor_stop(&l->acceptor);
-    for (int64_t until = now_ns() + NS_PER_S; atomic_load(&l->arriving) > 0 && now_ns() < until;) {
+    for (int64_t until = now_ns() + NS_PER_S; acceptor_coming(&l->acceptor) > 0 && now_ns() < until;) {
         usleep(1000);
     }
     usleep(SETTLE_US);
@@ -220,7 +211,7 @@ size_t http_most_bytes(server *server) {
 }
 
 long http_connections(server *server) {
-    return atomic_load(&server->http->main.acceptor.open);
+    return acceptor_open(&server->http->main.acceptor);
 }
 
 static void finish(listener *l, int64_t deadline_ns) {

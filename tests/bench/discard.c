@@ -44,19 +44,12 @@ static enum MHD_Result on_request(void *cls, struct MHD_Connection *connection, 
 static void on_connection(void *cls, struct MHD_Connection *connection, void **context,
                           enum MHD_ConnectionNotificationCode code) {
     (void)cls, (void)connection, (void)context;
-    if (code == MHD_CONNECTION_NOTIFY_CLOSED) {
-        acceptor_release(&accepting);
-    }
+    (code == MHD_CONNECTION_NOTIFY_STARTED ? acceptor_begin : acceptor_release)(&accepting);
 }
 
 static bool take(void *cls, int fd, const struct sockaddr *address, socklen_t size) {
     (void)cls;
     return MHD_add_connection(library, fd, address, size) == MHD_YES;
-}
-
-static long count(void *cls) {
-    (void)cls;
-    return (long)MHD_get_daemon_info(library, MHD_DAEMON_INFO_CURRENT_CONNECTIONS)->num_connections;
 }
 
 int main(int argc, char **argv) {
@@ -85,7 +78,7 @@ int main(int argc, char **argv) {
     bx_error error = {0};
     if (!library || fd < 0 || bind(fd, (struct sockaddr *)&address, size) || listen(fd, SOMAXCONN) ||
         getsockname(fd, (struct sockaddr *)&address, &size) ||
-        acceptor_start(&accepting, fd, CONNECTIONS, (connection_taker){take, count, NULL}, &error) != BX_OK) {
+        acceptor_start(&accepting, fd, CONNECTIONS, (connection_taker){take, NULL}, &error) != BX_OK) {
         return 1;
     }
     printf("discard listening on http://127.0.0.1:%d\n", ntohs(address.sin_port));

@@ -21,26 +21,34 @@ static acceptor a;
 static struct sockaddr_in address;
 static int clients[CLIENTS], n_clients;
 static atomic_int taken[CLIENTS], n_taken; /* descriptors */
-static atomic_bool refuses;
-static atomic_long there;
+static atomic_bool refuses, begins, flooded;
+static int whose;
+
+/* And it is gone at once. */
+static void knock(void) {
+    const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    ck_assert_int_eq(connect(fd, (struct sockaddr *)&address, sizeof address), 0);
+    close(fd);
+}
 
 static bool take(void *cls, int fd, const struct sockaddr *from, socklen_t size) {
-    ck_assert_ptr_eq(cls, &there);
+    ck_assert_ptr_eq(cls, &whose);
     ck_assert_int_eq(from->sa_family, AF_INET);
     ck_assert_uint_eq(size, sizeof(struct sockaddr_in));
     ck_assert_int_ne(fcntl(fd, F_GETFL) & O_NONBLOCK, 0);
-    if (refuses) {
+    if (flooded) {
+        knock();
+    }
+    if (refuses || flooded) {
         close(fd);
         return false;
     }
-    atomic_fetch_add(&there, 1);
+    if (begins) {
+        acceptor_begin(&a);
+    }
     taken[n_taken] = fd;
     n_taken++;
     return true;
-}
-
-static long count(void *cls) {
-    return atomic_load((atomic_long *)cls);
 }
 
 static void start(long most) {
@@ -51,14 +59,14 @@ static void start(long most) {
     ck_assert_int_eq(listen(fd, CLIENTS), 0);
     ck_assert_int_eq(getsockname(fd, (struct sockaddr *)&address, &size), 0);
     bx_error error = {0};
-    ck_assert_int_eq(acceptor_start(&a, fd, most, (connection_taker){take, count, &there}, &error), BX_OK);
+    ck_assert_int_eq(acceptor_start(&a, fd, most, (connection_taker){take, &whose}, &error), BX_OK);
 }
 
 static void setup(void) {
     a = (acceptor){0};
     n_clients = n_taken = 0;
-    refuses = false;
-    there = 0;
+    refuses = flooded = false;
+    begins = true;
 }
 
 static void teardown(void) {
@@ -85,12 +93,6 @@ static bool reach(atomic_int *what, int n) {
     return *what == n;
 }
 
-/* It is over, as its owner sees it. */
-static void leave(void) {
-    atomic_fetch_sub(&there, 1);
-    acceptor_release(&a);
-}
-
 START_TEST(waits_for_room) {
     start(MOST);
     for (int i = 0; i < 3 * MOST; i++) {
@@ -100,7 +102,7 @@ START_TEST(waits_for_room) {
         ck_assert(reach(&n_taken, n));
         usleep(5000);
         ck_assert_int_eq(n_taken, n);
-        leave();
+        acceptor_release(&a);
     }
     ck_assert(reach(&n_taken, 3 * MOST));
 }
@@ -116,19 +118,54 @@ START_TEST(who_is_not_taken_takes_no_room) {
     refuses = false;
     dial();
     ck_assert(reach(&n_taken, 1));
-    ck_assert_int_eq(a.open, 1);
+    ck_assert_int_eq(acceptor_open(&a), 1);
 }
 END_TEST
 
 /* Taken, then ended without a word. */
 START_TEST(finds_lost_room) {
     start(1);
+    begins = false;
+    dial();
+    ck_assert(reach(&n_taken, 1));
+    ck_assert_int_eq(acceptor_coming(&a), 1);
+    dial();
+    ck_assert(reach(&n_taken, 2));
+    ck_assert_int_eq(acceptor_open(&a), 1);
+}
+END_TEST
+
+/* Given up, and then it begins after all: the room for it is lost, and found again when it ends. */
+START_TEST(begins_late) {
+    start(1);
+    begins = false;
     dial();
     ck_assert(reach(&n_taken, 1));
     dial();
-    atomic_fetch_sub(&there, 1);
     ck_assert(reach(&n_taken, 2));
-    ck_assert_int_eq(a.open, 1);
+    begins = true;
+    acceptor_begin(&a);
+    acceptor_begin(&a);
+    ck_assert_int_eq(acceptor_open(&a), 2);
+    dial();
+    acceptor_release(&a);
+    usleep(5000);
+    ck_assert_int_eq(n_taken, 2);
+    acceptor_release(&a);
+    ck_assert(reach(&n_taken, 3));
+    acceptor_release(&a);
+    ck_assert_int_eq(acceptor_open(&a), 0);
+}
+END_TEST
+
+/* Whoever comes is followed by another one. */
+START_TEST(stops_under_a_flood) {
+    start(CLIENTS);
+    flooded = true;
+    knock();
+    usleep(50000);
+    acceptor_stop(&a);
+    ck_assert_int_eq(acceptor_open(&a), 0);
 }
 END_TEST
 
@@ -175,7 +212,7 @@ START_TEST(no_descriptor_left) {
     clients[n_clients++] = fd;
     usleep(50000);
     ck_assert_int_eq(n_taken, 0);
-    ck_assert_int_eq(a.open, 0);
+    ck_assert_int_eq(acceptor_open(&a), 0);
     ck_assert_int_eq(setrlimit(RLIMIT_NOFILE, &before), 0);
     ck_assert(reach(&n_taken, 1));
 }
@@ -188,6 +225,8 @@ int main(void) {
     tcase_add_test(cases, waits_for_room);
     tcase_add_test(cases, who_is_not_taken_takes_no_room);
     tcase_add_test(cases, finds_lost_room);
+    tcase_add_test(cases, begins_late);
+    tcase_add_test(cases, stops_under_a_flood);
     tcase_add_test(cases, stop_forgets_nobody);
     tcase_add_test(cases, stops_when_full);
     tcase_add_test(cases, no_descriptor_left);
