@@ -405,6 +405,7 @@ static enum MHD_Result begin(exchange *x, const char *url, const char *method, c
     refusal why;
     x->begun = true;
     x->how.protocol = is_protocol(url);
+    x->how.head = !strcmp(method, MHD_HTTP_METHOD_HEAD);
     copy_text(x->method, sizeof x->method, method);
     MHD_get_connection_values(x->connection, MHD_HEADER_KIND, add_header, &h);
     choose_id(x, h.id);

@@ -166,7 +166,7 @@ static void write_problem(const peer *p, answer *a) {
     last.close = true;
     append(&m, "HTTP/1.1 %d %s\r\n", a->status, http_reason(a->status));
     reply_headers(a, &last, append_header, &m);
-    append(&m, "Content-Length: %zu\r\n\r\n%.*s", a->body.bytes, (int)a->body.bytes, a->body.data);
+    append(&m, "Content-Length: %zu\r\n\r\n%.*s", a->body.bytes, last.head ? 0 : (int)a->body.bytes, a->body.data);
     if (!m.failed && !a->body.failed) {
         ssize_t ignored = send(p->fd, m.text, m.bytes, MSG_DONTWAIT | MSG_NOSIGNAL);
         (void)ignored;

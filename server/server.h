@@ -753,6 +753,7 @@ void answer_free(answer *answer);
 typedef struct reply {
     bool protocol;      /* errors are as the Open Inference Protocol says them */
     bool close;         /* the connection, afterwards */
+    bool head;          /* it is of a HEAD, and has headers only */
     const char *id;     /* of the request */
     const char *origin; /* whose page may read it; empty: none but ours */
     bool has_origins;   /* pages of other origins may ask at all */

@@ -111,6 +111,18 @@ class Endless(lossd.Case):
         infer = "/v2/models/ssd-multibox/infer"
         self.error(self.ask("POST", infer, **{"Content-Encoding": "gzip"}), 400)   # found in its middle
 
+    def test_HEAD_has_no_body(self):
+        """Not when it is refused in the middle of its own, either."""
+        piece = b"8000\r\n" + b" " * 32768 + b"\r\n"
+        with self.daemon.connect() as connection:
+            connection.start("HEAD", "/v1/runs", {"Transfer-Encoding": "chunked"})
+            while connection.try_send(piece) and connection.silent(0):
+                pass
+            answer = connection.answer(head=True)
+            self.assertEqual((answer.status, answer.type), (413, "application/problem+json"))
+            self.assertGreater(int(answer.header("Content-Length")), 0)
+            self.assertEqual(connection.drain(5), (b"", True))
+
     def test_what_would_be_good(self):
         self.problem(self.ask("GET", "/v1/priors"), 413, "body_too_large")
         self.problem(self.ask("GET", "/v1/runs"), 413, "body_too_large")
