@@ -107,6 +107,14 @@ class Checks:
     def run(self, name, port, document, *arguments, **more):
         return Run(name, port, document, *arguments, REGION=self.region, **more)
 
+    def prepare(self, daemon):
+        """Something is recorded and mapped already, under the names of the document's examples."""
+        region = json.dumps({"key": self.region, "byte_size": 4096}).encode()
+        for target, body in (("/v1/loss?run=night-7&step=1", lossd.tiny().safetensors()),
+                             ("/v2/systemsharedmemory/region/batch/register", region)):
+            answer = daemon.post(target, body, None, {"Authorization": "Bearer " + self.tokens["write"]})
+            assert answer.status == 200, answer
+
     def check_the_document(self):
         with lossd.Daemon() as daemon:
             openapi_spec_validator.validate(yaml.safe_load(daemon.get("/openapi.yaml").body))
@@ -114,24 +122,20 @@ class Checks:
     def check_without_tokens(self):
         with lossd.Daemon("--shared-memory", "--ops-listen", "127.0.0.1:0") as daemon:
             document = self.document(daemon)
+            self.prepare(daemon)
             self.run("anonymous", daemon.port, document).clean()
             self.run("operations", daemon.ops_port, document, paths=OPS, phases=("coverage", "fuzzing")).clean()
 
     def check_with_a_token_that_may_write(self):
         with lossd.Daemon("--shared-memory", "--token-file", self.token_file) as daemon:
             token = self.tokens["write"]
+            self.prepare(daemon)
             self.run("write", daemon.port, self.document(daemon, token), token).clean()
 
     def check_with_a_token_that_may_read(self):
-        """Of what others recorded, registered and mapped."""
         with lossd.Daemon("--shared-memory", "--token-file", self.token_file) as daemon:
-            writer = {"Authorization": "Bearer " + self.tokens["write"]}
-            region = json.dumps({"key": self.region, "byte_size": 4096}).encode()
-            for method, target, body in (("POST", "/v1/loss?run=night-7&step=1", lossd.tiny().safetensors()),
-                                         ("POST", "/v2/systemsharedmemory/region/batch/register", region)):
-                answer = daemon.request(method, target, body, writer)
-                assert answer.status == 200, answer
             token = self.tokens["read"]
+            self.prepare(daemon)
             self.run("read", daemon.port, self.document(daemon, token), token, ROLE="read").clean(writes=False)
 
     def check_that_lies_are_found(self):
