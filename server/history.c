@@ -12,7 +12,7 @@
 #include "history.h"
 
 #define RECORD_BYTES 1024              /* of a record in the log, roughly */
-#define LOG_MOST     ((off_t)56 << 20) /* with room for a transaction in 64 MiB; a reader has kept it for too long */
+#define LOG_MOST     ((off_t)36 << 20) /* with room for a transaction in 64 MiB; a reader has kept it for too long */
 #define CHECK_LIMIT  ((off_t)64 << 20) /* a larger file is not read through at the start */
 
 /* ---- transactions ------------------------------------------------------------------------------------------------ */

@@ -120,6 +120,47 @@ static bx_status put_wide(int64_t step, bx_error *error) {
     return write_all(records, 256, error);
 }
 
+/* As many runs as are written at once, one step short of being sealed all together, with rows as long as they get. */
+static void fill_runs(void) {
+    bx_error error = {0};
+    sqlite3 *other;
+    must_open(plain);
+    ck_assert_int_eq(put_wide(0, &error), BX_OK);
+    close_history();
+    ck_assert_int_eq(sqlite3_open(file, &other), SQLITE_OK);
+    run_sql(other, "BEGIN; WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 510)"
+                   " INSERT INTO step SELECT run, i, time_us"
+#define PROTO_STEP(id, name, type) ", random()"
+#include "step.def"
+                   ", best_iou, notable FROM step, n;"
+                   " UPDATE run SET steps = 511, unsealed = 511, last_step = 510,"
+                   " last_loss = (SELECT total FROM step WHERE run = id AND step = 510); COMMIT");
+    sqlite3_close(other);
+    must_be_consistent();
+}
+
+/* What the log may grow to while it is kept leaves room for the largest transaction. */
+START_TEST(R09_log_has_room_for_a_transaction) {
+    sqlite3 *other;
+    bx_error error = {0};
+    int64_t step = 0;
+    fill_runs();
+    must_open(plain);
+    ck_assert_int_eq(sqlite3_open(file, &other), SQLITE_OK);
+    ck_assert_int_eq(put_wide(511, &error), BX_OK);
+    const off_t largest = log_bytes();
+    run_sql(other, "BEGIN; SELECT * FROM run");
+    while (step < 20000 && put("a", step, 1, &error) == BX_OK) {
+        step++;
+    }
+    ck_assert_int_lt(step, 20000);
+    ck_assert_msg(log_bytes() + largest <= 64 << 20, "%ld + %ld bytes", (long)log_bytes(), (long)largest);
+    sqlite3_close(other);
+    close_history();
+    must_be_consistent();
+}
+END_TEST
+
 /* A reader in another process keeps the log from being emptied; it must not fill the disk. */
 START_TEST(R09_log_kept_by_a_reader) {
     sqlite3 *other;
@@ -135,7 +176,7 @@ START_TEST(R09_log_kept_by_a_reader) {
         ck_assert_int_le(log_bytes(), 64 << 20);
     }
     must_refuse(put("a", 3, 3, &error), &error, "store_busy", "");
-    ck_assert_int_gt(log_bytes(), 48 << 20); /* a backup that takes its time is no reason to refuse */
+    ck_assert_int_gt(log_bytes(), 32 << 20); /* a backup that takes its time is no reason to refuse */
     ck_assert_int_gt(step, 10);
     ck_assert_int_eq(history_get_state(h), HISTORY_FINE);
     run_sql(other, "COMMIT");
@@ -639,6 +680,7 @@ int main(void) {
     tcase_add_checked_fixture(c, setup, teardown);
     tcase_add_test(c, locked_by_another);
     tcase_add_test(c, another_daemon_s);
+    tcase_add_test(c, R09_log_has_room_for_a_transaction);
     tcase_add_test(c, R09_log_kept_by_a_reader);
     tcase_add_test(c, R09_log_kept_by_a_long_read);
     tcase_add_test(c, file_too_large);
