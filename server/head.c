@@ -39,8 +39,8 @@ static bool has_control(const char *value) {
     return false;
 }
 
-/* What browsers send and hardly anybody else. For want of more: of a GET at an http:// name they say no more than which
- * language their user reads, and no page can keep them from that. */
+/* What browsers send, and of programs hardly any but Node's fetch. For want of more: of a GET at an http:// name they
+ * say no more than which language their user reads, and no page can keep them from that. */
 static bool is_browsers(const char *name) {
     return !strcasecmp(name, "Origin") || !strcasecmp(name, "Accept-Language") || !strncasecmp(name, "Sec-Fetch-", 10);
 }

@@ -3,11 +3,14 @@
  * The daemon: options, log, memory budget, worker pool, store, registry, requests, HTTP. Everything that sockets,
  * threads and files touch.
  *
- * Threads: the main thread waits for signals; libmicrohttpd's threads receive, score what is streamed, and answer;
- * workers compute; a GPU has threads of its own; the clerk, a worker of its own, waits for the disk; the writer records
- * results and the reader, a worker of its own, reads them; the reaper enforces deadlines. Locks, in the order in which
- * they may be held together: peers (peers.c)  ->  request->lock  ->  pool lock devices lock history writing registry
- * writing  ->  store lock  ->  catalog making  ->  catalog lock
+ * Threads: the main thread waits for signals; one for each listener accepts; libmicrohttpd's threads receive, score
+ * what is streamed, and answer; workers compute; a GPU has threads of its own; the clerk, a worker of its own, waits
+ * for the disk; the writer records results and the reader, a worker of its own, reads them; the reaper enforces
+ * deadlines.
+ *
+ * Locks, in the order in which they may be held together:
+ *   peers (peers.c)  ->  request->lock  ->  pool lock, devices lock, history writing, or
+ *   registry writing  ->  store lock  ->  catalog making  ->  catalog lock;
  *   any of these  ->  memory lock; but nothing is reserved under the catalog lock, which a full budget asks for
  */
 #ifndef SERVER_H
