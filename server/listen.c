@@ -229,7 +229,6 @@ static void stop_listener(listener *l) {
     if (l->daemon) {
         MHD_stop_daemon(l->daemon);
     }
-    acceptor_fini(&l->acceptor);
     if (l->fd >= 0) {
         close(l->fd);
     }
@@ -252,6 +251,8 @@ void http_stop(server *server) {
     stop_listener(&h->main);
     finish(&h->ops, now_ns() + OPS_FINISH_NS); /* it has said to the end how things are */
     stop_listener(&h->ops);
+    acceptor_fini(&h->main.acceptor); /* how many are there could be asked until now */
+    acceptor_fini(&h->ops.acceptor);
     peers_stop(h->peers);
     free(h);
     server->http = NULL;
