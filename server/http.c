@@ -360,8 +360,10 @@ static bool is_page_welcome(const exchange *x, const head *h, refusal *why) {
         !origins_have_host(o->cors_origin, h->host)) {
         *why =
             (refusal){403, "cross_site",
-                      "A browser asks by a name that may be another site's: without tokens it is served at localhost "
-                      "or an address, and by names of which --cors-origin lists the origin."};
+                      "A browser, or a program that sends Accept-Language or Sec-Fetch-*, asks by a name that another "
+                      "site could give. Without tokens it is served at localhost, at an address, or by names that "
+                      "--cors-origin lists: if this one is yours, start lossd with what the browser's address line "
+                      "shows, such as --cors-origin http://lossd.example:8080."};
         return false;
     }
     return true;

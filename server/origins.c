@@ -116,13 +116,19 @@ bool host_is_fixed(const char *text) {
            (is_localhost(host) || inet_pton(AF_INET, host, &address) == 1 || inet_pton(AF_INET6, host, &address) == 1);
 }
 
-bool origins_have_host(const char *const *lists, const char *host) {
-    static const char *const schemes[] = {"http", "https"};
-    for (size_t i = 0; i < sizeof schemes / sizeof *schemes; i++) {
-        char origin[512];
-        const int n = snprintf(origin, sizeof origin, "%s://%s", schemes[i], host);
-        if (n > 0 && (size_t)n < sizeof origin && origins_have(lists, origin)) {
-            return true;
+bool origins_have_host(const char *const *lists, const char *wanted) {
+    char host[256], listed[256], text[256];
+    size_t n;
+    for (; take_host(wanted, host) && *lists; lists++) {
+        for (const char *list = *lists, *origin; (origin = next_origin(&list, &n));) {
+            const size_t scheme = (size_t)(strstr(origin, "://") + 3 - origin);
+            if (n - scheme < sizeof text) {
+                memcpy(text, origin + scheme, n - scheme);
+                text[n - scheme] = '\0';
+                if (take_host(text, listed) && !strcasecmp(host, listed)) {
+                    return true;
+                }
+            }
         }
     }
     return false;

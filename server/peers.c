@@ -113,18 +113,20 @@ void peer_phase(peer *p, phase phase, int64_t seconds, request *post, const repl
     pthread_mutex_unlock(&p->all->lock);
 }
 
-/* A connection that its client reset is closed already, which libmicrohttpd does not tell from other errors. */
-static bool is_reset(int fd) {
+/* Whether its client reset the connection or ended it first, which libmicrohttpd does not tell from other errors; by
+ * now it may have ended its own side too. */
+static bool has_left(int fd) {
     struct tcp_info info;
     socklen_t size = sizeof info;
-    return !getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) && info.tcpi_state == TCP_CLOSE;
+    return !getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) &&
+           (info.tcpi_state == TCP_CLOSE || info.tcpi_state == TCP_CLOSE_WAIT || info.tcpi_state == TCP_LAST_ACK);
 }
 
 peer_end peer_ended(peer *p) {
     pthread_mutex_lock(&p->all->lock);
     const peer_end end = p->end;
     pthread_mutex_unlock(&p->all->lock);
-    return end == PEER_HERE && is_reset(p->fd) ? PEER_LEFT : end;
+    return end == PEER_HERE && has_left(p->fd) ? PEER_LEFT : end;
 }
 
 /* ---- the reaper -------------------------------------------------------------------------------------------------- */

@@ -220,6 +220,21 @@ class Metrics(lossd.Case):
             self.assertEqual(page("images_total", route=loss, outcome="gone"), 0)
             self.histograms(page, {})
 
+    def test_gone_when_all_is_sent(self):
+        """Whoever posts everything and closes has left; nothing was refused."""
+        body = lossd.bccd_bytes()
+        with lossd.Daemon() as daemon:
+            for _ in range(20):
+                with daemon.connect() as connection:
+                    connection.start("POST", "/v1/loss", {"Content-Type": lossd.SAFETENSORS, "Content-Length": len(body)})
+                    connection.send(body)
+            def outcomes():
+                text = daemon.get("/metrics").body.decode()
+                return {o: int(re.search(r'lossd_requests_total\{route="/v1/loss",outcome="%s"\} (\d+)' % o, text)[1]) for o in OUTCOMES}
+            self.assertTrue(lossd.until(lambda: sum(outcomes().values()) == 20), outcomes())
+            seen = outcomes()
+            self.assertEqual(seen["ok"] + seen["gone"], 20, seen)
+
     def test_gone_while_it_is_computed(self):
         """The images of a batch of whose answer nobody heard."""
         batch = lossd.random_batch(1, n=4, p=100000, c=2, objects=100)

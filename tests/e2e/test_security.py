@@ -170,10 +170,10 @@ class Rebinding(lossd.Case):
 
     def test_S08_names_that_are_listed(self):
         """A proxy on this machine that passes its own name on; and pages that may ask whatever the name."""
-        for host in ("grafana.example", "proxied.example:8080"):
+        for host in ("grafana.example", "grafana.example:8080", "proxied.example:8080", "Proxied.example"):   # nginx's $host has no port
             self.assertEqual(self.asked(self.daemon, host, {"Accept-Language": "en"}).status, 200)
         self.assertEqual(self.asked(self.daemon, "lossd.example", {"Accept-Language": "en", "Origin": OURS}).status, 200)
-        for host in ("proxied.example", "grafana.example:8080", "a.grafana.example"):
+        for host in ("a.grafana.example", "example", "grafana.example.evil.example:8080"):
             self.assertEqual(self.asked(self.daemon, host, {"Accept-Language": "en"}).status, 403)
 
     def test_S08_names_where_others_reach_the_port_or_tokens_keep_them_out(self):
