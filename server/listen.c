@@ -214,6 +214,10 @@ long http_connections(server *server) {
     return acceptor_open(&server->http->main.acceptor);
 }
 
+long http_connection_limit(server *server) {
+    return server->http->most;
+}
+
 static void finish(listener *l, int64_t deadline_ns) {
     while (atomic_load(&l->exchanges) > 0 && now_ns() < deadline_ns) {
         usleep(2000);

@@ -867,6 +867,8 @@ void http_close_listener(server *server);
 void http_finish(server *server, int64_t deadline_ns);
 /* Those open at --listen. */
 long http_connections(server *server);
+/* How many there may be. */
+long http_connection_limit(server *server);
 /* What connections can take of the machine's memory at most. */
 size_t http_most_bytes(server *server);
 /* Everything that still waits gets 503; then stop. */

@@ -454,6 +454,9 @@ class Connections(lossd.Case):
             begin = time.monotonic()
             self.assertEqual(self.daemon.ops(target).status, 200)
             self.assertLess(time.monotonic() - begin, 1)
+        page = self.daemon.ops("/metrics").body.decode()
+        self.assertIn("\nlossd_connections 8\n", page)
+        self.assertIn("\nlossd_connection_limit 8\n", page)
         for connection in extra:  # served, refused or waiting; never an error of another kind
             text, _ = connection.drain(0.0)
             for answer in lossd.parse(text):
