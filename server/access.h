@@ -90,8 +90,8 @@ const char *gate_challenge(const refusal *why);
 BX_MUST_USE bool origins_check(const char *const *lists, const char **wrong);
 /* Whether one is among them, exactly. Each list has commas between origins; NULL ends them. */
 BX_MUST_USE bool origins_have(const char *const *lists, const char *origin);
-/* Whether that of a page that was read at this Host is, with either scheme and any port: a proxy may leave that out, and
- * it is the name that somebody else could give. The lists have been checked. */
+/* Whether that of a page that was read at this Host is, with either scheme and any port: a proxy may leave that out,
+ * and it is the name that somebody else could give. The lists have been checked. */
 BX_MUST_USE bool origins_have_host(const char *const *lists, const char *host);
 /* Whether the page that asks for more than to look is another site's, whose reader's browser would do it unasked.
  * Browsers say so, but not to an address that is neither their own machine's nor speaks TLS: there the origin tells. */
