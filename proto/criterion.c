@@ -389,6 +389,13 @@ static const char *object_member_at(size_t i) {
     return i < N_PLAIN ? plain[i] : i < N_PLAIN + N_STAGES ? stages[i - N_PLAIN].name : NULL;
 }
 
+bool proto_is_stage(const char *name) {
+    for (int i = 0; i < N_STAGES; i++)
+        if (strcmp(stages[i].name, name) == 0)
+            return true;
+    return false;
+}
+
 static bx_status read_base(bx_criterion **base, const proto_node *object, const proto_catalog *catalog,
                            bx_error *error) {
     const proto_node *node = proto_json_get(object, "base");

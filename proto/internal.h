@@ -471,6 +471,8 @@ bool proto_integer(const char *text, int64_t least, int64_t most, int64_t *value
 
 /* ---- definitions (definitions.c, criterion.c) -------------------------------------------------------------------- */
 
+/* Whether a criterion object has a stage of that name. */
+bool proto_is_stage(const char *name);
 /* A criterion object; the caller frees it with bx_criterion_free. Paths begin with "criterion". */
 BX_MUST_USE bx_status proto_criterion_object(bx_criterion **criterion, const char *name, const proto_node *object,
                                              const proto_catalog *catalog, bx_error *error);

@@ -85,6 +85,9 @@ bx_status proto_refuse(bx_error *error, const char *code, const char *place, con
         if (strcmp(members[i].name, name) == 0)
             return bx_fail(error, BX_INVALID, code, "\"%s\" has no place here; it belongs to %s", name,
                            members[i].home);
+    if (strcmp(place, "option") == 0 && proto_is_stage(name))
+        return bx_fail(error, BX_INVALID, code, "\"%s\" is a stage of the criterion: {\"criterion\": {\"%s\": ...}}",
+                       name, name);
     const char *nearest = known ? bx_nearest(name, known) : NULL;
     char hint[200] = "";
     if (nearest)

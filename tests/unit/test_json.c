@@ -324,6 +324,16 @@ START_TEST(members) {
     const char *misplaced = BODY("", LOC, CONF, NOTES);
     ck_assert_int_eq(decode(&r, PROTO_MATCH, misplaced, strlen(misplaced), 1 << 20, &error), BX_INVALID);
     ck_assert_ptr_nonnull(strstr(error.text, "it belongs to the body of /v1/loss"));
+    const char *stages[] = {"matcher", "coder", "classification", "mining", "localization", "normalizer", "weights"};
+    for (size_t i = 0; i < sizeof stages / sizeof *stages; i++) {
+        char body[64], says[128];
+        snprintf(body, sizeof body, "{\"%s\":{}}", stages[i]);
+        snprintf(says, sizeof says, "\"%s\" is a stage of the criterion: {\"criterion\": {\"%s\": ...}}", stages[i],
+                 stages[i]);
+        ck_assert_int_eq(decode(&r, PROTO_MATCH, body, strlen(body), 1 << 20, &error), BX_INVALID);
+        ck_assert_str_eq(error.text, says);
+        ck_assert_str_eq(error.code, "unknown_member");
+    }
 }
 END_TEST
 
