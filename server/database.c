@@ -8,6 +8,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <stdlib.h>
 #include <sys/file.h>
 #include <sys/stat.h>
@@ -158,12 +159,8 @@ bx_status data_dir_check(const data_dir *d, bx_error *error) {
                        d->path, (unsigned)geteuid());
 }
 
-/* The directory itself, in a parent that is there, for good. */
-static bx_status make_directory(database *d, bx_error *error) {
-    const char *path = d->directory->path;
-    if (mkdir(path, 0700)) {
-        return errno == EEXIST ? BX_OK : system_failed(d, errno, "the data directory cannot be made", error);
-    }
+/* The directory that it lies in; NULL: no memory. */
+static char *parent_of(const char *path) {
     size_t n = strlen(path);
     while (n > 1 && path[n - 1] == '/') {
         n--;
@@ -171,7 +168,41 @@ static bx_status make_directory(database *d, bx_error *error) {
     while (n > 0 && path[n - 1] != '/') {
         n--;
     }
-    char *parent = n > 0 ? strndup(path, n) : strdup(".");
+    return n > 0 ? strndup(path, n) : strdup(".");
+}
+
+/* A file system of the kernel's, where nobody makes directories, whatever its modes say to root. */
+static bool is_kernels(const char *path) {
+    struct statfs place;
+    return !statfs(path, &place) && (place.f_type == PROC_SUPER_MAGIC || place.f_type == SYSFS_MAGIC);
+}
+
+int data_dir_obstacle(const data_dir *d) {
+    struct stat there;
+    if (!stat(d->path, &there)) {
+        return !S_ISDIR(there.st_mode) ? ENOTDIR : access(d->path, W_OK | X_OK) ? errno : 0;
+    }
+    if (errno != ENOENT) {
+        return errno;
+    }
+    char *parent = parent_of(d->path);
+    int cause = 0;
+    if (parent && access(parent, W_OK | X_OK)) {
+        cause = errno;
+    } else if (parent && is_kernels(parent)) {
+        cause = EPERM;
+    }
+    free(parent);
+    return cause;
+}
+
+/* The directory itself, in a parent that is there, for good. */
+static bx_status make_directory(database *d, bx_error *error) {
+    const char *path = d->directory->path;
+    if (mkdir(path, 0700)) {
+        return errno == EEXIST ? BX_OK : system_failed(d, errno, "the data directory cannot be made", error);
+    }
+    char *parent = parent_of(path);
     int fd = parent ? open(parent, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
     if (fd >= 0) {
         fsync(fd); /* where a directory cannot be synced, nothing better can be done */

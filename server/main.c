@@ -187,6 +187,7 @@ int main(int argc, char **argv) {
     }
     log_setup(level, !strcmp(o->log_format, "json"));
     process_harden(o->core_dumps);
+    options_warn();
 
     sigset_t signals;
     sigemptyset(&signals);

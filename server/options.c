@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "server.h"
 
@@ -122,6 +123,43 @@ static bool parse_environment(options *options, char message[256]) {
         }
     }
     return true;
+}
+
+static bool is_option(const char *name, size_t length) {
+    bool is = false;
+    for (size_t i = 0; i < N_ROWS; i++) {
+        char variable[64];
+        variable_name(variable, rows[i].name);
+        is |= strlen(variable) == length && !strncmp(variable, name, length);
+    }
+    return is;
+}
+
+/* What Kubernetes tells of a service that is called lossd, or lossd-something. */
+static bool is_service(const char *name, size_t length) {
+    const char *port = strstr(name, "_PORT"), *service = strstr(name, "_SERVICE_");
+    return (port && port < name + length) || (service && service < name + length);
+}
+
+static void warn_of_variable(const char *name, size_t length) {
+    char bare[58] = "", near[64], text[192];
+    for (size_t i = 6; i < length && i - 6 < sizeof bare - 1; i++) {
+        bare[i - 6] = name[i] == '_' ? '-' : (char)tolower((unsigned char)name[i]);
+    }
+    const char *nearest = bx_nearest(bare, row_name);
+    variable_name(near, nearest ? nearest : "");
+    snprintf(text, sizeof text, "%.*s is no option; %s%s%s", (int)(length < sizeof near ? length : sizeof near), name,
+             nearest ? "did you mean " : "--help lists them", nearest ? near : "", nearest ? "?" : "");
+    LOG(LOG_WARN, "environment", {"text", text, 0});
+}
+
+void options_warn(void) {
+    for (char **each = environ; each && *each; each++) {
+        const size_t length = strcspn(*each, "=");
+        if (!strncmp(*each, "LOSSD_", 6) && !is_option(*each, length) && !is_service(*each, length)) {
+            warn_of_variable(*each, length);
+        }
+    }
 }
 
 /* The flag wins: what the variable listed does not count. */

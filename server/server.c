@@ -142,6 +142,16 @@ static void warn_of_access(const server *s) {
     }
 }
 
+/* It is made when it is needed: who records is told then, who starts the daemon would not be. */
+static void warn_of_directory(const server *s) {
+    const int cause = data_dir_obstacle(s->directory);
+    if (cause) {
+        LOG(LOG_WARN, "data_dir", {"data_dir", s->options.data_dir, 0},
+            {"text", "nothing can be recorded or registered: it cannot be made or written", 0},
+            {"cause", strerror(cause), 0});
+    }
+}
+
 void server_reload(server *s) {
     bx_error error = {0};
     const bool fine = read_secrets(s, &error) == BX_OK;
@@ -215,6 +225,7 @@ bx_status server_start(server *s, bx_error *error) {
             {"text", "--max-body needs two and a half times as much of --memory-limit; larger bodies get 413", 0});
     }
     warn_of_access(s);
+    warn_of_directory(s);
     LOG(LOG_INFO, "start", {"version", LOSSD_VERSION, 0}, {"listen", o->listen, 0}, {"port", NULL, s->port},
         {"workers", NULL, (double)workers}, {"cpu_level", pool_level(s->pool), 0}, {"data_dir", o->data_dir, 0});
     log_devices(s->devices, &s->missing);

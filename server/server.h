@@ -42,6 +42,8 @@ typedef struct options {
 /* Defaults, then the environment, then the arguments. Texts point into argv, the environment or static storage. On
  * failure `message` says what is wrong in one line. */
 BX_MUST_USE bool options_parse(options *options, int argc, char **argv, char message[256]);
+/* Say of each variable LOSSD_... that it is no option; of its name only, the value may be a secret. */
+void options_warn(void);
 /* What --help prints. */
 void options_help(FILE *out);
 
@@ -246,6 +248,8 @@ void data_dir_free(data_dir *directory);
 /* Whether something is or may be kept in it. Errors: BX_BUSY "store_read_only": it is no directory, or it is there,
  * empty, and not this user's to write. */
 BX_MUST_USE bx_status data_dir_check(const data_dir *directory, bx_error *error);
+/* Why nothing could be kept in it as things are, as errno has it; 0: no reason is seen. Nothing is made or opened. */
+int data_dir_obstacle(const data_dir *directory);
 /* Make it this process's own, if it is there. Errors: BX_BUSY "store_unavailable": it is another's. */
 BX_MUST_USE bx_status data_dir_claim(data_dir *directory, bx_error *error);
 

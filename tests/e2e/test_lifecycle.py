@@ -134,6 +134,43 @@ class Flags(lossd.Case):
         with lossd.Daemon("--max-body=1M", env=env) as daemon:
             self.problem(daemon.post("/v1/loss", bytes(2000), lossd.SAFETENSORS), 400)
 
+    def test_variables_that_are_no_options_are_warned_of(self):
+        """Once each, by name alone; not what Kubernetes sets for a service called lossd, or lossd-ops."""
+        env = {"LOSSD_LISTN": "a-secret", "LOSSD_KEEP_STEP": "a-secret", "LOSSD_": "x", "LOSSD_" + "X" * 300: "x",
+               "LOSSD_SERVICE_HOST": "10.0.0.1", "LOSSD_SERVICE_PORT_HTTP": "1", "LOSSD_PORT": "tcp://x",
+               "LOSSD_PORT_8080_TCP_ADDR": "10.0.0.1", "LOSSD_OPS_SERVICE_HOST": "10.0.0.1", "LOSSD_OPS_PORT": "x",
+               "LOSSD_MAX_BODY": "1M", "LOSSDX": "x"}
+        with lossd.Daemon(env=env) as daemon:
+            lines = [line for line in daemon.log().splitlines() if "event=environment" in line]
+        self.assertEqual(len(lines), 4, lines)
+        for says in ("LOSSD_LISTN is no option; did you mean LOSSD_LISTEN?",
+                     "LOSSD_KEEP_STEP is no option; did you mean LOSSD_KEEP_STEPS?", "LOSSD_ is no option; --help lists them",
+                     "LOSSD_%s is no option; --help lists them" % ("X" * 58)):
+            line, = [line for line in lines if 'text="%s"' % says in line]
+            self.assertIn("level=warn", line)
+        self.assertNotIn("a-secret", "".join(lines))
+
+    def test_a_data_directory_that_cannot_be_made(self):
+        """One warning at the start; nothing is made to find out, and where it can be made there is none."""
+        with tempfile.TemporaryDirectory() as home:
+            plain = os.path.join(home, "file")
+            with open(plain, "w", encoding="ascii"):
+                pass
+            for data in ("/proc/x", os.path.join(home, "missing", "data"), os.path.join(plain, "data")):
+                with self.subTest(data), lossd.Daemon("--data-dir", data) as daemon:
+                    lines = [line for line in daemon.log().splitlines() if "event=data_dir" in line]
+                    self.assertEqual(len(lines), 1, lines)
+                    self.assertRegex(lines[0], "level=warn .*%s.*cannot be made or written" % re.escape(data))
+                    answer = daemon.post("/v1/loss?run=a&step=1", TINY)
+                    self.problem(answer, 503, "store_unavailable")
+                    self.assertEqual(daemon.get("/readyz").status, 200)   # as deploy/alerts.yaml has it
+                    self.assertIn(b"\nlossd_store_healthy 0\n", daemon.get("/metrics").body)
+            self.assertEqual(os.listdir(home), ["file"])
+            for data in (os.path.join(home, "made"), os.path.join(home, "also") + "/", home):
+                with self.subTest(data), lossd.Daemon("--data-dir", data) as daemon:
+                    self.assertNotIn("event=data_dir", daemon.log())
+            self.assertEqual(os.listdir(home), ["file"])
+
     def test_L10_port_in_use(self):
         """That is found out before anything on the disk is opened or made."""
         with lossd.Daemon() as daemon, tempfile.TemporaryDirectory() as home:
