@@ -23,7 +23,6 @@ import lossd  # noqa: E402
 
 DEPLOY = os.path.join(lossd.ROOT, "deploy")
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
-PER_CONNECTION, BASE = 512 << 10, 128 << 20  # what a connection may keep for reading; what nothing counts
 METRIC = re.compile(r"\blossd_[a-z0-9_]+")
 
 
@@ -52,6 +51,13 @@ def size(text):
 
 def port_of(address):
     return int(address.rpartition(":")[2])
+
+
+def memory(option, workers):
+    """What a container needs, as README has it (Container), with TLS; `option(NAME)` is an option's text."""
+    threads = int(workers) + int(option("LOSSD_HTTP_THREADS"))
+    most = size(option("LOSSD_MEMORY_LIMIT")) + int(option("LOSSD_CONNECTION_LIMIT")) * (704 << 10) + (2 * threads + 57 << 20)
+    return most * 1.1
 
 
 def defaults():
@@ -171,8 +177,7 @@ class Kubernetes(unittest.TestCase):
 
     def test_memory_fits(self):
         for limits in self.container["resources"].values():
-            self.assertGreaterEqual(size(limits["memory"]), size(self.option("LOSSD_MEMORY_LIMIT")) + BASE
-                                    + int(self.option("LOSSD_CONNECTION_LIMIT")) * PER_CONNECTION)
+            self.assertGreaterEqual(size(limits["memory"]), memory(self.option, self.container["resources"]["limits"]["cpu"]))
         self.assertIn("cpu", self.container["resources"]["limits"])  # of which the daemon takes the number of its workers
 
     def test_restricted(self):
@@ -221,9 +226,7 @@ class Compose(unittest.TestCase):
     def test_options(self):
         env = self.services["lossd"]["environment"]
         self.assertLessEqual(set(env), set(defaults()))
-        connections = int(env.get("LOSSD_CONNECTION_LIMIT") or defaults()["LOSSD_CONNECTION_LIMIT"])
-        self.assertGreaterEqual(size(self.services["lossd"]["mem_limit"]),
-                                size(env["LOSSD_MEMORY_LIMIT"]) + connections * PER_CONNECTION + BASE)
+        self.assertGreaterEqual(size(self.services["lossd"]["mem_limit"]), memory(lambda name: env.get(name, defaults()[name]), 100))
 
     def test_with_tokens(self):
         """What the second file changes: the daemon takes tokens from a secret, and nobody is anonymous."""
@@ -312,9 +315,8 @@ class Systemd(unittest.TestCase):
         self.assertLessEqual(set(self.env), set(defaults()))
         self.assertNotIn("LOSSD_ALLOW_ANONYMOUS", self.env)
         self.assertIn("127.0.0.1:", self.env["LOSSD_LISTEN"])
-        connections = int(self.env.get("LOSSD_CONNECTION_LIMIT") or defaults()["LOSSD_CONNECTION_LIMIT"])
         self.assertGreaterEqual(size(self.service["MemoryMax"][0]),
-                                size(self.env["LOSSD_MEMORY_LIMIT"]) + connections * PER_CONNECTION + BASE)
+                                memory(lambda name: self.env.get(name, defaults()[name]), 100))
         drain = int(defaults()["LOSSD_DRAIN_DELAY"]) + int(defaults()["LOSSD_DRAIN_TIMEOUT"])
         self.assertGreater(int(self.service["TimeoutStopSec"][0]), drain)
 
