@@ -293,6 +293,7 @@ EPOCH = $(or $(SOURCE_DATE_EPOCH),$(shell git log -1 --format=%ct 2>/dev/null))
 sbom: all ## say what the daemon consists of, as SPDX: build/lossd.spdx.json
 	@NVCC=$(NVCC) SOURCE_DATE_EPOCH=$(EPOCH) deploy/sbom build/release/lossd >build/lossd.spdx.new
 	@mv build/lossd.spdx.new build/lossd.spdx.json
+	@echo build/lossd.spdx.json
 audit: sbom ## fail when apt has newer packages of what the daemon loads
 	@deploy/audit build/lossd.spdx.json
 reproducible: deps-build ## build the daemon twice, in two places: the same bits

@@ -4,6 +4,7 @@
  * before any work is queued; predictions are checked where they are read.
  */
 #include <math.h>
+#include <stdio.h>
 
 #include "internal.h"
 
@@ -136,6 +137,26 @@ static bx_status check_box(const bx_plan *plan, const float *box, int image, int
     return BX_OK;
 }
 
+static bx_status refuse_label(const bx_plan *plan, int64_t label, int image, int object, bx_error *error) {
+    static const char *const background[] = {[BX_BACKGROUND_FIRST] = "after the background",
+                                             [BX_BACKGROUND_LAST] = "before the background",
+                                             [BX_BACKGROUND_NONE] = "there being no background"};
+    const int classes = plan->n_classes;
+    const char *where = "the background not counted";
+    char room[48];
+    if (plan->with_predictions) {
+        where = background[plan->criterion->classification.background];
+        snprintf(room, sizeof room, "conf has %d columns:", (int)plan->n_columns);
+    } else {
+        snprintf(room, sizeof room, "there %s", classes == 1 ? "is" : "are");
+    }
+    bx_fail(error, BX_INVALID, "label_range",
+            "label %d of image %d is %lld, but %s %d class%s, numbered 0 to %d, %s (from 1? label_base 1)", object,
+            image, (long long)label, room, classes, classes == 1 ? "" : "es", classes - 1, where);
+    bx_at(error, "annotations[%d].labels[%d]", image, object);
+    return BX_INVALID;
+}
+
 static bx_status check_object(const bx_batch *batch, const bx_plan *plan, int image, int object, bx_error *error) {
     int32_t g = batch->first[image] + object;
     if (batch->use && batch->use[g] == BX_OBJECT_DROPPED) {
@@ -146,15 +167,7 @@ static bx_status check_object(const bx_batch *batch, const bx_plan *plan, int im
         return status;
     }
     int64_t label = batch->labels[g];
-    if (label < 0 || label >= plan->n_classes) {
-        bx_fail(error, BX_INVALID, "label_range",
-                "image %d, label %d is %lld; %d classes are numbered 0 to %d, the background not counted (from 1? "
-                "label_base 1)",
-                image, object, (long long)label, (int)plan->n_classes, (int)plan->n_classes - 1);
-        bx_at(error, "annotations[%d].labels[%d]", image, object);
-        return BX_INVALID;
-    }
-    return BX_OK;
+    return label >= 0 && label < plan->n_classes ? BX_OK : refuse_label(plan, label, image, object, error);
 }
 
 /* Boxes that all lie where shares of an image do, although the priors are in pixels. */

@@ -194,6 +194,11 @@ static bx_status read_metadata(proto_draft *draft, bx_error *error) {
     return BX_OK;
 }
 
+static bx_status refuse_sum(bx_error *error, unsigned long long sum, const char *by, size_t n_objects) {
+    return bx_fail(error, BX_SHAPE, "counts", "counts add up to %llu%s, and there %s %zu box%s", sum, by,
+                   n_objects == 1 ? "is" : "are", n_objects, n_objects == 1 ? "" : "es");
+}
+
 /* counts (N) to first (N+1); they must sum to the number of objects. */
 static bx_status read_counts(proto_draft *draft, const proto_tensor *counts, size_t n_objects, bx_error *error) {
     int64_t sum = 0;
@@ -204,15 +209,17 @@ static bx_status read_counts(proto_draft *draft, const proto_tensor *counts, siz
             bx_fail(error, BX_SHAPE, "counts", "image %zu has %lld objects", i, (long long)count);
             return bx_at(error, "counts[%zu]", i);
         }
-        if (__builtin_add_overflow(sum, count, &sum) || sum > (int64_t)n_objects) {
-            bx_fail(error, BX_SHAPE, "counts", "counts of images 0 to %zu exceed the %zu boxes there are", i,
-                    n_objects);
+        if (count > (int64_t)n_objects - sum) {
+            char by[40];
+            snprintf(by, sizeof by, " by image %zu", i);
+            refuse_sum(error, (unsigned long long)sum + (unsigned long long)count, by, n_objects);
             return bx_at(error, "counts[%zu]", i);
         }
+        sum += count;
         draft->first[i + 1] = (int32_t)sum;
     }
     if (sum != (int64_t)n_objects) {
-        bx_fail(error, BX_SHAPE, "counts", "counts sum to %lld, but there are %zu boxes", (long long)sum, n_objects);
+        refuse_sum(error, (unsigned long long)sum, "", n_objects);
         return bx_at(error, "counts");
     }
     return BX_OK;

@@ -47,10 +47,10 @@ struct catalog {
 };
 
 static const struct {
-    const char *code, *word;
+    const char *code, *word, *route;
 } words[N_DEFINITIONS] = {
-    [DEFINITION_PRIORS] = {"unknown_priors", "prior set"},
-    [DEFINITION_CRITERION] = {"unknown_criterion", "criterion"},
+    [DEFINITION_PRIORS] = {"unknown_priors", "prior set", "/v1/priors"},
+    [DEFINITION_CRITERION] = {"unknown_criterion", "criterion", "/v1/criteria"},
 };
 
 /* ---- tables, under the lock -------------------------------------------------------------------------------------- */
@@ -146,8 +146,8 @@ static bx_status unknown(catalog *c, definition kind, const char *name, bx_error
     pthread_mutex_lock(&c->lock);
     asked = c;
     const char *near = bx_nearest(name, kind == DEFINITION_PRIORS ? set_name : rule_name);
-    bx_fail(error, BX_INVALID, words[kind].code, "there is no %s \"%.64s\"%s%s%s", words[kind].word, name,
-            near ? "; did you mean \"" : "", near ? near : "", near ? "\"?" : "");
+    bx_fail(error, BX_INVALID, words[kind].code, "there is no %s \"%.64s\"; %s%s%s%s lists them", words[kind].word,
+            name, near ? "did you mean \"" : "", near ? near : "", near ? "\"? " : "", words[kind].route);
     pthread_mutex_unlock(&c->lock);
     return BX_INVALID;
 }

@@ -54,12 +54,19 @@ static int healthcheck(const options *o) {
     }
     freeaddrinfo(address);
     ok = n > 0 && !strncmp(text, "HTTP/1.1 200 ", 13);
-    fprintf(ok ? stdout : stderr, "lossd: %s at %s\n", ok ? "healthy" : "no healthy daemon", listen);
+    fprintf(ok ? stdout : stderr, "lossd: %s at %s%s\n", ok ? "healthy" : "no healthy daemon", listen,
+            ok || *o->tls_cert ? "" : "; if it serves TLS, give --tls-cert as well");
     return ok ? 0 : 1;
 }
 
-/* What options.def cannot say by itself. NULL when all is well. */
-static const char *check_options(const options *o, log_level *level) {
+static const char *not_an_address(const char *flag, const char *given, int example, char message[256]) {
+    snprintf(message, 256, "%s: \"%.80s\" is not HOST:PORT of this machine, such as 127.0.0.1:%d (ports end at 65535)",
+             flag, given, example);
+    return message;
+}
+
+/* What options.def cannot say by itself. NULL when all is well. `message` is room for it. */
+static const char *check_options(const options *o, log_level *level, char message[256]) {
     struct addrinfo *address;
     if (!log_level_from_name(o->log_level, level)) {
         return "--log-level: one of error, warn, info, debug";
@@ -78,13 +85,17 @@ static const char *check_options(const options *o, log_level *level) {
     }
     const char *origin;
     if (!origins_check(o->cors_origin, &origin)) {
-        return "--cors-origin: origins as browsers say them, such as https://host:8443: small letters, no path, no *";
+        snprintf(message, 256,
+                 "--cors-origin: \"%.*s\" is no origin as browsers say them, such as https://host:8443: small letters, "
+                 "no path, no *",
+                 (int)strnlen(origin, strcspn(origin, ",") < 80 ? strcspn(origin, ",") : 80), origin);
+        return message;
     }
     if (!*o->data_dir) {
         return "--data-dir: an empty name";
     }
     if (!address_resolve(o->listen, &address)) {
-        return "--listen: not HOST:PORT of this machine, such as 127.0.0.1:8080 (ports end at 65535)";
+        return not_an_address("--listen", o->listen, 8080, message);
     }
     const bool guarded = *o->token_file || o->allow_anonymous;
     bool local = address_is_loopback(address->ai_addr), open = !local && !guarded;
@@ -99,7 +110,7 @@ static const char *check_options(const options *o, log_level *level) {
         return NULL;
     }
     if (!address_resolve(o->ops_listen, &address)) {
-        return "--ops-listen: not HOST:PORT of this machine, such as 127.0.0.1:8081 (ports end at 65535)";
+        return not_an_address("--ops-listen", o->ops_listen, 8081, message);
     }
     open = !address_is_loopback(address->ai_addr) && !guarded;
     freeaddrinfo(address);
@@ -181,7 +192,7 @@ int main(int argc, char **argv) {
     if (o->healthcheck) {
         return healthcheck(o);
     }
-    const char *wrong = check_options(o, &level);
+    const char *wrong = check_options(o, &level, message);
     if (wrong) {
         return usage(wrong);
     }

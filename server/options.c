@@ -94,8 +94,8 @@ static bool set(options *options, const option_row *row, const char *value, cons
             char least[24], most[24];
             write_bound(least, row, row->least);
             write_bound(most, row, row->most);
-            snprintf(message, 256, "%s: \"%.40s\" is not a whole number between %s and %s (K, M or G may follow it)",
-                     source, value, least, most);
+            snprintf(message, 256, "%s: \"%.40s\" is not a whole number between %s and %s%s", source, value, least,
+                     most, strcmp(row->argument, "BYTES") ? "" : " (K, M or G may follow it)");
             return false;
         }
         return true;

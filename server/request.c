@@ -71,9 +71,11 @@ typedef struct lane {
     const char *full; /* what is said then */
 } lane;
 
+#define AGAIN "Ask again after Retry-After seconds."
+
 static lane lane_of(server *server, const route *route) {
     const lane disk = {server->clerk, &server->at_clerk, MOST_AT_CLERK,
-                       "As many registrations and deletions as are possible at a time wait for the disk."};
+                       "As many registrations and deletions as are possible at a time wait for the disk. " AGAIN};
     switch (route->how) {
     case ROUTE_BY_CLERK:
         return disk;
@@ -81,10 +83,10 @@ static lane lane_of(server *server, const route *route) {
         return (lane){server->pool, disk.tickets, disk.most, disk.full};
     case ROUTE_BY_READER:
         return (lane){server->reader, &server->at_reader, MOST_AT_READER,
-                      "As many requests for runs as are possible at a time are being served."};
+                      "As many requests for runs as are possible at a time are being served. " AGAIN};
     default:
         return (lane){server->pool, &server->tickets, server->options.queue_limit,
-                      "As many requests as --queue-limit allows are being served."};
+                      "As many requests as --queue-limit allows are being served. " AGAIN};
     }
 }
 

@@ -276,7 +276,7 @@ function introduce() {
 function connectDoor() {
   $("door").addEventListener("submit", (event) => {
     event.preventDefault();
-    const text = $("token").value.trim();
+    const text = $("token").value.trim().replace(/^bearer\s+/i, ""); // as a header has it
     if (!/^[!-~]+$/.test(text)) { // no header can carry it
       $("trouble").textContent = "A token is made of visible ASCII characters.";
       return;

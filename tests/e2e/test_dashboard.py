@@ -330,7 +330,7 @@ class Dashboard(lossd.Case):
                 self.wait(lambda: self.find("#trouble").text == "lossd does not know this token.")
                 self.assertEqual(self.find("#token").get_attribute("value"), "a-wrong-token")
                 self.find("#token").clear()
-                self.find("#token").send_keys("  a-token-for-the-page ")
+                self.find("#token").send_keys("  Bearer a-token-for-the-page ")
                 self.find("#door button").click()
                 self.wait(lambda: self.shows("guarded", 2))
                 self.wait(lambda: self.text("#version")[0])

@@ -70,7 +70,7 @@ class Criteria(Case):
         self.gone(self.daemon.delete("/v1/criteria/mine"))
         self.problem(self.daemon.get("/v1/criteria/mine"), 404, "unknown_criterion")
         self.problem(self.daemon.delete("/v1/criteria/mine"), 404, "unknown_criterion")
-        self.problem(self.loss("mine"), 422, "unknown_criterion", None, "^/criterion$")
+        self.problem(self.loss("mine"), 422, "unknown_criterion", '"mine"; /v1/criteria lists them', "^/criterion$")
         self.assertNotIn("mine", self.names(self.daemon, "criteria"))
 
     def test_descriptions_can_be_put_back(self):
@@ -107,7 +107,7 @@ class Criteria(Case):
         self.problem(got, 422, "unknown_priors", 'the criterion "with-three" takes the prior set "three"')
         self.gone(self.daemon.delete("/v1/criteria/with-three"))
         self.problem(self.daemon.put("/v1/criteria/with-none", {"priors": "sdd300"}), 422, "unknown_priors",
-                     'did you mean "ssd300"', "^/priors$")
+                     'did you mean "ssd300".. /v1/priors lists them', "^/priors$")
         self.problem(self.daemon.get("/v1/criteria/with-none"), 404)
 
     def test_text(self):
@@ -331,7 +331,7 @@ class Names(Case):
         self.registered(self.daemon.put("/v1/priors/camera-4k", GRID), 201)
         self.problem(self.daemon.get("/v1/criteria/trainer-8"), 404, "unknown_criterion", '"trainer-7"')
         self.problem(self.daemon.get("/v1/priors/camera-4g"), 404, "unknown_priors", '"camera-4k"')
-        self.problem(self.loss("trainer7"), 422, "unknown_criterion", '"trainer-7"')
+        self.problem(self.loss("trainer7"), 422, "unknown_criterion", 'did you mean "trainer-7".. /v1/criteria lists them')
         self.problem(self.loss("ssd-multibix"), 422, "unknown_criterion", '"ssd-multibox"')
         self.problem(self.daemon.delete("/v1/criteria/trainer-6"), 404, "unknown_criterion", '"trainer-7"')
         self.gone(self.daemon.delete("/v1/criteria/trainer-7"))
@@ -818,7 +818,7 @@ class Limits(Case):
                 self.good(self.loss("ssd-multibox", daemon))
                 for target in ("/v1/criteria", "/v1/priors", "/v1/criteria/ssd-keras", "/v1/priors/ssd300"):
                     self.assertEqual(daemon.get(target).status, 200)
-                self.problem(waiting[-1].answer(), 503, "queue_full", "disk")
+                self.problem(waiting[-1].answer(), 503, "queue_full", "disk.*Retry-After")
             finally:
                 other.close()
                 for connection in waiting:
@@ -827,7 +827,7 @@ class Limits(Case):
             with daemon.connect() as connection:
                 connection.start("POST", "/v1/loss", {"Content-Length": 2, "Expect": "100-continue"})
                 self.assertEqual(connection.interim(), 100)
-                self.problem(self.loss("ssd-multibox", daemon), 503, "queue_full", "queue-limit")
+                self.problem(self.loss("ssd-multibox", daemon), 503, "queue_full", "queue-limit.*Retry-After")
                 self.registered(daemon.put("/v1/criteria/another", MINE), 201)
 
     def test_who_sends_nothing_waits_for_nobody(self):

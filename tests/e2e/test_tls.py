@@ -134,7 +134,7 @@ class Service(Encrypted):
             peer.sendall(outgoing.read())   # all that the client waits for before it asks
             peer.close()
 
-        flags = ("--healthcheck", "--tls-cert", self.pair[0], "--tls-key", self.pair[1])
+        flags = ("--healthcheck", "--tls-cert", self.pair[0])
         for _ in range(5):
             with socket.socket() as listener:
                 listener.bind(("127.0.0.1", 0))
@@ -147,7 +147,7 @@ class Service(Encrypted):
 
     def test_healthcheck(self):
         where = "127.0.0.1:%d" % self.daemon.port
-        flags = ("--healthcheck", "--tls-cert", self.pair[0], "--tls-key", self.pair[1])
+        flags = ("--healthcheck", "--tls-cert", self.pair[0])
         self.assertEqual(lossd.command(*flags, "--listen", where)[:2], (0, "lossd: healthy at %s\n" % where))
         self.assertEqual(lossd.command(*flags, "--ops-listen", "127.0.0.1:%d" % self.daemon.ops_port)[0], 0)
         self.assertEqual(lossd.command("--healthcheck", "--listen", where)[0], 1)

@@ -5,6 +5,7 @@
  */
 #include <float.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -341,6 +342,36 @@ START_TEST(label_range) {
 }
 END_TEST
 
+/* Which column is the background is the criterion's matter. */
+START_TEST(label_range_says_where_the_classes_are) {
+    static const struct {
+        bx_background background;
+        int32_t columns;
+        bool predicted;
+        const char *text;
+    } rows[] = {
+        {BX_BACKGROUND_FIRST, 2, true, "conf has 2 columns: 1 class, numbered 0 to 0, after the background"},
+        {BX_BACKGROUND_LAST, 5, true, "conf has 5 columns: 4 classes, numbered 0 to 3, before the background"},
+        {BX_BACKGROUND_NONE, 5, true, "conf has 5 columns: 5 classes, numbered 0 to 4, there being no background"},
+        {BX_BACKGROUND_FIRST, 2, false, "there is 1 class, numbered 0 to 0, the background not counted"},
+        {BX_BACKGROUND_LAST, 5, false, "there are 4 classes, numbered 0 to 3, the background not counted"},
+    };
+    memset(labels, 0, sizeof labels);
+    labels[2] = 7;
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        bx_plan plan;
+        bx_error error = {0};
+        char text[sizeof error.text];
+        mine.classification.background = rows[i].background;
+        batch.n_columns = rows[i].columns;
+        batch.conf.data = rows[i].predicted ? predictions : NULL;
+        snprintf(text, sizeof text, "label 1 of image 1 is 7, but %s (from 1? label_base 1)", rows[i].text);
+        ck_assert_int_eq(plan_it(&plan, relative, &error), BX_INVALID);
+        ck_assert_str_eq(error.text, text);
+    }
+}
+END_TEST
+
 START_TEST(the_first_culprit_is_named) {
     memcpy(boxes[1], (float[4]){.3f, .2f, .1f, .4f}, 16);
     memcpy(boxes[2], (float[4]){NAN, .2f, .1f, .4f}, 16);
@@ -641,6 +672,7 @@ int main(void) {
     tcase_add_test(tests, box_faults);
     tcase_add_test(tests, objects_that_are_not_used);
     tcase_add_test(tests, label_range);
+    tcase_add_test(tests, label_range_says_where_the_classes_are);
     tcase_add_test(tests, the_first_culprit_is_named);
     tcase_add_test(tests, numbers_in_the_text);
     tcase_add_test(tests, targets);

@@ -331,15 +331,23 @@ END_TEST
 START_TEST(counts) {
     static const struct {
         int64_t counts[2];
-        const char *where;
-    } rows[] = {{{1, 0}, "counts"},     {{1, 2}, "counts[1]"},         {{-1, 3}, "counts[0]"},
-                {{3, -1}, "counts[0]"}, {{INT64_MAX, 3}, "counts[0]"}, {{2, INT64_MAX}, "counts[1]"},
-                {{2, -1}, "counts[1]"}};
+        const char *where, *text;
+    } rows[] = {{{1, 0}, "counts", "counts add up to 1, and there are 2 boxes"},
+                {{1, 2}, "counts[1]", "counts add up to 3 by image 1, and there are 2 boxes"},
+                {{-1, 3}, "counts[0]", "image 0 has -1 objects"},
+                {{3, -1}, "counts[0]", "counts add up to 3 by image 0, and there are 2 boxes"},
+                {{INT64_MAX, 3}, "counts[0]", "counts add up to 9223372036854775807 by image 0, and there are 2 boxes"},
+                {{2, INT64_MAX}, "counts[1]", "counts add up to 9223372036854775809 by image 1, and there are 2 boxes"},
+                {{2, -1}, "counts[1]", "image 1 has -1 objects"}};
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         struct data data = good;
         memcpy(data.counts, rows[i].counts, sizeof data.counts);
         struct body body = build("{" ALL "}", &data, sizeof data);
         refused(PROTO_LOSS, &body, BX_SHAPE, "counts", rows[i].where);
+        proto_request r;
+        bx_error error;
+        ck_assert_int_eq(decode(&r, PROTO_LOSS, body.bytes, body.n, &error), BX_SHAPE);
+        ck_assert_str_eq(error.text, rows[i].text);
     }
     /* hostile labels arrive as they are */
     struct data data = good;
