@@ -107,7 +107,7 @@ class Criteria(Case):
         self.problem(got, 422, "unknown_priors", 'the criterion "with-three" takes the prior set "three"')
         self.gone(self.daemon.delete("/v1/criteria/with-three"))
         self.problem(self.daemon.put("/v1/criteria/with-none", {"priors": "sdd300"}), 422, "unknown_priors",
-                     'did you mean "ssd300".. /v1/priors lists them', "^/priors$")
+                     'did you mean "ssd300". /v1/priors lists them', "^/priors$")
         self.problem(self.daemon.get("/v1/criteria/with-none"), 404)
 
     def test_text(self):
@@ -331,7 +331,7 @@ class Names(Case):
         self.registered(self.daemon.put("/v1/priors/camera-4k", GRID), 201)
         self.problem(self.daemon.get("/v1/criteria/trainer-8"), 404, "unknown_criterion", '"trainer-7"')
         self.problem(self.daemon.get("/v1/priors/camera-4g"), 404, "unknown_priors", '"camera-4k"')
-        self.problem(self.loss("trainer7"), 422, "unknown_criterion", 'did you mean "trainer-7".. /v1/criteria lists them')
+        self.problem(self.loss("trainer7"), 422, "unknown_criterion", 'did you mean "trainer-7". /v1/criteria lists them')
         self.problem(self.loss("ssd-multibix"), 422, "unknown_criterion", '"ssd-multibox"')
         self.problem(self.daemon.delete("/v1/criteria/trainer-6"), 404, "unknown_criterion", '"trainer-7"')
         self.gone(self.daemon.delete("/v1/criteria/trainer-7"))
