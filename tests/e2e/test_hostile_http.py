@@ -372,7 +372,7 @@ class Bodies(hostile.Hostile):
             sender.start()
             lossd.time.sleep(0.3)
             self.healthy()
-            self.assertLess(self.held()[2] - before, 4 << 20)
+            self.assertLess(self.held()[2] - before, hostile.margin() // 10)
             answers = [connection.answer() for _ in range(1000)]
             sender.join()
         self.assertEqual([(a.status, a.header("X-Request-Id")) for a in answers],

@@ -191,7 +191,7 @@ class Descriptors(Case):
         self.assertRegex(str(failure.exception), r"\(exit 69\).*stderr 'lossd: [^\n]*open files[^\n]*\\n'$")
 
     def test_R03_raised(self):
-        with self.start(preexec_fn=self.limited(64, 4096)) as daemon:
+        with self.start(preexec_fn=self.limited(64, 1024)) as daemon:
             self.assertGreater(daemon.metric("process_max_fds"), 128)
             idle = [daemon.connect() for _ in range(100)]
             for connection in idle:

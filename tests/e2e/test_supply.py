@@ -95,8 +95,10 @@ class Sbom(unittest.TestCase):
             self.assertIn(fields["Maintainer"].split(" <")[0], package["supplier"])
             self.assertRegex(package["externalRefs"][0]["referenceLocator"],
                              r"^pkg:deb/\w+/%s@[^+@]+\?arch=%s&" % (re.escape(name), fields["Architecture"]))
+            with open("/usr/share/doc/%s/copyright" % name, encoding="utf-8") as file:
+                if not file.read().startswith("Format: "):   # no machine can read it
+                    self.assertEqual(package["licenseDeclared"], "NOASSERTION")
         self.assertEqual(debian["zlib1g"]["licenseDeclared"], "Zlib")
-        self.assertEqual(debian["libc6"]["licenseDeclared"], "NOASSERTION")   # no machine can read it
 
     def test_S23_itself(self):
         package = self.packages["lossd"]

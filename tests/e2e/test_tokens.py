@@ -529,7 +529,7 @@ class Process(lossd.Case):
     def test_S17_no_core_dump_and_no_debugger(self):
         with tempfile.TemporaryDirectory() as home:
             os.chmod(home, 0o777)
-            env = {"LOSSD_DATA_DIR": os.path.join(home, "data")}
+            env = {"LOSSD_DATA_DIR": os.path.join(home, "data"), "LOSSD_CORE_DUMPS": "0"}
             with lossd.Daemon(env=env, user=65532) as daemon:
                 cores, status = self.limits(daemon)
                 self.assertEqual((cores, status["NoNewPrivs"]), (("0", "0"), "1"))

@@ -62,13 +62,19 @@ CODES = {
 CODES = {status: set(words.split()) for status, words in CODES.items()}
 
 
+def may_trace():
+    """Whether we may look into any process: root may, but not root in a container (CAP_SYS_PTRACE)."""
+    with open("/proc/self/status", encoding="ascii") as status:
+        return bool(int(re.search(r"^CapEff:\s*(\w+)", status.read(), re.M)[1], 16) & 1 << 19)
+
+
 def environment(extra=None):
     """The caller's environment without any LOSSD_* of its own, and without whatever the caller has registered."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("LOSSD")}
     env["LOSSD_DATA_DIR"] = "/nonexistent/lossd-data"
     env["CUDA_VISIBLE_DEVICES"] = ""
-    if os.geteuid() != 0:
-        env["LOSSD_CORE_DUMPS"] = "1"   # or /proc tells nobody but root of it
+    if not may_trace():
+        env["LOSSD_CORE_DUMPS"] = "1"   # or /proc does not tell us of it
     env.update(extra or {})
     return env
 
