@@ -115,22 +115,31 @@ def search(target, seconds):
     return code
 
 
-def keep(target):
-    everything, least = directory("everything", target), directory("least", target)
-    shutil.rmtree(least)
+def least(target, name, *more):
+    """Of everything that there is, few inputs that reach as much."""
+    kept_there, everything = directory(name, target), directory("everything", target)
+    shutil.rmtree(kept_there)
     shutil.rmtree(everything)
     write_inputs(directory("everything", target), kept(target))
-    code = run(target, options(target) + ["-set_cover_merge=1", directory("least", target), everything,
+    code = run(target, options(target) + ["-set_cover_merge=1", *more, directory(name, target), everything,
                                           directory("found", target)], os.path.join(BUILD, target + ".merge.log"))
     inputs = []
-    for name in os.listdir(least):
-        with open(os.path.join(least, name), "rb") as f:
+    for file in os.listdir(kept_there):
+        with open(os.path.join(kept_there, file), "rb") as f:
             inputs.append(f.read())
     inputs.sort(key=lambda data: (len(data), data))
+    return code, inputs
+
+
+def keep(target):
+    """First what reaches every edge, then what reaches some of them more often."""
+    code, first = least(target, "edges", "-use_counters=0")
+    worse, inputs = least(target, "least")
+    rest = [data for data in inputs if data not in first]
     if target in FEWER:
-        random.Random(1).shuffle(inputs)
+        random.Random(1).shuffle(rest)
     size, lines = 0, []
-    for data in inputs:
+    for data in first + rest:
         line = escape(data)
         size += len(line)
         if size > FEWER.get(target, MOST_BYTES):
@@ -139,8 +148,9 @@ def keep(target):
     os.makedirs(os.path.dirname(corpus_file(target)), exist_ok=True)
     with open(corpus_file(target), "w", encoding="ascii") as f:
         f.writelines(sorted(lines))
-    print("%-12s %d of %d inputs, %d bytes" % (target, len(lines), len(inputs), sum(map(len, lines))))
-    return code
+    print("%-12s %d of %d inputs, %d for every edge, %d bytes" % (
+        target, len(lines), len(first + rest), len(first), sum(map(len, lines))))
+    return code or worse
 
 
 def planted():

@@ -245,6 +245,16 @@ HEADS = [
 ]
 
 
+TARGETS_OF_GET = [
+    b"/v1/runs/r", b"/v1/criteria", b"/openapi.yaml", b"/web/app.js", b"/v2", b"/v2/health/live", b"/v2/health/ready",
+    b"/v2/models/ssd-multibox", b"/v2/models/ssd-multibox/ready", b"/v2/models/ssd-multibox/stats",
+    b"/v2/models/ssd-multibox/versions/1/stats", b"/v2/models/ssd-multibox/versions/1", b"/v2/systemsharedmemory/status",
+    b"/v2/systemsharedmemory/region/r/status", b"/v1/priors/retinanet-64x64", b"/version",
+]
+TARGETS_OF_POST = [b"/v2/systemsharedmemory/unregister", b"/v2/repository/index", b"/v2/repository/models/ssd-keras/load",
+                   b"/v2/repository/models/ssd-keras/unload", b"/v2/repository/models/none/load"]
+
+
 def post(target, body, *headers):
     lines = [b"POST " + target + b" HTTP/1.1", b"Host: a", b"Content-Length: %d" % len(body), *headers]
     return b"\r\n".join(lines) + b"\r\n\r\n" + body
@@ -275,6 +285,17 @@ def of_http():
     yield b"\0" + post(b"/v2/models/ssd-multibox/infer", inference(False)[0]).replace(b"/infer", b"/versions/1/infer")
     put = post(b"/v1/criteria/mine", text(CRITERIA[4]), kind).replace(b"POST", b"PUT", 1)
     yield b"\0" + put + HEADS[8]
+    for target in TARGETS_OF_GET:
+        yield b"\0GET " + target + b" HTTP/1.1\r\nHost: a\r\n\r\n"
+    for target in TARGETS_OF_POST:
+        yield b"\0" + post(target, b"{}")
+    region = b"/v2/systemsharedmemory/region/r/"
+    register = post(region + b"register", text({"key": "/lossd-fuzz", "offset": 0, "byte_size": 4096}))
+    for body in of_infer():
+        if b"shared_memory" in body:
+            yield b"\0" + register + post(b"/v2/models/ssd-multibox/infer", body[2:])
+    yield b"\0" + register + b"GET " + region + b"status HTTP/1.1\r\nHost: a\r\n\r\n" + post(region + b"unregister", b"")
+    yield b"\0" + register + register + post(b"/v2/systemsharedmemory/unregister", b"")
     for cuts in range(0, 256, 50):    # several, one after the other
         yield bytes([cuts]) + post(b"/v1/loss", text(BATCH), kind) + HEADS[1] + chunked(b"/v1/loss", tensors(entries())) + HEADS[0]
         yield bytes([cuts]) + put + post(b"/v1/loss?criterion=mine", text(BATCH)) + HEADS[8] + post(

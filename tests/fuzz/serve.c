@@ -19,8 +19,8 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
     (void)argc, (void)argv;
     log_setup(LOG_ERROR, false);
     proto_init();
-    start_daemon(&one, "--workers=1");
-    start_daemon(&three, "--workers=3");
+    start_daemon(&one, "--workers=1", NULL);
+    start_daemon(&three, "--workers=3", NULL);
     taken = memory_used(one.memory);
     CHECK(bx_context_open(&reference, "cpu", "ref", NULL) == BX_OK, "no context");
     return 0;
