@@ -2,7 +2,8 @@
 /*
  * Requests at a rate of their own, whether or not the service keeps up (an open loop: what is late counts from when it
  * was due), or as fast as its answers come (RATE 0: how much it can do). One thread, one epoll set, kept-alive
- * connections; prints one JSON line, with the share of a processor that it took itself.
+ * connections; looks once a tick, so what it says of latencies is late by up to that; prints one JSON line, with the
+ * share of a processor that it took itself.
  *
  * Usage: overload PORT FILE SECONDS RATE CONNECTIONS        FILE: the whole request, headers and body
  */
@@ -26,6 +27,7 @@ enum { MOST_CONNECTIONS = 4096, MOST_SAMPLES = 1 << 22, EVENTS = 256, ANSWER = 1
 #define WAIT_US   2e6 /* for what is still under way at the end */
 #define PROMPTLY  50e3
 #define SECOND_US 1e6
+#define TICK_US   2e3 /* it sends what is due and reads what has come, then sleeps */
 
 typedef struct connection {
     int fd; /* -1: none */
@@ -201,13 +203,12 @@ static void arrive(double at) {
     }
 }
 
-/* Until then, or until something happens. */
-static void look(double until) {
+/* What has happened by the next tick, all at once: awake for each event, this program would take from the daemon the
+ * processors that it measures. */
+static void look(void) {
     struct epoll_event events[EVENTS];
-    const double left = until - now_us();
-    const struct timespec wait = {.tv_sec = left > 0 ? (time_t)(left / 1e6) : 0,
-                                  .tv_nsec = left > 0 ? (long)(fmod(left, 1e6) * 1e3) : 0};
-    const int n = epoll_pwait2(poller, events, EVENTS, &wait, NULL);
+    usleep((useconds_t)(TICK_US - fmod(now_us(), TICK_US)));
+    const int n = epoll_wait(poller, events, EVENTS, 0);
     for (int i = 0; i < n; i++) {
         connection *c = events[i].data.ptr;
         if (c->fd >= 0 && c->busy) {
@@ -288,13 +289,13 @@ int main(int argc, char **argv) {
             arrived++;
             arrive(next);
         }
-        look(open_loop && next < stop ? next : stop);
+        look();
     }
     const double took = now_us() - start, used = processor_us() - own;
     const size_t in_time = n_good;
     over = true;
     for (double until = now_us() + WAIT_US; any_busy() && now_us() < until;) {
-        look(until);
+        look();
     }
     size_t left = n_due;
     for (int i = 0; i < n_connections; i++) {
