@@ -4,10 +4,15 @@
 
 Failures are printed as they come, skips by name; the last line is `N passed, N failed`.
 """
+import concurrent.futures
 import os
+import re
+import subprocess
 import sys
 import time
 import unittest
+
+ALONE = {"test_limits", "test_resources", "test_slow", "test_stream"}
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(HERE, "..", "support"))
@@ -58,13 +63,9 @@ def flatten(suite):
             yield item
 
 
-def main():
-    if not os.access(lossd.BINARY, os.X_OK):
-        print("%s is not there; run `make` first" % lossd.BINARY)
-        return 2
+def run_here(parts):
     tests = list(flatten(unittest.TestLoader().discover(HERE)))
-    if len(sys.argv) > 1:
-        tests = [t for t in tests if any(part in t.id() for part in sys.argv[1:])]
+    tests = [t for t in tests if any(part in t.id() for part in parts)]
     result = Result()
     result.failfast = bool(os.environ.get("FAILFAST"))   # at the first subtest too
     unittest.TestSuite(tests).run(result)
@@ -74,6 +75,36 @@ def main():
     skipped = len({test.id() for test, _ in result.skipped})
     failed = len(result.bad)
     passed = result.ran - skipped - len([name for name in result.bad if not name.startswith(("setUp", "tearDown"))])
+    return passed, failed
+
+
+def run_module(name):
+    """In a process of its own -> what it printed before its last line, passed, failed"""
+    got = subprocess.run([sys.executable, __file__, name + "."], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    *lines, last = got.stdout.splitlines() or [""]
+    counts = re.fullmatch(r"(\d+) passed, (\d+) failed", last)
+    if not counts:
+        return lines + [last, "%s ended with status %d" % (name, got.returncode)], 0, 1
+    return lines, int(counts[1]), int(counts[2])
+
+
+def run_all():
+    """Most of a test is waiting: modules run two at a time, and then, alone, those that measure the whole machine."""
+    names = sorted(n[:-3] for n in os.listdir(HERE) if n.startswith("test_") and n.endswith(".py"))
+    passed = failed = 0
+    for together, workers in ((lambda n: n not in ALONE, 2), (lambda n: n in ALONE, 1)):
+        with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+            for lines, good, bad in pool.map(run_module, filter(together, names)):
+                print("\n".join(lines), end="\n" if lines else "", flush=True)
+                passed, failed = passed + good, failed + bad
+    return passed, failed
+
+
+def main():
+    if not os.access(lossd.BINARY, os.X_OK):
+        print("%s is not there; run `make` first" % lossd.BINARY)
+        return 2
+    passed, failed = run_here(sys.argv[1:]) if len(sys.argv) > 1 else run_all()
     print("%d passed, %d failed" % (passed, failed))
     return 1 if failed or not passed else 0
 
