@@ -73,6 +73,7 @@ static int accept_some(acceptor *a) {
 }
 
 static void *acceptor_main(void *argument) {
+    pthread_setname_np(pthread_self(), "lossd-accept");
     acceptor *a = argument;
     int failed = 0;
     while (!atomic_load(&a->stopping)) {

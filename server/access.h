@@ -30,6 +30,9 @@ void secret_wipe(secret *secret);
 /* ---- tokens ------------------------------------------------------------------------------------------------------ */
 
 #define TOKEN_NAME 65
+/* What the log says of who has none, and of whom nobody asked for it; no token is named so. */
+#define NOBODY    "anonymous"
+#define NOT_ASKED "unknown"
 
 /* The tokens of a file, of which only the SHA-256 is kept. Immutable. */
 typedef struct tokens tokens;

@@ -380,6 +380,7 @@ static void run(runner *w, request *r) {
 }
 
 static void *runner_main(void *argument) {
+    pthread_setname_np(pthread_self(), "lossd-device");
     runner *w = argument;
     devices *d = w->all;
     pthread_mutex_lock(&d->lock);

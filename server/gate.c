@@ -97,7 +97,7 @@ bool gate_check(gate *a, metrics *m, const route *route, const credentials *c, r
     const right needed = !route ? RIGHT_READ : c->records ? RIGHT_WRITE : route->right;
     const char *token = bearer_token(c->authorization);
     const int64_t now = now_ns();
-    strcpy(name, "anonymous");
+    strcpy(name, NOBODY);
     pthread_rwlock_rdlock(&a->lock);
     const bool open = !a->tokens, free_for_all = open || needed == RIGHT_NONE;
     *given = open ? RIGHT_WRITE : RIGHT_NONE;

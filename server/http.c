@@ -49,6 +49,7 @@ typedef struct exchange {
     int64_t began_ns;
     size_t bytes_in, bytes_out;
     int status;
+    const char *code; /* of a refusal */
     proto_timing timing;
 } exchange;
 
@@ -98,6 +99,7 @@ static enum MHD_Result send_answer(exchange *x, answer a) {
     }
     count_inference(x, a.status);
     x->status = a.status;
+    x->code = a.code;
     x->bytes_out = a.body.bytes;
     set_phase(x, PHASE_ANSWER, 20 + (int64_t)a.body.bytes / SLOWEST);
     enum MHD_Result result = MHD_queue_response(x->connection, (unsigned)a.status, response);
@@ -485,6 +487,7 @@ static enum MHD_Result refuse_rest(exchange *x, answer problem) {
     x->unbearable = true;
     if (peer_refuse(x->peer, &problem)) {
         x->status = problem.status;
+        x->code = problem.code;
         count_inference(x, x->status);
     }
     answer_free(&problem);
@@ -631,11 +634,12 @@ void http_on_completed(void *cls, struct MHD_Connection *connection, void **cont
     }
     if (x->post && request_expired(x->post)) {
         x->status = 408; /* written by the reaper */
+        x->code = "body_timeout";
         count_inference(x, x->status);
     }
     if (x->begun) {
         LOG(LOG_INFO, "request", {"id", x->id, 0}, {"method", x->method, 0}, {"target", x->target, 0},
-            {"as", *x->who ? x->who : "unknown", 0}, {"status", NULL, x->status},
+            {"as", *x->who ? x->who : NOT_ASKED, 0}, {"status", NULL, x->status}, {x->code ? "code" : NULL, x->code, 0},
             {"bytes_in", NULL, (double)x->bytes_in}, {"bytes_out", NULL, (double)x->bytes_out},
             {"receive_ms", NULL, x->timing.receive_ms}, {"queue_ms", NULL, x->timing.queue_ms},
             {"compute_ms", NULL, x->timing.compute_ms},

@@ -124,7 +124,9 @@ void log_line(log_level level, const char *event, const log_field *fields, size_
     add_field(&out, "level", names[level], 0);
     add_field(&out, "event", event, 0);
     for (size_t i = 0; i < n_fields; i++) {
-        add_field(&out, fields[i].key, fields[i].text, fields[i].number);
+        if (fields[i].key) {
+            add_field(&out, fields[i].key, fields[i].text, fields[i].number);
+        }
     }
     add(&out, as_json ? "}" : "");
     out.text[out.n++] = '\n';

@@ -299,6 +299,7 @@ static void wait_until(peers *all, int64_t until) {
 }
 
 static void *reaper_main(void *argument) {
+    pthread_setname_np(pthread_self(), "lossd-reaper");
     peers *all = argument;
     int64_t next = 0;
     pthread_mutex_lock(&all->lock);

@@ -18,7 +18,10 @@ static struct MHD_Response *make_response(answer *a, bool protocol) {
     if (a->body.failed) {
         char *text = protocol ? no_memory_there : no_memory;
         answer_free(a);
-        *a = (answer){.status = 503, .type = protocol ? PROTO_TYPE_JSON : PROTO_TYPE_PROBLEM, .retry_after = 1};
+        *a = (answer){.status = 503,
+                      .code = "out_of_memory",
+                      .type = protocol ? PROTO_TYPE_JSON : PROTO_TYPE_PROBLEM,
+                      .retry_after = 1};
         a->body.bytes = strlen(text);
         return MHD_create_response_from_buffer(a->body.bytes, text, MHD_RESPMEM_PERSISTENT);
     }
@@ -75,7 +78,7 @@ static void add_origin(const taker *to, const answer *a, const reply *r) {
     if (a->allows_origin) {
         add(to, "Access-Control-Allow-Methods", a->allow);
         add(to, "Access-Control-Allow-Headers",
-            "Accept, Authorization, Content-Type, If-Match, If-None-Match, "
+            "Accept, Authorization, Content-Encoding, Content-Type, If-Match, If-None-Match, "
             "Inference-Header-Content-Length, X-Request-Id");
         add(to, "Access-Control-Max-Age", "600");
     }

@@ -68,7 +68,7 @@ const char *http_reason(int status) {
 }
 
 answer answer_problem(int status, const char *code, const char *detail, const char *pointer, const char *request_id) {
-    answer a = {.status = status, .type = PROTO_TYPE_PROBLEM};
+    answer a = {.status = status, .code = code, .type = PROTO_TYPE_PROBLEM};
     proto_problem_encode(&a.body, &(proto_problem){status, http_reason(status), code, detail, pointer, request_id});
     return a;
 }

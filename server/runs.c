@@ -133,6 +133,7 @@ static void wait_for_more(runs *q, const struct timespec *until) {
 }
 
 static void *write_on(void *argument) {
+    pthread_setname_np(pthread_self(), "lossd-recorder");
     runs *q = argument;
     request *taken[MOST_AT_ONCE];
     struct timespec next = {0}; /* at once */

@@ -53,7 +53,7 @@ typedef enum log_level { LOG_ERROR, LOG_WARN, LOG_INFO, LOG_DEBUG } log_level;
 
 /* One key and value of a line; text is escaped and cut to 256 bytes. */
 typedef struct log_field {
-    const char *key;
+    const char *key;  /* NULL: left out */
     const char *text; /* NULL: the number counts */
     double number;
 } log_field;
@@ -510,6 +510,7 @@ typedef enum request_state {
 typedef struct answer {
     proto_timing timing;
     int status;
+    const char *code; /* of a refusal, static storage; NULL: none */
     const char *type;
     proto_buffer body;
     int retry_after;       /* seconds; 0: no header */

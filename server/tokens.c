@@ -102,6 +102,9 @@ static const char *take_line(tokens *t, char *line, size_t number, size_t *with)
     if (!is_name(name)) {
         return "after its role comes a name of 1 to 64 of A-Z a-z 0-9 . _ -";
     }
+    if (!strcmp(name, NOBODY) || !strcmp(name, NOT_ASKED)) {
+        return "in the log that name says that there was no token; choose another";
+    }
     if (!*text || (*more && *more != '#')) {
         return *text ? "something follows the token" : "there is no token";
     }

@@ -83,7 +83,7 @@ class Origins(lossd.Case):
             self.assertEqual(answer.header("Access-Control-Allow-Origin"), OURS)
             allowed = answer.header("Access-Control-Allow-Methods").split(", ")
             self.assertLessEqual(set(wanted.split(", ")), set(allowed))
-            for name in ("Authorization", "Content-Type", "Inference-Header-Content-Length"):
+            for name in ("Authorization", "Content-Encoding", "Content-Type", "Inference-Header-Content-Length"):
                 self.assertIn(name, answer.header("Access-Control-Allow-Headers"))
             self.assertNotIn("*", str(access_headers(answer)))
         for headers in ({"Origin": OURS}, {"Access-Control-Request-Method": "GET"}):

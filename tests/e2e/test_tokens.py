@@ -212,6 +212,7 @@ class Access(Guarded):
             self.assertTrue(lossd.until(lambda: "id=as-%s " % name in self.daemon.log()))
             line = next(text for text in self.daemon.log().splitlines() if "id=as-%s " % name in text)
             self.assertIn(" as=%s " % name, line)
+            self.assertIn(" status=200 bytes_in" if token else " status=401 code=unauthorized bytes_in", line)
 
     def test_S16_no_token_is_told(self):
         """Neither by the command line, the environment, the log, nor by an answer."""
@@ -400,7 +401,8 @@ class Files(lossd.Case):
                 ("read c x\n" + good + "read b y\nread a z", 4, "name again as in line 2\n"),
                 ("write b Canary\u00e9\n", 1, "visible"), ("write b Canary\x01x\n", 1, "visible"),
                 ("READ a Canary\n", 1, "read or write"), ("%s\n" % WRITE, 1, "read or write"),
-                ("read %s Canary\n" % ("n" * 65), 1, "name"), (WRITE + " a b\n", 1, "read or write"),
+                ("read %s Canary\n" % ("n" * 65), 1, "name"), ("read anonymous Canary\n", 1, "choose another"),
+                (good + "write unknown Canary\n", 2, "choose another"), (WRITE + " a b\n", 1, "read or write"),
                 ("".join("read n%d token-%d\n" % (i, i) for i in range(1025)), 1025, "1024")):
             with self.subTest(text[:40]):
                 path, home = token_file(text)
