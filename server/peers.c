@@ -5,7 +5,10 @@
  * libmicrohttpd's timeout is for silent connections only: a client that sends a byte a second outlives it for ever. So
  * a reaper thread holds every phase of a connection to a total deadline: headers, body, computation, answer, the pause
  * between two requests. A socket is shut down only under the lock that also guards its removal, so never after it was
- * closed. Requests are failed outside the lock, with a reference.
+ * closed. Requests are failed outside the locks, with a reference.
+ *
+ * Locks: `all->lock` is of the list, and is taken first; a peer's own is of what is asked and said at every request, so
+ * that threads of different connections never wait for each other.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -35,6 +38,7 @@ struct peer {
     peers *all;
     peer *next, *previous;
     int fd;
+    pthread_mutex_t lock; /* of what follows */
     phase phase;
     int64_t began_ns, deadline_ns;
     request *post;
@@ -73,6 +77,7 @@ peer *peer_add(peers *all, int fd, int64_t seconds) {
     p->phase = PHASE_HEAD;
     p->began_ns = now_ns();
     p->deadline_ns = p->began_ns + seconds * NS_PER_S;
+    pthread_mutex_init(&p->lock, NULL);
     pthread_mutex_lock(&all->lock);
     p->next = all->first;
     if (p->next) {
@@ -94,23 +99,25 @@ void peer_remove(peer *p) {
         p->next->previous = p->previous;
     }
     pthread_mutex_unlock(&all->lock);
+    pthread_mutex_destroy(&p->lock);
     free(p);
 }
 
 void peer_extend(peer *p, int64_t seconds) {
-    pthread_mutex_lock(&p->all->lock);
+    pthread_mutex_lock(&p->lock);
     p->deadline_ns = p->began_ns + seconds * NS_PER_S;
-    pthread_mutex_unlock(&p->all->lock);
+    pthread_mutex_unlock(&p->lock);
 }
 
 void peer_phase(peer *p, phase phase, int64_t seconds, request *post, const reply *how) {
-    pthread_mutex_lock(&p->all->lock);
+    const int64_t now = now_ns();
+    pthread_mutex_lock(&p->lock);
     p->phase = phase;
-    p->began_ns = now_ns();
-    p->deadline_ns = p->began_ns + seconds * NS_PER_S;
+    p->began_ns = now;
+    p->deadline_ns = now + seconds * NS_PER_S;
     p->post = post;
     p->how = how;
-    pthread_mutex_unlock(&p->all->lock);
+    pthread_mutex_unlock(&p->lock);
 }
 
 /* Whether its client reset the connection or ended it first, which libmicrohttpd does not tell from other errors; by
@@ -123,9 +130,9 @@ static bool has_left(int fd) {
 }
 
 peer_end peer_ended(peer *p) {
-    pthread_mutex_lock(&p->all->lock);
+    pthread_mutex_lock(&p->lock);
     const peer_end end = p->end;
-    pthread_mutex_unlock(&p->all->lock);
+    pthread_mutex_unlock(&p->lock);
     return end == PEER_HERE && has_left(p->fd) ? PEER_LEFT : end;
 }
 
@@ -176,13 +183,13 @@ static void write_problem(const peer *p, answer *a) {
 }
 
 bool peer_refuse(peer *p, answer *problem) {
-    pthread_mutex_lock(&p->all->lock);
+    pthread_mutex_lock(&p->lock);
     const bool here = p->end == PEER_HERE && p->phase == PHASE_BODY && !p->all->encrypted;
     if (here) {
         p->phase = PHASE_ANSWER; /* so that the reaper writes nothing */
         write_problem(p, problem);
     }
-    pthread_mutex_unlock(&p->all->lock);
+    pthread_mutex_unlock(&p->lock);
     return here;
 }
 
@@ -228,11 +235,13 @@ static size_t look_at_all(peers *all, request *late[AT_ONCE]) {
     size_t n = 0;
     int64_t now = now_ns();
     for (peer *p = all->first; p && n < AT_ONCE; p = p->next) {
+        pthread_mutex_lock(&p->lock);
         if (has_hung_up(p)) {
             shutdown(p->fd, SHUT_RDWR);
             p->end = p->end == PEER_HERE ? PEER_LEFT : p->end; /* what we shut down looks the same */
         }
         request *r = p->deadline_ns <= now ? reap(p) : NULL;
+        pthread_mutex_unlock(&p->lock);
         if (r) {
             late[n++] = r;
         }
@@ -325,10 +334,12 @@ void peers_fail(peers *all, int status, const char *code, const char *detail) {
     size_t n = 0;
     pthread_mutex_lock(&all->lock);
     for (peer *p = all->first; p && n < AT_ONCE; p = p->next) {
+        pthread_mutex_lock(&p->lock);
         if (p->phase == PHASE_COMPUTE && p->post) {
             request_ref(p->post);
             waiting[n++] = p->post;
         }
+        pthread_mutex_unlock(&p->lock);
     }
     pthread_mutex_unlock(&all->lock);
     fail_all(waiting, n, status, code, detail);
