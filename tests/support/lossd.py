@@ -110,6 +110,8 @@ class Daemon:
             self.place = tempfile.TemporaryDirectory()
             os.chmod(self.place.name, 0o755)
             binary = shutil.copy(binary, self.place.name)
+            os.chown(self.place.name, user, user)   # what gcov counts goes there, or it complains among what is logged
+            env = {"GCOV_PREFIX": self.place.name, **(env or {})}
         options.setdefault("stderr", self.errors)
         self.process = subprocess.Popen([binary, *flags], env=environment(env), stdin=subprocess.DEVNULL,
                                         stdout=subprocess.PIPE, **options)
