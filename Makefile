@@ -361,7 +361,8 @@ tsan: ## the same tests under the thread sanitizer
 	@$(MAKE) --no-print-directory CONFIG=tsan check
 cover: ## line and branch coverage of lib, proto and server
 	@$(MAKE) --no-print-directory CONFIG=cover check
-	@deploy/deps cover && gcovr --root . --filter lib/ --filter proto/ --filter server/ build/cover
+	@deploy/deps cover
+	@for layer in lib proto server; do gcovr --root . --filter $$layer/ --print-summary build/cover || exit; done
 
 BENCH := $(patsubst tests/bench/%.c,$(B)/bench/%,$(filter-out $(if $(NVCC),,%/gpu.c),$(wildcard tests/bench/*.c)))
 $(B)/tests/bench/gpu.o: ALL_CFLAGS += $(CUDA_CFLAGS)
