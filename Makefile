@@ -359,8 +359,9 @@ screenshot: deps-test build/lossd ## train for a minute before the dashboard, an
 	@SCREENSHOT=deploy/dashboard.png LOSSD=build/lossd /usr/bin/python3 tests/e2e/run.py test_a_real_training
 tsan: ## the same tests under the thread sanitizer
 	@$(MAKE) --no-print-directory CONFIG=tsan check
+# Counting takes most of the time of a loop: greedy matching of hundreds takes 16 s on a processor of its own.
 cover: ## line and branch coverage of lib, proto and server
-	@$(MAKE) --no-print-directory CONFIG=cover check
+	@PATIENCE=120 $(MAKE) --no-print-directory CONFIG=cover check
 	@deploy/deps cover
 	@for layer in lib proto server; do gcovr --root . --filter $$layer/ --print-summary build/cover || exit; done
 

@@ -288,6 +288,8 @@ class Query(Case):
 
 
 class Costs(lossd.Case):
+    FLAGS = ("--request-timeout", "%d" % lossd.PATIENCE)
+
     def test_a_loss_beyond_float32(self):
         body = {"priors": [[.5, .5, .5, .5]], "predictions": {"loc": [[[0, 0, 0, 0]]], "conf": [[[-3e38, 3e38]]]},
                 "annotations": [{"boxes": [], "labels": []}]}

@@ -201,7 +201,7 @@ class Stream(lossd.Case):
         made = tensors_of(batch, "F32", [("priors", "F32", [n, 4], batch.priors.tobytes())])
         body = file_of(made, ("conf", "loc"))
         target = "/v1/loss?criterion=%7B%22matcher%22:%7B%22force%22:%22greedy%22%7D%7D"
-        with lossd.Daemon("--workers", "1", "--http-threads", "2") as daemon:
+        with lossd.Daemon("--workers", "1", "--http-threads", "2", "--request-timeout", "%d" % lossd.PATIENCE) as daemon:
             def probe():
                 time.sleep(0.2)
                 for _ in range(20):

@@ -27,7 +27,8 @@ import unittest
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 BINARY = os.path.abspath(os.environ.get("LOSSD") or os.path.join(ROOT, "build", "lossd"))
 RELEASE = os.path.join(ROOT, "build", "release", "lossd")   # without sanitizers, whose heap is another one
-PATIENCE = 30.0  # seconds before a wait is a failure; generous, for sanitizer builds on a busy machine
+# seconds before a wait is a failure; generous, for sanitizer builds on a busy machine
+PATIENCE = float(os.environ.get("PATIENCE") or 30)
 OPS = re.compile(r"^lossd \S+ ops on https?://([0-9A-Za-z.-]+|\[[0-9a-f:]+\]):(\d+)$")
 READY = re.compile(r"^lossd (\S+) listening on https?://([0-9A-Za-z.-]+|\[[0-9a-f:]+\]):(\d+)$")
 SANITIZER = re.compile(r"(AddressSanitizer|LeakSanitizer|ThreadSanitizer|UndefinedBehaviorSanitizer|runtime error:)")
