@@ -485,9 +485,9 @@ static enum MHD_Result begin(exchange *x, const char *url, const char *method, c
 /* What follows of a body is not read any more. Takes the answer. */
 static enum MHD_Result refuse_rest(exchange *x, answer problem) {
     x->unbearable = true;
+    x->code = problem.code;
     if (peer_refuse(x->peer, &problem)) {
         x->status = problem.status;
-        x->code = problem.code;
         count_inference(x, x->status);
     }
     answer_free(&problem);
@@ -633,10 +633,11 @@ void http_on_completed(void *cls, struct MHD_Connection *connection, void **cont
         peer_linger(x->peer);
     }
     if (x->post && request_expired(x->post)) {
-        x->status = 408; /* written by the reaper */
+        x->status = 408; /* written by the reaper, but not behind TLS */
         x->code = "body_timeout";
         count_inference(x, x->status);
     }
+    x->code = x->code ? x->code : x->refusal.code; /* the body that it waits for did not end */
     if (x->begun) {
         LOG(LOG_INFO, "request", {"id", x->id, 0}, {"method", x->method, 0}, {"target", x->target, 0},
             {"as", *x->who ? x->who : NOT_ASKED, 0}, {"status", NULL, x->status}, {x->code ? "code" : NULL, x->code, 0},

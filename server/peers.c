@@ -8,7 +8,8 @@
  * closed. Requests are failed outside the locks, with a reference.
  *
  * Locks: `all->lock` is of the list, and is taken first; a peer's own is of what is asked and said at every request, so
- * that threads of different connections never wait for each other.
+ * that requests of different connections never wait for each other, nor for the reaper's look at all of them. Who comes
+ * or goes does.
  */
 #include <errno.h>
 #include <fcntl.h>

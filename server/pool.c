@@ -144,7 +144,7 @@ static void *worker_main(void *argument) {
     worker w = *(worker *)argument;
     free(argument);
     pool *p = w.pool;
-    pthread_setname_np(pthread_self(), w.context ? "lossd-worker" : "lossd-slow");
+    pthread_setname_np(pthread_self(), w.context ? "lossd-worker" : w.ring == p->rings ? "lossd-disk" : "lossd-slow");
     /* Waking a worker never takes the processor from a thread that receives. A wish; nothing depends on it. */
     (void)pthread_setschedparam(pthread_self(), SCHED_BATCH, &(struct sched_param){0});
     pthread_mutex_lock(&p->lock);

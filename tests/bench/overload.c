@@ -2,8 +2,8 @@
 /*
  * Requests at a rate of their own, whether or not the service keeps up (an open loop: what is late counts from when it
  * was due), or as fast as its answers come (RATE 0: how much it can do). One thread, one epoll set, kept-alive
- * connections; looks once a tick, so what it says of latencies is late by up to that; prints one JSON line, with the
- * share of a processor that it took itself.
+ * connections; wakes once a tick, so that requests leave and answers are seen up to that late, several at a time.
+ * Prints one JSON line, with the share of a processor that it took itself.
  *
  * Usage: overload PORT FILE SECONDS RATE CONNECTIONS        FILE: the whole request, headers and body
  */

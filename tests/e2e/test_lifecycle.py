@@ -538,7 +538,9 @@ class Log(lossd.Case):
                     self.assertEqual(len(lines), 1, lines)
                     self.assertRegex(lines[0], r"\b%d\b" % status)
                     if form == "json":
-                        self.assertIn(name, json.loads(lines[0]).values())
+                        event = json.loads(lines[0])
+                        self.assertIn(name, event.values())
+                        self.assertEqual("code" in event, status >= 400, event)
                 if form == "json":
                     for line in daemon.log().splitlines():
                         json.loads(line)

@@ -304,6 +304,7 @@ class Deadlines(lossd.Case):
                                      b"application/vnd.safetensors\r\nContent-Length: 4000\r\n\r\n", TINY)
         self.late(answers, answered=True)
         self.assertGreater(seconds, 1.0)
+        self.assertTrue(lossd.until(lambda: "status=408 code=body_timeout bytes_in" in self.daemon.log(), 5))
 
     def test_H35_silent_upload_of_a_large_body(self):
         """The time for a body grows with what arrives, not with what was announced."""
@@ -317,6 +318,8 @@ class Deadlines(lossd.Case):
         answers, _ = self.drip(b"POST /v1/nothing HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4000\r\n\r\n", TINY)
         for answer in answers:
             self.problem(answer, (404, 408))
+        self.assertTrue(lossd.until(
+            lambda: re.search(r"target=/v1/nothing .* code=not_found ", self.daemon.log()), 5))
 
     def test_a_deadline_does_not_end_a_prompt_client(self):
         """Keep-alive rests longer than the header deadline are not punished with an error answer."""
