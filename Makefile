@@ -357,7 +357,7 @@ build/deploy/.ready: tests/deploy/schemas.py | deps-clients
 	@touch $@
 screenshot: deps-test build/lossd ## train for a minute before the dashboard, and take README's picture of it
 	@SCREENSHOT=deploy/dashboard.png LOSSD=build/lossd /usr/bin/python3 tests/e2e/run.py test_a_real_training
-tsan: ## the same tests under the thread sanitizer
+tsan: all ## the same tests under the thread sanitizer
 	@PATIENCE=120 $(MAKE) --no-print-directory CONFIG=tsan check
 # Counting takes most of the time of a loop: greedy matching of hundreds takes 16 s on a processor of its own.
 cover: ## line and branch coverage of lib, proto and server
