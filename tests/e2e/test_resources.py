@@ -87,7 +87,8 @@ class Memory(Case):
         for kinds in [[kind] for kind in self.kinds] + [list(self.kinds)] * rounds:
             done = collections.Counter(lossd.together(
                 [lambda i=i: self.upload(daemon, kinds[i % len(kinds)]) for i in range(64)]))
-            self.assertGreater(done[200] + done[413], 2, (kinds, done))
+            # two trees fill the memory: where all come before these are read, the others are told to come again
+            self.assertGreaterEqual(done[200] + done[413], 2, (kinds, done))
 
     def test_R21_bound(self):
         try:
