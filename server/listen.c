@@ -20,7 +20,6 @@
 #include "access.h"
 #include "http.h"
 
-#define READ_POOL       ((size_t)512 << 10) /* half of it is read at a time; with 256 KiB uploads are 7 % slower */
 #define REST_BYTES      ((size_t)128 << 10) /* besides, of a connection: its state, and an answer that is not counted */
 #define TLS_BYTES       ((size_t)64 << 10)  /* and the state of TLS */
 #define OPS_POOL        ((size_t)16 << 10)

@@ -71,8 +71,8 @@ int main(int argc, char **argv) {
                                    MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG,
                                0, NULL, NULL, on_request, NULL, MHD_OPTION_THREAD_POOL_SIZE, 2u,
                                MHD_OPTION_CONNECTION_LIMIT, 2u * (CONNECTIONS + 1), MHD_OPTION_CONNECTION_MEMORY_LIMIT,
-                               (size_t)512 << 10, MHD_OPTION_STRICT_FOR_CLIENT, 1, MHD_OPTION_NOTIFY_CONNECTION,
-                               on_connection, NULL, MHD_OPTION_END);
+                               READ_POOL, MHD_OPTION_STRICT_FOR_CLIENT, 1, MHD_OPTION_NOTIFY_CONNECTION, on_connection,
+                               NULL, MHD_OPTION_END);
     const int fd = socket(AF_INET, SOCK_STREAM, 0);
     socklen_t size = sizeof address;
     bx_error error = {0};

@@ -56,7 +56,7 @@ def port_of(address):
 def memory(option, workers):
     """What a container needs, as README has it (Container), with TLS; `option(NAME)` is an option's text."""
     threads = int(workers) + int(option("LOSSD_HTTP_THREADS"))
-    most = size(option("LOSSD_MEMORY_LIMIT")) + int(option("LOSSD_CONNECTION_LIMIT")) * (704 << 10) + (2 * threads + 57 << 20)
+    most = size(option("LOSSD_MEMORY_LIMIT")) + int(option("LOSSD_CONNECTION_LIMIT")) * (320 << 10) + (2 * threads + 57 << 20)
     return most * 1.1
 
 

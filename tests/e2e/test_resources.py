@@ -100,7 +100,7 @@ class Memory(Case):
                 daemon = self.start("--memory-limit", "160M", "--connection-limit", "88", "--workers", "12")
             with daemon:
                 idle, bound = daemon.memory(), daemon.metric("memory_bound_bytes")
-                self.assertEqual(bound, (160 + (12 + 2) * 2 + 57) * MIB + 88 * 640 * 1024)   # as README has it
+                self.assertEqual(bound, (160 + (12 + 2) * 2 + 57) * MIB + 88 * 256 * 1024)   # as README has it
                 group.limit(int(bound * 1.1))
                 # what the least is: a connection that has been used, and answers that nobody reads
                 readers = [daemon.connect() for _ in range(24)]
