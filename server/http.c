@@ -118,6 +118,7 @@ static enum MHD_Result refuse(exchange *x, const head *h, answer a) {
         return send_answer(x, a);
     }
     x->refusal = a;
+    x->code = a.code; /* even if its body never ends */
     x->body_left = x->route && !x->route->has_body ? GET_BODY_LIMIT : DISCARD_LIMIT;
     set_phase(x, PHASE_BODY, x->server->options.request_timeout);
     return MHD_YES;
@@ -637,7 +638,6 @@ void http_on_completed(void *cls, struct MHD_Connection *connection, void **cont
         x->code = "body_timeout";
         count_inference(x, x->status);
     }
-    x->code = x->code ? x->code : x->refusal.code; /* the body that it waits for did not end */
     if (x->begun) {
         LOG(LOG_INFO, "request", {"id", x->id, 0}, {"method", x->method, 0}, {"target", x->target, 0},
             {"as", *x->who ? x->who : NOT_ASKED, 0}, {"status", NULL, x->status}, {x->code ? "code" : NULL, x->code, 0},

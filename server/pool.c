@@ -24,7 +24,8 @@ typedef struct ring {
 
 struct pool {
     pthread_mutex_t lock;
-    ring rings[2]; /* of the workers, and of the one for what is slow */
+    const char *name; /* of a worker's thread */
+    ring rings[2];    /* of the workers, and of the one for what is slow */
     bool stopping;
     atomic_long idle; /* workers that wait for something to compute */
     size_t n_workers, n_started;
@@ -144,7 +145,7 @@ static void *worker_main(void *argument) {
     worker w = *(worker *)argument;
     free(argument);
     pool *p = w.pool;
-    pthread_setname_np(pthread_self(), w.context ? "lossd-worker" : w.ring == p->rings ? "lossd-disk" : "lossd-slow");
+    pthread_setname_np(pthread_self(), w.ring == p->rings ? p->name : "lossd-slow");
     /* Waking a worker never takes the processor from a thread that receives. A wish; nothing depends on it. */
     (void)pthread_setschedparam(pthread_self(), SCHED_BATCH, &(struct sched_param){0});
     pthread_mutex_lock(&p->lock);
@@ -187,7 +188,8 @@ static bx_status start_workers(pool *p, bool slow, bx_error *error) {
     return BX_OK;
 }
 
-bx_status pool_start(pool **out, size_t n_workers, size_t n_spares, const char *level, bx_error *error) {
+bx_status pool_start(pool **out, const char *name, size_t n_workers, size_t n_spares, const char *level,
+                     bx_error *error) {
     pool *p = calloc(1, sizeof *p);
     if (!p) {
         return bx_fail(error, BX_NOMEM, "out_of_memory", "no memory for the worker pool");
@@ -195,6 +197,7 @@ bx_status pool_start(pool **out, size_t n_workers, size_t n_spares, const char *
     pthread_mutex_init(&p->lock, NULL);
     pthread_cond_init(&p->rings[0].work, NULL);
     pthread_cond_init(&p->rings[1].work, NULL);
+    p->name = name;
     p->n_workers = n_workers;
     p->threads = calloc(n_workers + 1, sizeof *p->threads);
     p->contexts = calloc(n_workers + n_spares, sizeof(bx_context *));

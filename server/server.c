@@ -208,10 +208,10 @@ bx_status server_start(server *s, bx_error *error) {
     }
     status = status == BX_OK ? start_runs(s, error) : status;
     if (status == BX_OK) {
-        status = pool_start(&s->pool, workers, (size_t)o->http_threads, o->cpu_level, error);
+        status = pool_start(&s->pool, "lossd-worker", workers, (size_t)o->http_threads, o->cpu_level, error);
     }
-    status = status == BX_OK ? pool_start(&s->clerk, 1, 0, NULL, error) : status;
-    status = status == BX_OK ? pool_start(&s->reader, 1, 0, NULL, error) : status;
+    status = status == BX_OK ? pool_start(&s->clerk, "lossd-clerk", 1, 0, NULL, error) : status;
+    status = status == BX_OK ? pool_start(&s->reader, "lossd-reader", 1, 0, NULL, error) : status;
     if (status == BX_OK) {
         registry_on_unread(s->registry, ask_clerk, s);
         status = http_start(s, error);

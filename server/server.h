@@ -151,8 +151,9 @@ typedef struct request request;
 typedef struct pool pool;
 
 /* `spares` further contexts are kept for threads that compute a small request themselves. The workers of a pool without
- * a level compute nothing. */
-BX_MUST_USE bx_status pool_start(pool **pool, size_t n_workers, size_t spares, const char *level, bx_error *error);
+ * a level compute nothing. Its threads are called `name`, which is kept and has at most 15 characters. */
+BX_MUST_USE bx_status pool_start(pool **pool, const char *name, size_t n_workers, size_t spares, const char *level,
+                                 bx_error *error);
 /* Finish what is queued, then stop the workers. */
 void pool_stop(pool *pool);
 const char *pool_level(const pool *pool);

@@ -33,7 +33,7 @@ static inline void open_server(size_t n_workers) {
     s.directory = data_dir_new(s.options.data_dir);
     s.metrics = metrics_new();
     ck_assert_int_eq(registry_open(&s.registry, s.memory, s.directory, &error), BX_OK);
-    ck_assert_int_eq(pool_start(&s.pool, n_workers, 1, "auto", &error), BX_OK);
+    ck_assert_int_eq(pool_start(&s.pool, "lossd-worker", n_workers, 1, "auto", &error), BX_OK);
     memory_at_rest = memory_used(s.memory);
 }
 

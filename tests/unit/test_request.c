@@ -11,7 +11,7 @@
 static void setup(void) {
     bx_error error = {0};
     open_server(3);
-    ck_assert_int_eq(pool_start(&s.clerk, 1, 0, NULL, &error), BX_OK);
+    ck_assert_int_eq(pool_start(&s.clerk, "lossd-clerk", 1, 0, NULL, &error), BX_OK);
 }
 
 static void teardown(void) {
