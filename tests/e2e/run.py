@@ -2,11 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run the end-to-end tests against $LOSSD (or build/lossd): `run.py [name part...]`.
 
-Failures are printed as each module ends, skips by name; the last line is `N passed, N failed`.
+Failures are printed as each module ends, skips by name; the last line is `N passed, N failed`. With TIMES=1 the slowest
+tests are listed, with FAILFAST=1 nothing is begun after a failure.
 """
 import concurrent.futures
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,6 +17,7 @@ import unittest
 
 ALONE = {"test_detectors", "test_limits", "test_resources", "test_slow", "test_stream"}
 LIMIT = 1800   # seconds for a module
+SLOWEST = 15
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(HERE, "..", "support"))
@@ -65,6 +68,17 @@ def flatten(suite):
             yield item
 
 
+def show_times(times):
+    for seconds, name in sorted(times, reverse=True)[:SLOWEST]:
+        print("%6.2f s  %s" % (seconds, name))
+
+
+def take_times(lines):
+    """Those of `lines` that are not of show_times, and what it was given."""
+    found = [re.fullmatch(r" *([0-9.]+) s  (\S+)", line) for line in lines]
+    return [line for line, time in zip(lines, found) if not time], [(float(t[1]), t[2]) for t in found if t]
+
+
 def run_here(parts):
     tests = list(flatten(unittest.TestLoader().discover(HERE)))
     tests = [t for t in tests if any(part in t.id() + "." for part in parts)]   # one that cannot be imported ends in its name
@@ -72,8 +86,7 @@ def run_here(parts):
     result.failfast = bool(os.environ.get("FAILFAST"))   # at the first subtest too
     unittest.TestSuite(tests).run(result)
     if os.environ.get("TIMES"):
-        for seconds, name in sorted(result.slow, reverse=True)[:15]:
-            print("%6.2f s  %s" % (seconds, name))
+        show_times(result.slow)
     skipped = len({test.id() for test, _ in result.skipped})
     failed = len(result.bad)
     passed = result.ran - skipped - len([name for name in result.bad if not name.startswith(("setUp", "tearDown"))])
@@ -87,8 +100,12 @@ def run_module(name):
         try:
             status = child.wait(LIMIT)
         except subprocess.TimeoutExpired:
-            child.kill()
-            status = child.wait()
+            child.send_signal(signal.SIGINT)   # it stops its daemons
+            try:
+                status = child.wait(lossd.PATIENCE)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                status = child.wait()
         output.seek(0)
         *lines, last = output.read().decode(errors="replace").splitlines() or [""]
     counts = re.fullmatch(r"(\d+) passed, (\d+) failed", last)
@@ -100,12 +117,17 @@ def run_module(name):
 def run_all():
     """Most of a test is waiting: modules run two at a time, and then, alone, those that measure the whole machine."""
     names = sorted(n[:-3] for n in os.listdir(HERE) if n.startswith("test_") and n.endswith(".py"))
-    passed = failed = 0
+    passed, failed, times = 0, 0, []
     for together, workers in ((lambda n: n not in ALONE, 2), (lambda n: n in ALONE, 1)):
         with concurrent.futures.ThreadPoolExecutor(workers) as pool:
             for lines, good, bad in pool.map(run_module, filter(together, names)):
+                lines, slow = take_times(lines)
                 print("\n".join(lines), end="\n" if lines else "", flush=True)
-                passed, failed = passed + good, failed + bad
+                passed, failed, times = passed + good, failed + bad, times + slow
+                if bad and os.environ.get("FAILFAST"):
+                    pool.shutdown(cancel_futures=True)
+                    return passed, failed
+    show_times(times)
     return passed, failed
 
 
