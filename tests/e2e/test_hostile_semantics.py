@@ -134,7 +134,7 @@ class Annotations(Case):
             {"boxes": [[i % 64, i // 64, i % 64 + 10, i // 64 + 10] for i in range(n)], "labels": [0] * n}]}).encode()
         with lossd.Daemon("--request-timeout", "600") as patient:
             got = self.good(patient.post("/v1/match", body, lossd.JSON))
-            self.assertLess(hostile.status_of(patient)["VmHWM"], 256 << 20)
+            self.assertLess(patient.memory("VmHWM"), 256 << 20)
         self.assertEqual((got["assignment"]["priors"], got["assignment"]["objects"]), (448 * 448, n))
 
 

@@ -426,13 +426,9 @@ class Codings(Case):
             self.assertEqual(answer.header("Accept-Encoding"), "gzip, deflate")
         self.problem(self.daemon.post("/v1/loss", coded, None, {"Content-Encoding": "gzip"}), 415)  # as ever
 
-    def peak(self):
-        with open("/proc/%d/status" % self.daemon.pid, encoding="ascii") as file:
-            return int([line for line in file if line.startswith("VmHWM:")][0].split()[1]) << 10
-
     def test_bombs(self):
         """Nothing is taken beyond the limit of a body."""
-        before = self.peak()
+        before = self.daemon.memory("VmHWM")
         for coding, wbits in (("gzip", 31), ("deflate", 15)):
             made = zlib.compressobj(9, wbits=wbits)
             bomb = b"".join(made.compress(b" " * (1 << 20)) for _ in range(1500)) + made.flush()
@@ -442,7 +438,7 @@ class Codings(Case):
                     answer = connection.request("POST", INFER, bomb, {**headers, "Content-Encoding": coding})
                     self.error(answer, 413, "max-body")
                     self.assertEqual(connection.request("GET", "/v2").status, 200)
-        self.assertLess(self.peak() - before, 100 << 20)
+        self.assertLess(self.daemon.memory("VmHWM") - before, 100 << 20)
 
     def test_answers(self):
         batch = lossd.random_batch(9, n=2, p=8732, c=3)

@@ -421,12 +421,8 @@ class OwnPriors(lossd.Case):
     FLAGS = ("--memory-limit", "32M", "--workers", "8")
     LARGE = {"generator": "grid", "image_size": [4096, 1024], "strides": [1], "scales": [10], "ratios": [1]}
 
-    def peak(self):
-        with open("/proc/%d/status" % self.daemon.pid) as file:
-            return int(re.search(r"VmHWM:\s+(\d+) kB", file.read()).group(1)) * 1024
-
     def test_counted_first(self):
-        before = self.peak()
+        before = self.daemon.memory("VmHWM")
         annotations = [{"boxes": [[10, 10, 50, 50]], "labels": [0]}]
         for priors in (self.LARGE, "grid-4096x4096"):   # about 165 MB each
             body = json.dumps({"priors": priors, "annotations": annotations}).encode() + b" " * 40000
@@ -434,7 +430,7 @@ class OwnPriors(lossd.Case):
                 self.problem(answer, (413, 503), ["too_expensive", "memory_full"])
         body = json.dumps(self.LARGE).encode()
         self.problem(self.daemon.put("/v1/priors/large", body, lossd.JSON), (413, 503), ["too_expensive", "memory_full"])
-        self.assertLess(self.peak() - before, 120 << 20)   # not even one
+        self.assertLess(self.daemon.memory("VmHWM") - before, 120 << 20)   # not even one
 
     def test_small_ones_fit(self):
         body = json.dumps({"priors": {**self.LARGE, "image_size": [64, 64]}, "annotations": [

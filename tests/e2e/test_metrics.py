@@ -275,8 +275,7 @@ class Metrics(lossd.Case):
     def test_the_process(self):
         """As /proc tells others."""
         page, at = self.page(), "/proc/%d/" % self.daemon.pid
-        with open(at + "status", encoding="ascii") as file:
-            status = dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
+        status = self.daemon.status()
         self.assertEqual(page("process_threads"), int(status["Threads"]))
         for name, of in (("process_resident_memory_bytes", "VmRSS"), ("process_virtual_memory_bytes", "VmSize")):
             self.near(page(name), 1024 * int(status[of].split()[0]), 0.2, name)

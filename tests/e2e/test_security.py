@@ -359,8 +359,7 @@ class Sources(unittest.TestCase):
                                        "-e", "trace=connect,execve,execveat,ptrace,mount,setns,unshare,bpf,keyctl,init_module"],
                                       stderr=subprocess.PIPE)
             try:
-                attached = lossd.until(lambda: tracer.poll() is not None or "TracerPid:\t0" not in
-                                       open("/proc/%d/status" % daemon.pid, encoding="ascii").read(), 10)
+                attached = lossd.until(lambda: tracer.poll() is not None or daemon.status()["TracerPid"] != "0", 10)
                 if tracer.poll() is not None or not attached:
                     self.skipTest("strace may not attach here")
                 for target in ("/", "/metrics", "/v1/runs", "/openapi.yaml", "/v1/priors/retinanet-64x64"):

@@ -130,7 +130,7 @@ class Slow(lossd.Case):
                                                     lambda: self.stalled(LESS, 64)])
             heads, bodies, reads = rows[0] if LONG else rows
             # the kernel's highest has the thread sanitizer's notes in it
-            peak = prober.most if hostile.sanitizer() == b"t" else hostile.status_of(self.daemon)["VmHWM"]
+            peak = prober.most if hostile.sanitizer() == b"t" else self.daemon.memory("VmHWM")
         if LONG:
             print("%d of each kind: heads closed after %d s, bodies %d s, readers %d s; slowest of %d probes %.0f ms; "
                   "%.0f MiB" % (ATTACKERS, heads[-1][0], bodies[-1][0], reads[-1][0], prober.asked,

@@ -523,9 +523,7 @@ class Process(lossd.Case):
     def limits(self, daemon):
         with open("/proc/%d/limits" % daemon.pid, encoding="ascii") as file:
             cores = re.search(r"Max core file size +(\S+) +(\S+)", file.read()).groups()
-        with open("/proc/%d/status" % daemon.pid, encoding="ascii") as file:
-            status = dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
-        return cores, status
+        return cores, daemon.status()
 
     @unittest.skipIf(os.geteuid() != 0, "only root may look into /proc of such a process")
     def test_S17_no_core_dump_and_no_debugger(self):

@@ -66,20 +66,11 @@ def as_bytes(text):
     return text if isinstance(text, bytes) else text.encode("latin-1")
 
 
-def status_of(daemon):
-    """What the kernel says of it: numbers, sizes in bytes."""
-    with open("/proc/%d/status" % daemon.pid, encoding="ascii") as file:
-        rows = [line.split() for line in file]
-    return {row[0].rstrip(":"): int(row[1]) << (10 if row[-1] == "kB" else 0) for row in rows
-            if len(row) > 1 and row[1].isdigit()}
-
-
 def resident(daemon):
     """Bytes of memory, without what the thread sanitizer notes about them: it takes up to five times as many, and keeps
     them. They are not reserved, and below every stack, library and heap."""
-    status = status_of(daemon)["VmRSS"]
     if sanitizer() != b"t":
-        return status
+        return daemon.memory()
     notes = 0
     with open("/proc/%d/smaps" % daemon.pid, encoding="utf-8", errors="replace") as file:
         for line in file:
@@ -90,7 +81,7 @@ def resident(daemon):
                 here = int(values[0]) << 10
             elif name == "VmFlags:" and "nr" in values and begin < 0x7000 << 32:
                 notes += here
-    return status - notes
+    return daemon.memory() - notes
 
 
 class Documented:
@@ -136,7 +127,7 @@ class Hostile(lossd.Case):
     @classmethod
     def held(cls):
         """(threads, descriptors, bytes of memory)"""
-        return status_of(cls.daemon)["Threads"], cls.daemon.descriptors(), resident(cls.daemon)
+        return int(cls.daemon.status()["Threads"]), cls.daemon.descriptors(), resident(cls.daemon)
 
     @classmethod
     def tearDownClass(cls):

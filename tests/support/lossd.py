@@ -212,10 +212,14 @@ class Daemon:
     def descriptors(self):
         return len(os.listdir("/proc/%d/fd" % self.pid))
 
+    def status(self):
+        """What the kernel says of it, as text: {"Threads": "9", "VmRSS": "1234 kB", ...}"""
+        with open("/proc/%d/status" % self.pid, encoding="ascii") as file:
+            return dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
+
     def memory(self, which="VmRSS"):
         """Bytes that are resident; VmHWM: that ever were."""
-        with open("/proc/%d/status" % self.pid) as file:
-            return int(re.search(which + r":\s+(\d+) kB", file.read()).group(1)) * 1024
+        return int(self.status()[which].split()[0]) * 1024
 
     def processor(self):
         """Seconds of it that were used."""
