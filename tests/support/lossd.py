@@ -23,6 +23,7 @@ import tempfile
 import threading
 import time
 import unittest
+import weakref
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 BINARY = os.path.abspath(os.environ.get("LOSSD") or os.path.join(ROOT, "build", "lossd"))
@@ -117,6 +118,7 @@ class Daemon:
         self.process = subprocess.Popen([binary, *flags], env=environment(env), stdin=subprocess.DEVNULL,
                                         stdout=subprocess.PIPE, **options)
         self.pid = self.process.pid
+        weakref.finalize(self, self.process.kill)   # nothing stays where a test or the whole run is broken off
         line = self._line()
         match = READY.match(line)
         if not match:
