@@ -207,6 +207,14 @@ bool uri_is_long(const char *uri) {
     return strnlen(uri, MAX_URI + 1) > MAX_URI;
 }
 
+bool uri_floods(const char *uri) {
+    int marks = 0;
+    for (const char *c = uri + strcspn(uri, "?"); *c; c++) {
+        marks += *c == '&';
+    }
+    return marks > 2 * MAX_QUERY; /* nothing may be between two of them */
+}
+
 bool uri_is_sane(const char *uri) {
     const char *path_end = uri + strcspn(uri, "?");
     for (const char *c = uri; *c; c++) {

@@ -6,6 +6,7 @@
  * called with the headers, with each piece of the body, and a last time when the body is complete; only the first and
  * the last call can answer. What other threads work on is suspended in the last call until it is settled.
  */
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -24,13 +25,20 @@
 #define UNCOUNTED      ((size_t)64 << 10) /* an answer up to this size is a part of what a connection takes */
 #define OPS_SECONDS    2 /* for the headers of a request for operations: who asks is near, and others wait */
 
+/* A connection: what libmicrohttpd keeps of it for us. */
+typedef struct wire {
+    peer *peer;
+    struct exchange *exchange; /* in progress */
+} wire;
+
 typedef struct exchange {
     server *server;
     listener *listener;
     struct MHD_Connection *connection;
+    wire *wire;
     peer *peer;
     bool begun, suspended;
-    bool malformed_uri, long_uri, close;
+    bool malformed_uri, long_uri, many_parameters, close;
     bool unbearable;    /* we ended the connection in mid-body, perhaps with an answer */
     bool unread;        /* the body, or some of it, will not be */
     char model[64];     /* of an inference, to be counted */
@@ -53,7 +61,7 @@ typedef struct exchange {
     proto_timing timing;
 } exchange;
 
-/* ---- connections ------------------------------------------------------------------------------------------------- */
+/* ---- phases ------------------------------------------------------------------------------------------------------ */
 
 /* What the connection is doing now, and for how many seconds it may. */
 static void set_phase(exchange *x, phase phase, int64_t seconds) {
@@ -63,20 +71,6 @@ static void set_phase(exchange *x, phase phase, int64_t seconds) {
 static int64_t header_seconds(const listener *l) {
     const int64_t seconds = l->server->options.header_timeout;
     return l->ops && seconds > OPS_SECONDS ? OPS_SECONDS : seconds;
-}
-
-void http_on_connection(void *cls, struct MHD_Connection *connection, void **context,
-                        enum MHD_ConnectionNotificationCode code) {
-    listener *l = cls;
-    server *server = l->server;
-    if (code == MHD_CONNECTION_NOTIFY_STARTED) {
-        int fd = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd;
-        *context = peer_add(server->http->peers, fd, header_seconds(l));
-        acceptor_begin(&l->acceptor);
-    } else {
-        peer_remove(*context);
-        acceptor_release(&l->acceptor);
-    }
 }
 
 /* ---- answering --------------------------------------------------------------------------------------------------- */
@@ -405,7 +399,7 @@ static enum MHD_Result begin(exchange *x, const char *url, const char *method, c
     head h = {.method = method,
               .malformed_uri = x->malformed_uri,
               .long_uri = x->long_uri,
-              .n_query = count_query(x),
+              .n_query = x->many_parameters ? INT_MAX : count_query(x),
               .http_1_0 = !strcmp(version, MHD_HTTP_VERSION_1_0)};
     refusal why;
     x->begun = true;
@@ -559,12 +553,20 @@ enum MHD_Result http_on_request(void *cls, struct MHD_Connection *connection, co
     return x->suspended ? send_post(x) : complete(x);
 }
 
+/* libmicrohttpd notes every parameter in a connection's memory, and when that is full it waits for more and never
+ * answers. So of a query that is refused anyway it sees one long parameter. The text is its own buffer. */
+static void hide_parameters(const char *uri) {
+    for (char *c = (char *)uri; *c; c++) {
+        *c = *c == '&' ? '_' : *c;
+    }
+}
+
 /* The first thing libmicrohttpd calls for a request, with the raw target; what it returns is the handler's context. */
 void *http_on_target(void *cls, const char *uri, struct MHD_Connection *connection) {
     listener *l = cls;
     server *server = l->server;
-    peer *peer = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_SOCKET_CONTEXT)->socket_context;
-    exchange *x = peer ? calloc(1, sizeof *x) : NULL;
+    wire *wire = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_SOCKET_CONTEXT)->socket_context;
+    exchange *x = wire ? calloc(1, sizeof *x) : NULL;
     if (!x) {
         metrics_count(server->metrics, &(measured){.outcome = OUTCOME_BUSY});
         return NULL; /* the connection will be closed */
@@ -576,7 +578,13 @@ void *http_on_target(void *cls, const char *uri, struct MHD_Connection *connecti
     x->how = (reply){.id = x->id, .origin = x->origin, .has_origins = server->options.cors_origin[0] != NULL};
     x->began_ns = now_ns();
     copy_text(x->target, sizeof x->target, uri);
-    x->peer = peer;
+    x->many_parameters = uri_floods(uri);
+    if (x->many_parameters) {
+        hide_parameters(uri);
+    }
+    x->wire = wire;
+    wire->exchange = x;
+    x->peer = wire->peer;
     set_phase(x, PHASE_HEAD, header_seconds(l));
     atomic_fetch_add(&l->exchanges, 1);
     return x;
@@ -617,15 +625,8 @@ static void count(const exchange *x, enum MHD_RequestTerminationCode code) {
     metrics_count(x->server->metrics, &m);
 }
 
-void http_on_completed(void *cls, struct MHD_Connection *connection, void **context,
-                       enum MHD_RequestTerminationCode code) {
-    (void)connection;
-    listener *l = cls;
-    exchange *x = *context;
-    if (!x) {
-        return;
-    }
-    *context = NULL;
+static void end(listener *l, exchange *x, enum MHD_RequestTerminationCode code) {
+    x->wire->exchange = NULL;
     if (code == MHD_REQUEST_TERMINATED_TIMEOUT_REACHED) { /* the library's, of a silent connection */
         peer_forget_unsent(x->peer);
     }
@@ -655,4 +656,49 @@ void http_on_completed(void *cls, struct MHD_Connection *connection, void **cont
     lease_end(&x->lease);
     free(x);
     atomic_fetch_sub(&l->exchanges, 1);
+}
+
+void http_on_completed(void *cls, struct MHD_Connection *connection, void **context,
+                       enum MHD_RequestTerminationCode code) {
+    (void)connection;
+    exchange *x = *context;
+    if (x) {
+        *context = NULL;
+        end(cls, x, code);
+    }
+}
+
+/* ---- connections ------------------------------------------------------------------------------------------------- */
+
+static wire *begin_wire(listener *l, int fd) {
+    wire *w = malloc(sizeof *w);
+    peer *peer = w ? peer_add(l->server->http->peers, fd, header_seconds(l)) : NULL;
+    if (!peer) {
+        free(w);
+        return NULL;
+    }
+    *w = (wire){.peer = peer};
+    return w;
+}
+
+static void end_wire(listener *l, wire *w) {
+    if (w->exchange) { /* libmicrohttpd tells nobody that it gave up a head, of thousands of cookies for one */
+        end(l, w->exchange, MHD_REQUEST_TERMINATED_WITH_ERROR);
+    }
+    peer_remove(w->peer);
+    free(w);
+}
+
+void http_on_connection(void *cls, struct MHD_Connection *connection, void **context,
+                        enum MHD_ConnectionNotificationCode code) {
+    listener *l = cls;
+    if (code == MHD_CONNECTION_NOTIFY_STARTED) {
+        *context = begin_wire(l, MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd);
+        acceptor_begin(&l->acceptor);
+        return;
+    }
+    if (*context) {
+        end_wire(l, *context);
+    }
+    acceptor_release(&l->acceptor);
 }

@@ -807,6 +807,8 @@ BX_MUST_USE bool head_check(head *head, refusal *why);
  * slash in its path, which is not the slash that separates. */
 bool uri_is_sane(const char *uri);
 bool uri_is_long(const char *uri);
+/* So many more parameters than are possible that none of them should be looked at. */
+bool uri_floods(const char *uri);
 /* Whether an If-None-Match (NULL: none) names this entity tag: what the client has is still right. */
 bool etag_matches(const char *if_none_match, const char *etag);
 /* On what condition a PUT is to be done. */
