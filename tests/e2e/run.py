@@ -3,7 +3,7 @@
 """Run the end-to-end tests against $LOSSD (or build/lossd): `run.py [name part...]`.
 
 Failures are printed as each module ends, skips by name; the last line is `N passed, N failed`. With TIMES=1 the slowest
-tests are listed, with FAILFAST=1 nothing is begun after a failure.
+tests are listed; with FAILFAST=1 no module is begun after a failure has been seen.
 """
 import concurrent.futures
 import os
@@ -76,10 +76,11 @@ def show_times(times):
 def take_times(lines):
     """Those of `lines` that are not of show_times, and what it was given."""
     found = [re.fullmatch(r" *([0-9.]+) s  (\S+)", line) for line in lines]
-    return [line for line, time in zip(lines, found) if not time], [(float(t[1]), t[2]) for t in found if t]
+    return [line for line, row in zip(lines, found) if not row], [(float(t[1]), t[2]) for t in found if t]
 
 
 def run_here(parts):
+    signal.signal(signal.SIGINT, signal.default_int_handler)   # even if we were started without
     tests = list(flatten(unittest.TestLoader().discover(HERE)))
     tests = [t for t in tests if any(part in t.id() + "." for part in parts)]   # one that cannot be imported ends in its name
     result = Result()
@@ -120,13 +121,18 @@ def run_all():
     passed, failed, times = 0, 0, []
     for together, workers in ((lambda n: n not in ALONE, 2), (lambda n: n in ALONE, 1)):
         with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-            for lines, good, bad in pool.map(run_module, filter(together, names)):
+            begun = [pool.submit(run_module, name) for name in filter(together, names)]
+            for done in concurrent.futures.as_completed(begun):
+                if done.cancelled():
+                    continue
+                lines, good, bad = done.result()
                 lines, slow = take_times(lines)
                 print("\n".join(lines), end="\n" if lines else "", flush=True)
                 passed, failed, times = passed + good, failed + bad, times + slow
-                if bad and os.environ.get("FAILFAST"):
-                    pool.shutdown(cancel_futures=True)
-                    return passed, failed
+                if failed and os.environ.get("FAILFAST"):
+                    pool.shutdown(wait=False, cancel_futures=True)
+        if failed and os.environ.get("FAILFAST"):
+            break
     show_times(times)
     return passed, failed
 
