@@ -121,16 +121,16 @@ def run_all():
     passed, failed, times = 0, 0, []
     for together, workers in ((lambda n: n not in ALONE, 2), (lambda n: n in ALONE, 1)):
         with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-            begun = [pool.submit(run_module, name) for name in filter(together, names)]
-            for done in concurrent.futures.as_completed(begun):
-                if done.cancelled():
-                    continue
-                lines, good, bad = done.result()
-                lines, slow = take_times(lines)
-                print("\n".join(lines), end="\n" if lines else "", flush=True)
-                passed, failed, times = passed + good, failed + bad, times + slow
+            left = [pool.submit(run_module, name) for name in filter(together, names)]
+            while left:
+                ended, left = concurrent.futures.wait(left, return_when=concurrent.futures.FIRST_COMPLETED)
+                for module in ended:
+                    lines, good, bad = module.result()
+                    lines, slow = take_times(lines)
+                    print("\n".join(lines), end="\n" if lines else "", flush=True)
+                    passed, failed, times = passed + good, failed + bad, times + slow
                 if failed and os.environ.get("FAILFAST"):
-                    pool.shutdown(wait=False, cancel_futures=True)
+                    left = [module for module in left if not module.cancel()]
         if failed and os.environ.get("FAILFAST"):
             break
     show_times(times)
