@@ -19,7 +19,6 @@ import time
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import lossd  # noqa: E402
-from hostile import resident  # noqa: E402
 from recorded import body, target  # noqa: E402
 
 CLIENTS, STAYING, RUNS = 6, 48, 40
@@ -124,10 +123,10 @@ class Load:
 def look(daemon, pause):
     """(memory, descriptors, threads) of a daemon that rests, once it has given back what it will."""
     lossd.until(lambda: daemon.metric("connections") <= STAYING + CLIENTS + 1, 5, 0.1)
-    best = resident(daemon)
+    best = daemon.memory()
     for _ in range(5):
         time.sleep(pause)
-        best = min(best, resident(daemon))
+        best = min(best, daemon.memory())
     return best, daemon.descriptors(), daemon.metric("process_threads")
 
 
