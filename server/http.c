@@ -36,7 +36,6 @@ typedef struct exchange {
     listener *listener;
     struct MHD_Connection *connection;
     wire *wire;
-    peer *peer;
     bool begun, suspended;
     bool malformed_uri, long_uri, many_parameters, close;
     bool unbearable;    /* we ended the connection in mid-body, perhaps with an answer */
@@ -65,7 +64,8 @@ typedef struct exchange {
 
 /* What the connection is doing now, and for how many seconds it may. */
 static void set_phase(exchange *x, phase phase, int64_t seconds) {
-    peer_phase(x->peer, phase, seconds, phase == PHASE_IDLE ? NULL : x->post, phase == PHASE_IDLE ? NULL : &x->how);
+    peer_phase(x->wire->peer, phase, seconds, phase == PHASE_IDLE ? NULL : x->post,
+               phase == PHASE_IDLE ? NULL : &x->how);
 }
 
 static int64_t header_seconds(const listener *l) {
@@ -481,7 +481,7 @@ static enum MHD_Result begin(exchange *x, const char *url, const char *method, c
 static enum MHD_Result refuse_rest(exchange *x, answer problem) {
     x->unbearable = true;
     x->code = problem.code;
-    if (peer_refuse(x->peer, &problem)) {
+    if (peer_refuse(x->wire->peer, &problem)) {
         x->status = problem.status;
         count_inference(x, x->status);
     }
@@ -505,7 +505,9 @@ static answer take_refusal(exchange *x) {
 static enum MHD_Result receive(exchange *x, const char *data, size_t bytes) {
     x->bytes_in += bytes;
     x->pieces++;
-    peer_extend(x->peer, x->server->options.request_timeout + (int64_t)x->bytes_in / SLOWEST);
+    if (x->bytes_in >= SLOWEST) {
+        peer_extend(x->wire->peer, x->server->options.request_timeout + (int64_t)x->bytes_in / SLOWEST);
+    }
     if (x->pieces > MAX_PIECES && x->bytes_in / (size_t)x->pieces < TINY) {
         return refuse_rest(x, answer_problem(400, "framing_chunks",
                                              "More than 65536 chunks, of fewer than 64 bytes each.", "", x->id));
@@ -523,8 +525,8 @@ static enum MHD_Result complete(exchange *x) {
         x->refusal = (answer){0};
         return send_answer(x, a);
     }
-    set_phase(x, PHASE_COMPUTE, x->server->options.request_timeout);
     if (!request_complete(x->post)) {
+        set_phase(x, PHASE_COMPUTE, x->server->options.request_timeout);
         x->suspended = true; /* before anyone can resume */
         if (request_wait(x->post, suspend, x->server->http)) {
             return MHD_YES;
@@ -584,7 +586,6 @@ void *http_on_target(void *cls, const char *uri, struct MHD_Connection *connecti
     }
     x->wire = wire;
     wire->exchange = x;
-    x->peer = wire->peer;
     set_phase(x, PHASE_HEAD, header_seconds(l));
     atomic_fetch_add(&l->exchanges, 1);
     return x;
@@ -598,7 +599,7 @@ static outcome how_ended(const exchange *x, enum MHD_RequestTerminationCode code
     if (code == MHD_REQUEST_TERMINATED_DAEMON_SHUTDOWN) {
         return OUTCOME_BUSY;
     }
-    const peer_end end = peer_ended(x->peer);
+    const peer_end end = peer_ended(x->wire->peer);
     if (x->status || end == PEER_LEFT) {
         return OUTCOME_GONE;
     }
@@ -628,13 +629,13 @@ static void count(const exchange *x, enum MHD_RequestTerminationCode code) {
 static void end(listener *l, exchange *x, enum MHD_RequestTerminationCode code) {
     x->wire->exchange = NULL;
     if (code == MHD_REQUEST_TERMINATED_TIMEOUT_REACHED) { /* the library's, of a silent connection */
-        peer_forget_unsent(x->peer);
+        peer_forget_unsent(x->wire->peer);
     }
     set_phase(x, PHASE_IDLE, x->server->options.idle_timeout);
     if ((x->unread && code == MHD_REQUEST_TERMINATED_COMPLETED_OK) || (x->unbearable && x->status)) {
-        peer_linger(x->peer);
+        peer_linger(x->wire->peer);
     }
-    if (x->post && request_expired(x->post)) {
+    if (x->post && !x->status && request_expired(x->post)) {
         x->status = 408; /* written by the reaper, but not behind TLS */
         x->code = "body_timeout";
         count_inference(x, x->status);

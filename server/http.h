@@ -19,7 +19,7 @@ typedef struct listener {
     int fd;   /* listening, until the acceptor has it; -1: none */
     acceptor acceptor;
     struct MHD_Daemon *daemon;
-    atomic_long exchanges; /* in progress */
+    _Alignas(CACHE_LINE) atomic_long exchanges; /* in progress; apart from what is only read */
 } listener;
 
 typedef struct http {
@@ -29,7 +29,7 @@ typedef struct http {
     atomic_long suspended;
     atomic_bool stopping; /* nothing may be suspended any more */
     char id_prefix[ID_PREFIX + 1];
-    atomic_ulong next_id;
+    _Alignas(CACHE_LINE) atomic_ulong next_id;
 } http;
 
 /* Takes the answer's body, leaving its length; NULL when out of memory: the answer is still the caller's. */

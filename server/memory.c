@@ -15,13 +15,15 @@
 #include "server.h"
 
 #define MAX_IDLE 32
-#define MAPPED   ((size_t)1 << 20) /* from here buffers are mapped, on huge pages where the machine has them */
+#define POOLED   ((size_t)64 << 10) /* smaller buffers are the C library's, and go back to it */
+#define MAPPED   ((size_t)1 << 20)  /* from here buffers are mapped, on huge pages where the machine has them */
 #define HUGE     ((size_t)1 << 21)
 #define LITTLE   ((size_t)4 << 20) /* who uses no more leaves nothing behind that is worth looking for */
 
 struct memory {
-    pthread_mutex_t lock;
-    size_t limit, used, idle_bytes;
+    size_t limit;
+    _Alignas(CACHE_LINE) pthread_mutex_t lock; /* what every request writes, apart from what it only reads */
+    size_t used, idle_bytes;
     size_t most; /* used, since memory_tend */
     bool worked; /* more than a little, since the heap was trimmed */
     buffer idle[MAX_IDLE];
@@ -43,8 +45,9 @@ static void set_up_heap(void) {
 
 memory *memory_new(size_t limit) {
     set_up_heap();
-    memory *m = calloc(1, sizeof *m);
+    memory *m = aligned_alloc(CACHE_LINE, sizeof *m);
     if (m) {
+        memset(m, 0, sizeof *m);
         pthread_mutex_init(&m->lock, NULL);
         m->limit = limit;
     }
@@ -194,10 +197,12 @@ bool lease_promise(lease *l, size_t bytes) {
 }
 
 void lease_return(lease *l, size_t bytes) {
-    pthread_mutex_lock(&l->memory->lock);
-    l->memory->used -= bytes;
-    pthread_mutex_unlock(&l->memory->lock);
-    l->held -= bytes;
+    if (bytes > 0) {
+        pthread_mutex_lock(&l->memory->lock);
+        l->memory->used -= bytes;
+        pthread_mutex_unlock(&l->memory->lock);
+        l->held -= bytes;
+    }
 }
 
 void lease_keep(lease *l, size_t bytes) {
@@ -209,12 +214,7 @@ void lease_keep(lease *l, size_t bytes) {
     }
 }
 
-bx_status lease_take(lease *l, size_t bytes, buffer *out) {
-    memory *m = l->memory;
-    size_t size = bytes <= m->limit ? buffer_size(bytes) : bytes;
-    if (size > m->limit || !lease_promise(l, size)) {
-        return BX_BUSY;
-    }
+static buffer find_idle(memory *m, size_t size) {
     buffer found = {.data = NULL};
     pthread_mutex_lock(&m->lock);
     for (int i = m->n_idle - 1; i >= 0 && !found.data; i--) { /* so that those that are too many become old */
@@ -223,6 +223,19 @@ bx_status lease_take(lease *l, size_t bytes, buffer *out) {
         }
     }
     pthread_mutex_unlock(&m->lock);
+    return found;
+}
+
+bx_status lease_take(lease *l, size_t bytes, buffer *out) {
+    memory *m = l->memory;
+    size_t size = bytes <= m->limit ? buffer_size(bytes) : bytes;
+    if (size > m->limit || !lease_promise(l, size)) {
+        return BX_BUSY;
+    }
+    buffer found = {.data = NULL};
+    if (size >= POOLED) {
+        found = find_idle(m, size);
+    }
     if (!found.data) {
         found = (buffer){.data = allocate(size), .bytes = size};
     }
@@ -241,6 +254,12 @@ void lease_give(lease *l, buffer *b) {
     memory *m = l->memory;
     buffer given = *b;
     *b = (buffer){.data = NULL};
+    if (given.bytes < POOLED) { /* its bytes stay with the lease: no lock for a small request */
+        free(given.data);
+        l->held -= given.bytes;
+        l->reserved += given.bytes;
+        return;
+    }
     victims v;
     v.n = 0;
     pthread_mutex_lock(&m->lock);

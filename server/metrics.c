@@ -3,8 +3,9 @@
  * What the daemon counts, and the page that tells it in Prometheus' text format.
  *
  * Any thread counts, without a lock: a counter is one relaxed addition, and a route's counters lie at its place in the
- * table of routes. The page is put together when it is asked for; what it says of one histogram agrees with itself,
- * because the count is the sum of the buckets that were read. Everything has its size from the start.
+ * table of routes. There are several of each, so that threads seldom share a cache line, and their sum counts. The page
+ * is put together when it is asked for; what it says of one histogram agrees with itself, because the count is the sum
+ * of the buckets that were read. Everything has its size from the start.
  */
 #include <fcntl.h>
 #include <stdlib.h>
@@ -45,18 +46,25 @@ static const char *const outcomes[N_OUTCOMES] = {
 static const char *const encodings[N_ENCODINGS] = {
     [PROTO_JSON] = "json", [PROTO_SAFETENSORS] = "safetensors", [PROTO_INFER] = "infer"};
 
-struct metrics {
+enum { N_SHARDS = 8 };
+
+typedef struct counters {
     counter request_bytes[N_ENCODINGS], response_bytes;
     counter stored, not_stored;
     counter computed[1 + MOST_DEVICES], fallbacks; /* by request->device */
     counter denied[N_DENIALS], reloaded[2];        /* fine, or not */
     histogram commits;
-    int64_t began_ns; /* the process, since 1970 */
-    size_t n_routes;
     struct route_counters {
         counter requests[N_OUTCOMES], images[N_OUTCOMES];
         histogram times[N_TIMES];
     } routes[]; /* (n_routes + 1) the last is of no route */
+} counters;
+
+struct metrics {
+    int64_t began_ns; /* the process, since 1970 */
+    size_t n_routes;
+    size_t shard_bytes; /* of the counters, and then there are the same again */
+    counters *shards;   /* (N_SHARDS) */
 };
 
 /* ---- counting ---------------------------------------------------------------------------------------------------- */
@@ -65,8 +73,19 @@ static void add(counter *c, int64_t n) {
     atomic_fetch_add_explicit(c, n, memory_order_relaxed);
 }
 
-static int64_t get(const counter *c) {
-    return atomic_load_explicit(c, memory_order_relaxed);
+/* The counters of this thread, which it may share. */
+static counters *mine(const metrics *m) {
+    return (counters *)(void *)((char *)m->shards + thread_number() % N_SHARDS * m->shard_bytes);
+}
+
+/* The sum of a counter, one of the first shard's. */
+static int64_t get(const metrics *m, const counter *c) {
+    int64_t sum = 0;
+    for (size_t i = 0; i < N_SHARDS; i++) {
+        sum += atomic_load_explicit((const counter *)(const void *)((const char *)c + i * m->shard_bytes),
+                                    memory_order_relaxed);
+    }
+    return sum;
 }
 
 static void observe(histogram *h, int64_t ns) {
@@ -95,11 +114,12 @@ outcome outcome_of(int status) {
 }
 
 void metrics_count(metrics *m, const measured *x) {
-    struct route_counters *c = &m->routes[x->route ? route_index(x->route) : m->n_routes];
+    counters *all = mine(m);
+    struct route_counters *c = &all->routes[x->route ? route_index(x->route) : m->n_routes];
     add(&c->requests[x->outcome], 1);
-    add(&m->response_bytes, (int64_t)x->bytes_out);
+    add(&all->response_bytes, (int64_t)x->bytes_out);
     if (x->admitted) {
-        add(&m->request_bytes[x->encoding], (int64_t)x->bytes_in);
+        add(&all->request_bytes[x->encoding], (int64_t)x->bytes_in);
         add(&c->images[x->outcome], x->images);
     }
     if (x->timed) {
@@ -114,25 +134,25 @@ void metrics_count(metrics *m, const measured *x) {
 }
 
 void metrics_computed(metrics *m, int device) {
-    add(&m->computed[device], 1);
+    add(&mine(m)->computed[device], 1);
 }
 
 void metrics_fallback(metrics *m) {
-    add(&m->fallbacks, 1);
+    add(&mine(m)->fallbacks, 1);
 }
 
 void metrics_store_commit(metrics *m, double seconds, long stored, long failed) {
-    observe(&m->commits, (int64_t)(seconds * NS_PER_S));
-    add(&m->stored, stored);
-    add(&m->not_stored, failed);
+    observe(&mine(m)->commits, (int64_t)(seconds * NS_PER_S));
+    add(&mine(m)->stored, stored);
+    add(&mine(m)->not_stored, failed);
 }
 
 void metrics_denied(metrics *m, denial how) {
-    add(&m->denied[how], 1);
+    add(&mine(m)->denied[how], 1);
 }
 
 void metrics_reloaded(metrics *m, bool fine) {
-    add(&m->reloaded[!fine], 1);
+    add(&mine(m)->reloaded[!fine], 1);
 }
 
 /* ---- the process, as /proc tells --------------------------------------------------------------------------------- */
@@ -281,11 +301,11 @@ typedef struct reading {
     int64_t buckets[N_BOUNDS], sum_ns;
 } reading;
 
-static void read_histogram(reading *to, const histogram *h) {
+static void read_histogram(reading *to, const metrics *m, const histogram *h) {
     for (size_t i = 0; i < N_BOUNDS; i++) {
-        to->buckets[i] += get(&h->buckets[i]);
+        to->buckets[i] += get(m, &h->buckets[i]);
     }
-    to->sum_ns += get(&h->sum_ns);
+    to->sum_ns += get(m, &h->sum_ns);
 }
 
 static void put_histogram(page *p, const row *r, const char *label, const reading *h) {
@@ -331,7 +351,8 @@ static void put_by_path(page *p, const row *r, bool images) {
         }
         for (size_t j = i; j <= m->n_routes; j++) {
             for (int k = 0; k < N_OUTCOMES && same_path(i, j); k++) {
-                sums[k] += get(images ? &m->routes[j].images[k] : &m->routes[j].requests[k]);
+                const struct route_counters *c = &m->shards->routes[j];
+                sums[k] += get(m, images ? &c->images[k] : &c->requests[k]);
             }
         }
         put_counters(p, r, outcomes, N_OUTCOMES, sums, path_label(i));
@@ -343,7 +364,7 @@ static void put_times(page *p, const row *r, int time) {
     for (size_t i = 0; i < m->n_routes; i++) {
         if (route_at(i)->how == ROUTE_BATCH) { /* a path of which there is one method */
             reading h = {.sum_ns = 0};
-            read_histogram(&h, &m->routes[i].times[time]);
+            read_histogram(&h, m, &m->shards->routes[i].times[time]);
             put_histogram(p, r, route_at(i)->path, &h);
         }
     }
@@ -371,14 +392,17 @@ static void write_images_total(page *p, const row *r) {
 static void write_request_body_bytes_total(page *p, const row *r) {
     int64_t bytes[N_ENCODINGS];
     for (int i = 0; i < N_ENCODINGS; i++) {
-        bytes[i] = get(&p->metrics->request_bytes[i]);
+        bytes[i] = get(p->metrics, &p->metrics->shards->request_bytes[i]);
     }
     put_counters(p, r, encodings, N_ENCODINGS, bytes, NULL);
 }
 
 static void write_store_results_total(page *p, const row *r) {
     static const char *const ends[] = {"stored", "failed"};
-    put_counters(p, r, ends, 2, (const int64_t[]){get(&p->metrics->stored), get(&p->metrics->not_stored)}, NULL);
+    put_counters(p, r, ends, 2,
+                 (const int64_t[]){get(p->metrics, &p->metrics->shards->stored),
+                                   get(p->metrics, &p->metrics->shards->not_stored)},
+                 NULL);
 }
 
 static void write_auth_refusals_total(page *p, const row *r) {
@@ -386,15 +410,15 @@ static void write_auth_refusals_total(page *p, const row *r) {
         [DENIED_MISSING] = "missing", [DENIED_WRONG] = "wrong", [DENIED_ROLE] = "role", [DENIED_GUESSING] = "guessing"};
     int64_t denied[N_DENIALS];
     for (int i = 0; i < N_DENIALS; i++) {
-        denied[i] = get(&p->metrics->denied[i]);
+        denied[i] = get(p->metrics, &p->metrics->shards->denied[i]);
     }
     put_counters(p, r, reasons, N_DENIALS, denied, NULL);
 }
 
 static void write_reloads_total(page *p, const row *r) {
     static const char *const ends[] = {"ok", "failed"};
-    const counter *c = p->metrics->reloaded;
-    put_counters(p, r, ends, 2, (const int64_t[]){get(&c[0]), get(&c[1])}, NULL);
+    const counter *c = p->metrics->shards->reloaded;
+    put_counters(p, r, ends, 2, (const int64_t[]){get(p->metrics, &c[0]), get(p->metrics, &c[1])}, NULL);
 }
 
 static void write_receive_seconds(page *p, const row *r) {
@@ -415,7 +439,7 @@ static void write_answer_seconds(page *p, const row *r) {
 
 static void write_store_commit_seconds(page *p, const row *r) {
     reading h = {.sum_ns = 0};
-    read_histogram(&h, &p->metrics->commits);
+    read_histogram(&h, p->metrics, &p->metrics->shards->commits);
     put_histogram(p, r, NULL, &h);
 }
 
@@ -437,7 +461,7 @@ static void put_by_device(page *p, const row *r, int64_t cpu, int64_t (*value)(c
 }
 
 static int64_t gpu_computed(const page *p, size_t i) {
-    return get(&p->metrics->computed[i + 1]);
+    return get(p->metrics, &p->metrics->shards->computed[i + 1]);
 }
 
 static int64_t gpu_healthy(const page *p, size_t i) {
@@ -494,7 +518,7 @@ static void write_process_max_fds(page *p, const row *r) {
         put_seconds(p, ns);                                                                                            \
     }
 
-NUMBER(response_body_bytes_total, get(&p->metrics->response_bytes))
+NUMBER(response_body_bytes_total, get(p->metrics, &p->metrics->shards->response_bytes))
 NUMBER(queue_depth, depth(p->server))
 NUMBER(queue_limit, p->server->options.queue_limit)
 NUMBER(inflight_bytes, memory_used(p->server->memory))
@@ -507,8 +531,8 @@ NUMBER(connection_limit, http_connection_limit(p->server))
 NUMBER(ready, server_readiness(p->server, NULL) == NULL)
 NUMBER(log_dropped_total, log_dropped())
 NUMBER(store_healthy, is_store_healthy(p->server))
-NUMBER(device_fallbacks_total, get(&p->metrics->fallbacks))
-BY_DEVICE(device_requests_total, get(&p->metrics->computed[0]), gpu_computed)
+NUMBER(device_fallbacks_total, get(p->metrics, &p->metrics->shards->fallbacks))
+BY_DEVICE(device_requests_total, get(p->metrics, &p->metrics->shards->computed[0]), gpu_computed)
 BY_DEVICE(device_healthy, 1, gpu_healthy)
 BY_DEVICE(device_memory_bytes, memory_limit(p->server->memory), gpu_memory)
 BY_DEVICE(device_threads, pool_workers(p->server->pool), gpu_threads)
@@ -546,14 +570,22 @@ metrics *metrics_new(void) {
     while (route_at(n)) {
         n++;
     }
-    metrics *m = calloc(1, sizeof *m + (n + 1) * sizeof *m->routes);
-    if (m) {
-        m->n_routes = n;
-        m->began_ns = began_ns();
+    metrics *m = malloc(sizeof *m);
+    const size_t bytes =
+        (sizeof(counters) + (n + 1) * sizeof(struct route_counters) + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE;
+    counters *shards = m ? aligned_alloc(CACHE_LINE, N_SHARDS * bytes) : NULL;
+    if (!shards) {
+        free(m);
+        return NULL;
     }
+    memset(shards, 0, N_SHARDS * bytes);
+    *m = (metrics){.began_ns = began_ns(), .n_routes = n, .shard_bytes = bytes, .shards = shards};
     return m;
 }
 
 void metrics_free(metrics *m) {
-    free(m);
+    if (m) {
+        free(m->shards);
+        free(m);
+    }
 }

@@ -22,6 +22,11 @@ typedef struct ring {
     pthread_cond_t work;
 } ring;
 
+/* Where a context is kept that nobody has; NULL: it is lent. A cache line each, for the thread that used it last. */
+typedef struct spare {
+    _Alignas(CACHE_LINE) _Atomic(bx_context *) context;
+} spare;
+
 struct pool {
     pthread_mutex_t lock;
     const char *name; /* of a worker's thread */
@@ -31,7 +36,7 @@ struct pool {
     size_t n_workers, n_started;
     pthread_t *threads;
     bx_context **contexts; /* (n_workers + n_spares) */
-    bx_context **spares;   /* those not lent, a stack */
+    spare *spares;         /* (n_spares) */
     size_t n_contexts, n_spares;
 };
 
@@ -201,7 +206,7 @@ bx_status pool_start(pool **out, const char *name, size_t n_workers, size_t n_sp
     p->n_workers = n_workers;
     p->threads = calloc(n_workers + 1, sizeof *p->threads);
     p->contexts = calloc(n_workers + n_spares, sizeof(bx_context *));
-    p->spares = calloc(n_spares + 1, sizeof(bx_context *)); /* none is no failure */
+    p->spares = aligned_alloc(CACHE_LINE, (n_spares + 1) * sizeof *p->spares); /* none is no failure */
     bx_status status = BX_OK;
     if (!p->threads || !p->contexts || !p->spares) {
         status = bx_fail(error, BX_NOMEM, "out_of_memory", "no memory for the worker pool");
@@ -212,7 +217,7 @@ bx_status pool_start(pool **out, const char *name, size_t n_workers, size_t n_sp
             break;
         }
         if (p->n_contexts >= n_workers) {
-            p->spares[p->n_spares++] = p->contexts[p->n_contexts];
+            atomic_init(&p->spares[p->n_spares++].context, p->contexts[p->n_contexts]);
         }
     }
     status = status == BX_OK ? start_workers(p, level != NULL, error) : status;
@@ -345,15 +350,25 @@ void pool_cancel(pool *p, request *r) {
     pool_forget(p, r);
 }
 
+static _Thread_local size_t latest; /* the place of the spare that this thread had: mostly it is free again */
+
 bx_context *pool_borrow(pool *p) {
-    pthread_mutex_lock(&p->lock);
-    bx_context *context = p->n_spares > 0 ? p->spares[--p->n_spares] : NULL;
-    pthread_mutex_unlock(&p->lock);
-    return context;
+    for (size_t i = 0; i < p->n_spares; i++) {
+        const size_t n = (latest + i) % p->n_spares;
+        bx_context *context = atomic_exchange(&p->spares[n].context, NULL);
+        if (context) {
+            latest = n;
+            return context;
+        }
+    }
+    return NULL;
 }
 
 void pool_return(pool *p, bx_context *context) {
-    pthread_mutex_lock(&p->lock);
-    p->spares[p->n_spares++] = context;
-    pthread_mutex_unlock(&p->lock);
+    for (size_t n = latest % p->n_spares;; n = (n + 1) % p->n_spares) { /* as many places as contexts */
+        bx_context *none = NULL;
+        if (atomic_compare_exchange_strong(&p->spares[n].context, &none, context)) {
+            return;
+        }
+    }
 }

@@ -244,9 +244,11 @@ void request_computed(request *r, size_t bytes) {
 
 /* ---- settling ---------------------------------------------------------------------------------------------------- */
 
-/* The one place where an answer becomes final. Takes the answer; returns whether it was taken up. */
-static bool settle(request *r, answer given) {
+/* The one place where an answer becomes final; `finished`: every unit is done. Takes the answer; returns whether it was
+ * taken up. */
+static bool settle(request *r, answer given, bool finished) {
     pthread_mutex_lock(&r->lock);
+    r->finished |= finished;
     bool wins = !r->settled && r->state != REQUEST_EXPIRED;
     bool waiting = wins && r->state == REQUEST_WAITING;
     if (wins) {
@@ -271,10 +273,7 @@ answer request_error(request *r, const bx_error *error) {
 }
 
 void request_settle(request *r, answer given) {
-    pthread_mutex_lock(&r->lock);
-    r->finished = true;
-    pthread_mutex_unlock(&r->lock);
-    settle(r, given);
+    settle(r, given, true);
 }
 
 /* Nobody wants the result. */
@@ -286,7 +285,7 @@ static void cancel(request *r) {
 void request_fail(request *r, int status, const char *code, const char *detail) {
     answer a = answer_problem(status, code, detail, "", r->id);
     a.retry_after = status == 503 ? 5 : 0;
-    if (settle(r, a)) {
+    if (settle(r, a, false)) {
         cancel(r);
     }
 }
@@ -338,7 +337,9 @@ bool request_answer(request *r, answer *out) {
 }
 
 void request_abandon(request *r) {
-    cancel(r);
+    if (!r->alone) {
+        cancel(r);
+    }
     request_unref(r);
 }
 
@@ -607,7 +608,7 @@ bool request_complete(request *r) {
     }
     if (!ok && r->planned) { /* units of it may be under way */
         cancel(r);
-        settle(r, request_error(r, &r->error));
+        settle(r, request_error(r, &r->error), false);
         return true;
     }
     if (!ok) {
@@ -618,7 +619,8 @@ bool request_complete(request *r) {
         return is_settled(r);
     }
     if (r->small && batch_run_inline(r)) {
-        return !r->decoded_request.run[0] || is_settled(r); /* or it is being recorded */
+        r->alone = !r->decoded_request.run[0]; /* otherwise it is being recorded */
+        return r->alone || is_settled(r);
     }
     batch_progress(r);
     return false;

@@ -133,6 +133,7 @@ size_t buffer_size(size_t bytes);
 /* A pooled buffer of at least `bytes`, counted against the lease. BX_BUSY when the budget is full, BX_NOMEM when the
  * machine is. Contents are arbitrary. */
 BX_MUST_USE bx_status lease_take(lease *lease, size_t bytes, buffer *out);
+/* Small ones go back to the C library, and what they counted to the reservation. */
 void lease_give(lease *lease, buffer *buffer);
 /* Pin a buffer, if it is large enough to gain from it; it stays pinned as long as it is kept warm. A wish. */
 void buffer_pin(const memory *memory, buffer *buffer);
@@ -144,6 +145,11 @@ void lease_end(lease *lease);
 
 /* Those that this process may use, at least 1. /proc and /sys are below `root`, which is empty but in tests. */
 long usable_cores(const char *root);
+/* What they take from each other at a time: what every request writes lies apart from what is only read. */
+#define CACHE_LINE 64
+/* This thread's, from 1 in the order in which they first ask, for what there are several of so that threads seldom
+ * write to the same one. */
+size_t thread_number(void);
 
 /* ---- worker pool ------------------------------------------------------------------------------------------------- */
 
@@ -467,14 +473,14 @@ typedef struct server {
     shm *shm;             /* NULL: clients may register none */
     atomic_bool draining; /* /readyz says 503 */
     atomic_bool closing;  /* no more work is admitted */
-    atomic_long tickets;  /* admitted requests that compute */
-    atomic_long at_clerk; /* and complete ones for the clerk */
-    atomic_long at_reader;
     gate *gate;
     struct http *http;
     int port, ops_port;
     bool local, ops_local; /* only this machine reaches the port */
     int sooner; /* tests: batches 2^sooner times smaller than the usual ones are streamed and shared among workers */
+    _Alignas(CACHE_LINE) atomic_long tickets; /* admitted requests that compute; apart from what is only read */
+    atomic_long at_clerk;                     /* and complete ones for the clerk */
+    atomic_long at_reader;
 } server;
 
 /* A size from which on a batch is worked on in another way. */
@@ -610,6 +616,7 @@ struct request {
     size_t prefix;                   /* how much must be in before it can be decoded; 0: not known yet */
     bool later;                      /* decoding it would take long: it is a worker's job */
     bool small;                      /* enough for the receiving thread */
+    bool alone;                      /* which has done all of it: no other thread knows of it */
     bool on_device;                  /* a GPU is to compute it; set when it is planned */
     int device;                      /* what computed it: 0 the cpu, i + 1 the i-th GPU */
     placement placement;             /* where on_device */

@@ -7,6 +7,7 @@
 
 #define LIMIT ((size_t)64 << 20)
 #define LARGE ((size_t)2 << 20)
+#define KEPT  ((size_t)64 << 10) /* smaller ones are not */
 
 static memory *budget;
 static struct {
@@ -122,7 +123,7 @@ START_TEST(goes_unpinned) {
     ck_assert_int_eq(pinned.n, 8);
     lease_give(&l, &all);
     for (size_t i = 0; i < 32; i++) {
-        held[i] = take(&l, 4096);
+        held[i] = take(&l, KEPT);
     }
     for (size_t i = 0; i < 32; i++) {
         lease_give(&l, &held[i]);
@@ -182,6 +183,31 @@ START_TEST(old_ones_may_go_otherwise) {
 }
 END_TEST
 
+/* A small one is the C library's. What it counted stays reserved, and is enough for another when the budget is full. */
+START_TEST(small_ones_count_until_the_end) {
+    lease l, rest;
+    ck_assert(lease_begin(&l, budget, 8192));
+    ck_assert(lease_begin(&rest, budget, LIMIT - 8192));
+    for (int round = 0; round < 3; round++) {
+        buffer a = take(&l, 4000), b = take(&l, 4096);
+        ck_assert_uint_eq((uintptr_t)a.data % 64, 0);
+        ck_assert_uint_eq(memory_used(budget), LIMIT);
+        buffer more;
+        ck_assert_int_eq(lease_take(&l, 1, &more), BX_BUSY);
+        lease_give(&l, &a);
+        lease_give(&l, &b);
+        ck_assert_ptr_null(a.data);
+        ck_assert_uint_eq(l.reserved, 8192);
+        ck_assert_uint_eq(memory_used(budget), LIMIT);
+    }
+    lease_keep(&l, 100);
+    ck_assert_uint_eq(memory_used(budget), LIMIT - 8192 + 100);
+    lease_end(&l);
+    lease_end(&rest);
+    ck_assert_uint_eq(memory_used(budget), 0);
+}
+END_TEST
+
 int main(void) {
     TCase *cases = tcase_create("memory");
     tcase_add_checked_fixture(cases, setup, teardown);
@@ -191,6 +217,7 @@ int main(void) {
     tcase_add_test(cases, goes_unpinned);
     tcase_add_test(cases, goes_when_nobody_needs_it);
     tcase_add_test(cases, old_ones_may_go_otherwise);
+    tcase_add_test(cases, small_ones_count_until_the_end);
     Suite *suite = suite_create("memory");
     suite_add_tcase(suite, cases);
     return suite_run(suite);
