@@ -14,11 +14,6 @@
 
 #include "../lib/boxloss.h"
 
-/* What libmicrohttpd holds for a connection. Half of it is read at a time, and all of it is cleared after every
- * request: with 512 KiB that is most of what a small request costs; with 64 KiB one image of 0.9 MB takes 4 % longer.
- */
-#define READ_POOL ((size_t)128 << 10)
-
 /* Where connections go; called by the accepting thread. */
 typedef struct connection_taker {
     /* Takes the descriptor, whatever it returns; false: it has been closed. */

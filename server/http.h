@@ -10,6 +10,10 @@
 #include "accept.h"
 #include "server.h"
 
+/* What libmicrohttpd holds for a connection. Half of it is read at a time, and all of it is cleared after every
+ * request: with 512 KiB that is most of what a small request costs; with 64 KiB one image of 0.9 MB takes 4 % longer.
+ */
+#define READ_POOL ((size_t)128 << 10)
 #define ID_PREFIX 16 /* characters of the ids we give */
 
 /* An address with threads of its own. */
