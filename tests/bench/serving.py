@@ -11,7 +11,7 @@ import numpy as np
 import bodies
 from bodies import JSON, SAFETENSORS
 from computing import PEERS_PYTHON, PLACE, threads
-from wire import Connection, Lossd, Service, SharedObject, discard, head_of, pairs, put, run_json
+from wire import Connection, Lossd, Service, SharedObject, discard, head_of, other_control, pairs, put, run_json
 
 FAST = ("counts", "labels", "boxes", "conf", "loc")
 LOC_FIRST = ("counts", "labels", "boxes", "loc", "conf")
@@ -31,7 +31,7 @@ def fastapi():
 # ---- end to end ----------------------------------------------------------------------------------------------------
 
 def end_to_end(table, ours, what, tensors, order=FAST, count=60, metadata=None, accept=None, in_chunks=False,
-               tail=False, peer=None, **goal):
+               tail=False, peer=None, control=None, **goal):
     """One kind of upload, in turns with `peer` (else discard with as long an answer)."""
     body = bodies.safetensors({name: tensors[name] for name in order}, metadata)
     size = len(body)
@@ -40,10 +40,10 @@ def end_to_end(table, ours, what, tensors, order=FAST, count=60, metadata=None, 
         copies = [bodies.chunked(c) for c in copies]
     head = head_of("/v1/loss", None if in_chunks else size, accept=accept)
     with contextlib.ExitStack() as stack:
-        a = stack.enter_context(Connection(ours))
+        a = stack.enter_context(Connection(ours, control))
         answer = a.ask(head, copies[0]).body
         other = peer or stack.enter_context(discard(len(answer)))
-        b = stack.enter_context(Connection(other))
+        b = stack.enter_context(Connection(other, control))
         if peer:
             owed, got = (json.loads(x)["loss"]["total"] for x in (answer, b.ask(head, copies[0]).body))
             assert abs(owed - got) <= 1e-5 * owed, (owed, got)
@@ -97,6 +97,9 @@ def bench_wire(table, with_peers):
     with Lossd() as ours:
         batch = ssd_batch(32)
         end_to_end(table, ours, "32 images", batch, most=1.5, stretch=1.25, tail=True, count=100)
+        control = other_control()
+        if control:
+            end_to_end(table, ours, f"32 images, by {control}", batch, most=1.5, stretch=1.25, count=100, control=control)
         end_to_end(table, ours, "32 images, loc before conf", batch, LOC_FIRST)
         end_to_end(table, ours, "32 images, predictions first", batch, PREDICTIONS_FIRST, tail=True)
         end_to_end(table, ours, "32 images, chunked", batch, in_chunks=True)
@@ -189,6 +192,7 @@ def p99(table, what, service, goal):
 def bench_small(table, with_peers):
     with Lossd() as ours:
         put(ours, "/v1/priors/hundred", json.dumps({"priors": bodies.boxes_at_random(100).tolist()}).encode(), JSON)
+        throughput(table, ours, "priors in the body", small(True), 1, 0.8)
         throughput(table, ours, "priors in the body", small(True), 8, 0.8)
         throughput(table, ours, "registered priors", small(False), 8, 0.8)
         throughput(table, ours, "registered priors", small(False), 64)

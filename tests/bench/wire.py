@@ -73,10 +73,24 @@ def head_of(target, length, kind=SAFETENSORS, accept=None, method="POST"):
     return f"{method} {target} HTTP/1.1\r\nHost: bench\r\nContent-Type: {kind}\r\n{more}{size}\r\n\r\n".encode()
 
 
+def other_control(wanted="cubic"):
+    """Debian's congestion control where this kernel has another but lets us have that; else None."""
+    with socket.socket() as s:
+        usual = s.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0").decode()
+        try:
+            s.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, wanted.encode())
+        except OSError:
+            return None
+    return wanted if usual != wanted else None
+
+
 class Connection:
-    def __init__(self, service):
+    def __init__(self, service, control=None):
+        """`control`: of congestion, unless it is the kernel's choice."""
         self.socket = socket.create_connection(("127.0.0.1", service.port))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if control:
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, control.encode())
 
     def __enter__(self):
         return self
