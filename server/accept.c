@@ -152,11 +152,3 @@ void acceptor_fini(acceptor *a) {
         a->started = false;
     }
 }
-
-/* A low-water mark makes room for itself, and unlike SO_RCVBUF leaves the kernel's own tuning on. The mark itself is
- * not wanted. */
-void accept_ahead(int fd, int64_t bytes) {
-    const int mark = bytes < ACCEPT_AHEAD ? (int)bytes : ACCEPT_AHEAD, usual = 1;
-    (void)setsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &mark, sizeof mark);
-    (void)setsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &usual, sizeof usual);
-}

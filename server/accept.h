@@ -3,7 +3,7 @@
  * Accepting: one thread for each listening socket, which gives connections away as they come.
  *
  * libmicrohttpd's threads could accept for themselves, but whichever wakes first takes all of a burst, and the others
- * have nothing to do for as long as these connections are kept. And what the kernel is told of a connection.
+ * have nothing to do for as long as these connections are kept.
  */
 #ifndef ACCEPT_H
 #define ACCEPT_H
@@ -48,11 +48,5 @@ long acceptor_coming(acceptor *a);
 void acceptor_stop(acceptor *a);
 /* Stops it, too; when no other thread calls any of these any more. */
 void acceptor_fini(acceptor *a);
-
-/* Before `bytes` come on a connection: let the kernel take in as many of them as net.ipv4.tcp_rmem allows, and
- * ACCEPT_AHEAD at most, while we work on others. A client that need not wait for us at every turn, and be woken for
- * the next, costs less, and so does receiving. */
-#define ACCEPT_AHEAD (8 << 20)
-void accept_ahead(int fd, int64_t bytes);
 
 #endif

@@ -282,10 +282,6 @@ static enum MHD_Result begin_request(exchange *x, const head *h, admission *a) {
         x->post = NULL;
         return refuse_why(x, h, why);
     }
-    if (h->content_length >= LARGE_BODY) {
-        accept_ahead(MHD_get_connection_info(x->connection, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd,
-                     h->content_length);
-    }
     /* of what may follow an error, or is not wanted */
     x->body_left = !a->route->has_body ? GET_BODY_LIMIT : a->expected ? (int64_t)a->expected : DISCARD_LIMIT;
     set_phase(x, PHASE_BODY, x->server->options.request_timeout);

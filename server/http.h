@@ -14,9 +14,7 @@
  * request: with 512 KiB that is most of what a small request costs; with 64 KiB one image of 0.9 MB takes 4 % longer.
  */
 #define READ_POOL ((size_t)128 << 10)
-/* The kernel takes in more of such a body ahead of us. */
-#define LARGE_BODY ((int64_t)1 << 20)
-#define ID_PREFIX  16 /* characters of the ids we give */
+#define ID_PREFIX 16 /* characters of the ids we give */
 
 /* An address with threads of its own. */
 typedef struct listener {

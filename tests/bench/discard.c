@@ -45,11 +45,6 @@ static enum MHD_Result on_request(void *cls, struct MHD_Connection *connection, 
     (void)cls, (void)url, (void)method, (void)version, (void)data;
     if (!*context) {
         *context = &seen;
-        const char *length = MHD_lookup_connection_value(connection, MHD_HEADER_KIND, "Content-Length");
-        if (length && atoll(length) >= LARGE_BODY) {
-            accept_ahead(MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd,
-                         atoll(length));
-        }
         return MHD_YES;
     }
     if (*bytes) {

@@ -5,7 +5,6 @@ import json
 import math
 import os
 import random
-import signal
 import sys
 import time
 import unittest
@@ -221,38 +220,6 @@ class Stream(lossd.Case):
             self.assertIn(answer.status, (200, 413), "%d images: %r" % (n, answer))
             seen.add(answer.status)
         self.assertEqual(seen, {200, 413})
-
-    def taken_in(self, daemon, body, **length):
-        """How much of a body the kernel takes from its client while the daemon looks at none of it."""
-        with daemon.connect() as connection:
-            connection.start("POST", "/v1/loss", {"Content-Type": lossd.SAFETENSORS, "Expect": "100-continue", **length})
-            self.assertEqual(connection.interim(), 100)
-            daemon.signal(signal.SIGSTOP)
-            connection.socket.settimeout(1)
-            sent = 0
-            try:
-                while sent < len(body):
-                    sent += connection.socket.send(body[sent:sent + 65536])
-            except TimeoutError:
-                pass
-            daemon.signal(signal.SIGCONT)
-            connection.socket.settimeout(lossd.PATIENCE)
-            if "Content-Length" in length:
-                connection.send(body[sent:])
-                self.good(connection.answer())
-        return sent
-
-    def test_the_kernel_takes_in_what_is_announced(self):
-        """More of it than where nothing is, of which a client's own kernel keeps much, too."""
-        with open("/proc/sys/net/ipv4/tcp_rmem") as file:
-            usual, most = [int(word) for word in file.read().split()][1:]
-        if most < 8 * usual:
-            self.skipTest("net.ipv4.tcp_rmem lets it have little more")
-        body = file_of(tensors_of(lossd.random_batch(19, 16, 8732, 21, objects=2), "F32"), ("conf", "loc"))
-        with lossd.Daemon("--workers", "1") as daemon:
-            chunked = self.taken_in(daemon, body, **{"Transfer-Encoding": "chunked"})
-            announced = self.taken_in(daemon, body, **{"Content-Length": len(body)})
-        self.assertGreater(announced, chunked + usual)
 
 
 if __name__ == "__main__":

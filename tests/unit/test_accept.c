@@ -218,46 +218,6 @@ START_TEST(no_descriptor_left) {
 }
 END_TEST
 
-static int option(int fd, int name) {
-    int value;
-    socklen_t size = sizeof value;
-    ck_assert_int_eq(getsockopt(fd, SOL_SOCKET, name, &value, &size), 0);
-    return value;
-}
-
-/* What the kernel lets a socket have at most, by net.ipv4.tcp_rmem. */
-static long most_allowed(void) {
-    long least, usual, most = 0;
-    FILE *f = fopen("/proc/sys/net/ipv4/tcp_rmem", "r");
-    ck_assert_ptr_nonnull(f);
-    ck_assert_int_eq(fscanf(f, "%ld %ld %ld", &least, &usual, &most), 3);
-    fclose(f);
-    return most;
-}
-
-/* The kernel takes in more for it, as much as asked for and allowed, and still says at once that something has come. */
-START_TEST(more_may_come_ahead) {
-    const int64_t asked[] = {2 << 20, 1 << 20, INT64_MAX};
-    start(MOST);
-    const int fd = dial();
-    ck_assert(reach(&n_taken, 1));
-    int before = option(taken[0], SO_RCVBUF);
-    for (size_t i = 0; i < sizeof asked / sizeof *asked; i++) {
-        accept_ahead(taken[0], asked[i]);
-        const long wanted = asked[i] < ACCEPT_AHEAD ? (long)asked[i] : ACCEPT_AHEAD, most = most_allowed() / 2;
-        const int after = option(taken[0], SO_RCVBUF);
-        ck_assert_int_ge(after, before);
-        ck_assert_int_ge(after, wanted < most ? wanted : most);
-        ck_assert_int_eq(option(taken[0], SO_RCVLOWAT), 1);
-        before = after;
-    }
-    struct pollfd come = {.fd = taken[0], .events = POLLIN};
-    ck_assert_int_eq(poll(&come, 1, 0), 0);
-    ck_assert_int_eq(send(fd, "x", 1, 0), 1);
-    ck_assert_int_eq(poll(&come, 1, PATIENCE_MS), 1);
-}
-END_TEST
-
 int main(void) {
     log_setup(LOG_ERROR, false);
     TCase *cases = tcase_create("accept");
@@ -270,7 +230,6 @@ int main(void) {
     tcase_add_test(cases, stop_forgets_nobody);
     tcase_add_test(cases, stops_when_full);
     tcase_add_test(cases, no_descriptor_left);
-    tcase_add_test(cases, more_may_come_ahead);
     Suite *suite = suite_create("accept");
     suite_add_tcase(suite, cases);
     return suite_run(suite);
