@@ -57,12 +57,3 @@ long usable_cores(const char *root) {
     }
     return cores > 0 ? cores : 1;
 }
-
-size_t thread_number(void) {
-    static atomic_size_t n_threads;
-    static _Thread_local size_t number;
-    if (!number) {
-        number = 1 + atomic_fetch_add(&n_threads, 1);
-    }
-    return number;
-}

@@ -145,6 +145,14 @@ void lease_end(lease *lease);
 
 /* Those that this process may use, at least 1. /proc and /sys are below `root`, which is empty but in tests. */
 long usable_cores(const char *root);
+
+/* ---- threads ------------------------------------------------------------------------------------------------------
+ */
+
+/* How long a turn of the processor is that this thread, and those which it begins from now on, ask for; returns what it
+ * was. Who asks for short ones has one sooner when something comes. A wish that Linux has heard since 6.12; of threads
+ * whose scheduling somebody has chosen otherwise, nothing is changed. 0: the usual. */
+uint64_t turn_set(uint64_t ns);
 /* What they take from each other at a time: what every request writes lies apart from what is only read. */
 #define CACHE_LINE 64
 /* This thread's, from 1 in the order in which they first ask, for what there are several of so that threads seldom

@@ -23,12 +23,14 @@ What may happen in the life of a daemon has a row each, and each row its tests:
 A data directory may be a symbolic link: systemd's StateDirectory of a DynamicUser is one. The lock is on what it leads
 to, so that two daemons never share it under two names.
 """
+import ctypes
 import json
 import os
 import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -430,6 +432,34 @@ class Stopping(lossd.Case):
                 self.assertEqual(used.answer().status, 200)
                 self.assertEqual(late.drain(5.0)[1], True)
             self.assertEqual(daemon.post("/v1/loss", TINY).status, 200)
+
+    def test_turns_of_the_processor(self):
+        """Threads of HTTP ask for short ones, nobody else does, and how nice they are stays as it was."""
+        if tuple(int(n) for n in os.uname().release.split("-")[0].split(".")[:2]) < (6, 12):
+            self.skipTest("this kernel hears no such wish")
+        call = ctypes.CDLL(None, use_errno=True).syscall
+        number = {"x86_64": 315, "aarch64": 275}[os.uname().machine]  # sched_getattr
+        process = subprocess.Popen(["nice", "-n", "5", lossd.BINARY, "--listen", "127.0.0.1:0", "--ops-listen",
+                                    "127.0.0.1:0"], env=lossd.environment({"ASAN_OPTIONS": "detect_leaks=0"}),
+                                   stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        try:
+            self.assertTrue(process.stdout.readline())
+            turns = {}
+            for task in os.listdir("/proc/%d/task" % process.pid):
+                with open("/proc/%d/task/%s/comm" % (process.pid, task)) as file:
+                    name = file.read().strip()
+                attributes = ctypes.create_string_buffer(48)
+                self.assertEqual(call(number, int(task), attributes, 48, 0), 0, name)
+                _, policy, _, nice, _, turn, _, _ = struct.unpack("IIQiIQQQ", attributes.raw)
+                self.assertEqual(nice, 5, name)
+                self.assertEqual(policy, 3 if name[6:] in ("worker", "clerk", "reader", "slow") else 0, name)
+                turns.setdefault(name.startswith("MHD"), set()).add(turn)
+            self.assertEqual(turns[True], {100000})
+            self.assertGreater(min(turns[False]), 100000)
+        finally:
+            process.kill()
+            process.wait()
+            process.stdout.close()
 
     @unittest.skipUnless(os.geteuid() == 0 and shutil.which("unshare"), "needs root and unshare")
     def test_L12_process_1(self):
