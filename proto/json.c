@@ -206,13 +206,8 @@ static size_t text_position(const proto_scan *scan, const char *text, size_t pos
 
 /* jansson's complaint in our words. */
 static bx_status parse_failure(const json_error_t *cause, const proto_scan *scan, const char *text, bx_error *error) {
-    const size_t position = text_position(scan, text, cause->position > 0 ? (size_t)cause->position : 0);
+    size_t position = text_position(scan, text, cause->position > 0 ? (size_t)cause->position : 0);
     const char *code = "json_syntax", *why = cause->text;
-    int line = 1, column = 0;
-    for (const char *at = text; at < text + position; at++) {
-        column = *at == '\n' ? 0 : column + ((*at & 0xC0) != 0x80);
-        line += *at == '\n';
-    }
     switch (json_error_code(cause)) {
     case json_error_duplicate_key:
         code = "json_duplicate_key";
@@ -226,14 +221,19 @@ static bx_status parse_failure(const json_error_t *cause, const proto_scan *scan
         break;
     case json_error_invalid_syntax:
         /* the parser stops inside or just behind the word, and every earlier one is its reason to stop */
-        if (scan->not_a_number && scan->not_a_number <= text + position + 1)
-            return bx_fail(error, BX_MALFORMED, "json_nan",
-                           "JSON has no NaN and no Infinity, and numbers must be finite here: line %d, column %d, byte "
-                           "%zu",
-                           line, column, (size_t)(scan->not_a_number - text));
+        if (scan->not_a_number && scan->not_a_number <= text + position + 1) {
+            code = "json_nan";
+            why = "JSON has no NaN and no Infinity, and numbers must be finite here";
+            position = (size_t)(scan->not_a_number - text);
+        }
         break;
     default:
         break;
+    }
+    int line = 1, column = 0;
+    for (const char *at = text; at < text + position; at++) {
+        column = *at == '\n' ? 0 : column + ((*at & 0xC0) != 0x80);
+        line += *at == '\n';
     }
     return bx_fail(error, BX_MALFORMED, code, "line %d, column %d, byte %zu: %s", line, column, position, why);
 }

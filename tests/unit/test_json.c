@@ -120,6 +120,12 @@ START_TEST(syntax) {
     ck_assert_int_eq(decode(&r, PROTO_LOSS, "{\n \"a\": tru}", 12, 1 << 20, &error), BX_MALFORMED);
     ck_assert_msg(strstr(error.text, "line 2") && strstr(error.text, "column") && strstr(error.text, "byte"), "%s",
                   error.text);
+    static const char *const words[] = {"{\n \"a\": [0, NaN]}", "{\n \"a\": [0, Infinity]}"};
+    for (size_t i = 0; i < sizeof words / sizeof *words; i++) { /* where the word begins */
+        ck_assert_int_eq(decode(&r, PROTO_LOSS, words[i], strlen(words[i]), 1 << 20, &error), BX_MALFORMED);
+        ck_assert_str_eq(error.code, "json_nan");
+        ck_assert_msg(strstr(error.text, "line 2, column 10, byte 12: ") != NULL, "%s", error.text);
+    }
     ck_assert_int_eq(decode(&r, PROTO_LOSS, "\x40\0\0\0\0\0\0\0{\"a\"", 12, 1 << 20, &error), BX_MALFORMED);
     ck_assert_ptr_nonnull(strstr(error.text, "safetensors"));
     const char *body = BODY("\"criterion\":\"ssd-multibox\",", LOC, CONF, NOTES);
