@@ -69,7 +69,7 @@ void guesses_count(guesses *guesses, const struct sockaddr *from, int64_t now_ns
 gate *gate_new(void);
 /* NULL is accepted. */
 void gate_free(gate *gate);
-/* Takes the tokens, which are those that count from now on. Any thread. */
+/* Takes the tokens, which are those that count from now on; there are some from then on. Any thread. */
 void gate_use(gate *gate, tokens *tokens);
 
 /* What a request says of itself. */

@@ -102,8 +102,8 @@ bool gate_check(gate *a, metrics *m, const route *route, const credentials *c, r
     const char *token = bearer_token(c->authorization);
     const int64_t now = now_ns();
     pthread_rwlock_rdlock(&a->lock);
-    const bool open = !a->tokens, free_for_all = open || needed == RIGHT_NONE;
-    *given = open ? RIGHT_WRITE : RIGHT_NONE;
+    const bool free_for_all = needed == RIGHT_NONE;
+    *given = RIGHT_NONE;
     const bool guessing = !free_for_all && token && guesses_exceeded(a->guesses, c->from, now);
     if (!free_for_all && token && !guessing) {
         *given = tokens_role(a->tokens, token, name);

@@ -525,8 +525,8 @@ static enum MHD_Result complete(exchange *x) {
         x->refusal = (answer){0};
         return send_answer(x, a);
     }
+    set_phase(x, PHASE_COMPUTE, x->server->options.request_timeout);
     if (!request_complete(x->post)) {
-        set_phase(x, PHASE_COMPUTE, x->server->options.request_timeout);
         x->suspended = true; /* before anyone can resume */
         if (request_wait(x->post, suspend, x->server->http)) {
             return MHD_YES;

@@ -14,6 +14,8 @@
  * request: with 512 KiB that is most of what a small request costs; with 64 KiB one image of 0.9 MB takes 4 % longer.
  */
 #define READ_POOL ((size_t)128 << 10)
+/* Threads that answer small requests too need not wait until what computes, or another client, has ended its turn. */
+#define TURN_NS   100000
 #define ID_PREFIX 16 /* characters of the ids we give */
 
 /* An address with threads of its own. */

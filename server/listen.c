@@ -28,8 +28,6 @@
 #define SPARE_FILES     32 /* descriptors for the files of the store, and what libraries open for a moment */
 #define LEAST           4  /* connections */
 #define SETTLE_US       20000
-/* Threads that answer small requests too need not wait until what computes, or another client, has ended its turn. */
-#define TURN_NS 100000
 
 static void on_message(void *cls, const char *format, va_list arguments) {
     (void)cls;
@@ -112,7 +110,7 @@ static bx_status start_daemon(listener *l, unsigned threads, unsigned connection
     struct MHD_OptionItem tls[] = {{MHD_OPTION_HTTPS_CERT_CALLBACK2, 0, (void *)tls_retrieve()},
                                    {MHD_OPTION_HTTPS_PRIORITIES, 0, (void *)TLS_PRIORITIES},
                                    {MHD_OPTION_END, 0, NULL}};
-    const uint64_t usual = turn_set(TURN_NS);
+    turn_set(TURN_NS);
     l->daemon = MHD_start_daemon(MHD_USE_EPOLL_INTERNAL_THREAD | MHD_USE_ITC | MHD_USE_NO_LISTEN_SOCKET |
                                      MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG | (encrypted ? MHD_USE_TLS : 0),
                                  0, NULL, NULL, http_on_request, l, MHD_OPTION_EXTERNAL_LOGGER, on_message, NULL,
@@ -123,7 +121,7 @@ static bx_status start_daemon(listener *l, unsigned threads, unsigned connection
                                  MHD_OPTION_SIGPIPE_HANDLED_BY_APP, 1, MHD_OPTION_URI_LOG_CALLBACK, http_on_target, l,
                                  MHD_OPTION_NOTIFY_COMPLETED, http_on_completed, l, MHD_OPTION_NOTIFY_CONNECTION,
                                  http_on_connection, l, MHD_OPTION_ARRAY, encrypted ? tls : &tls[2], MHD_OPTION_END);
-    turn_set(usual);
+    turn_set(0);
     if (!l->daemon) {
         return bx_fail(error, BX_BUSY, "threads", "libmicrohttpd does not get its threads");
     }

@@ -350,7 +350,9 @@ void pool_cancel(pool *p, request *r) {
     pool_forget(p, r);
 }
 
-static _Thread_local size_t latest; /* the place of the spare that this thread had: mostly it is free again */
+/* The place of the spare that this thread had, where it looks first. It puts a spare back where it took it: so a thread
+ * that finds every place empty has met as many others as there are spares. */
+static _Thread_local size_t latest;
 
 bx_context *pool_borrow(pool *p) {
     for (size_t i = 0; i < p->n_spares; i++) {

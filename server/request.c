@@ -16,7 +16,7 @@
 #define DECODE_BYTES        ((size_t)1 << 20)   /* decoding more than this is a worker's job */
 #define JSON_DECODE_BYTES   ((size_t)32 << 10)  /* and more than this of JSON */
 #define JSON_SHARE          8                   /* of --memory-limit, for the tree of one document */
-#define FIRST_CHUNKED_BYTES ((size_t)64 << 10)
+#define FIRST_CHUNKED_BYTES ((size_t)64 << 10)  /* none of the small buffers, whose bytes stay with the lease */
 #define BASE_BYTES          ((size_t)256 << 10)
 #define LATER_BYTES         ((size_t)1 << 20)  /* of prior boxes or JSON texts: a worker makes them */
 #define MOST_AT_CLERK       8                  /* requests that wait for the disk, however slow it is */

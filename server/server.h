@@ -123,7 +123,8 @@ BX_MUST_USE bool lease_begin(lease *lease, memory *memory, size_t bytes);
 BX_MUST_USE bool lease_reserve(lease *lease, size_t bytes);
 /* Count `bytes` of memory that is not a buffer: from the reservation first, then from the budget. */
 BX_MUST_USE bool lease_promise(lease *lease, size_t bytes);
-/* Count `bytes` of memory for a while, leaving the reservation alone; and the end of it. */
+/* Count `bytes` of memory for a while, leaving the reservation alone, and with it what small buffers have left there;
+ * and the end of it. */
 BX_MUST_USE bool lease_borrow(lease *lease, size_t bytes);
 void lease_return(lease *lease, size_t bytes);
 /* Return all but `bytes`; buffers must have been given back. */
@@ -149,10 +150,10 @@ long usable_cores(const char *root);
 /* ---- threads ------------------------------------------------------------------------------------------------------
  */
 
-/* How long a turn of the processor is that this thread, and those which it begins from now on, ask for; returns what it
- * was. Who asks for short ones has one sooner when something comes. A wish that Linux has heard since 6.12; of threads
- * whose scheduling somebody has chosen otherwise, nothing is changed. 0: the usual. */
-uint64_t turn_set(uint64_t ns);
+/* How long a turn of the processor is that this thread, and those which it begins from now on, ask for; 0: the usual
+ * one. Who asks for short ones has one sooner when something comes. A wish that Linux has heard since 6.12; of threads
+ * whose scheduling somebody has chosen otherwise, nothing is changed. */
+void turn_set(uint64_t ns);
 /* What they take from each other at a time: what every request writes lies apart from what is only read. */
 #define CACHE_LINE 64
 /* This thread's, from 1 in the order in which they first ask, for what there are several of so that threads seldom
@@ -190,7 +191,8 @@ size_t pool_busy(pool *pool);
 /* Forget what no worker has begun; or what may still be handed in too, and units under way return early. */
 void pool_forget(pool *pool, request *request);
 void pool_cancel(pool *pool, request *request);
-/* A spare context for a thread that computes a small request itself; NULL when all are lent. */
+/* A spare context for a thread that computes a small request itself, which gives it back before it takes another; never
+ * NULL for as many threads as there are spares, and perhaps for more. */
 bx_context *pool_borrow(pool *pool);
 void pool_return(pool *pool, bx_context *context);
 

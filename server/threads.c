@@ -17,14 +17,12 @@ typedef struct scheduling {
     uint64_t runtime, deadline, period; /* ns; of SCHED_OTHER the runtime is a turn */
 } scheduling;
 
-uint64_t turn_set(uint64_t ns) {
+void turn_set(uint64_t ns) {
     scheduling s = {.size = sizeof s};
-    if (syscall(SYS_sched_getattr, 0, &s, sizeof s, 0) || s.policy != SCHED_OTHER) {
-        return 0;
+    if (!syscall(SYS_sched_getattr, 0, &s, sizeof s, 0) && s.policy == SCHED_OTHER) {
+        s.runtime = ns;
+        (void)syscall(SYS_sched_setattr, 0, &s, 0);
     }
-    const uint64_t before = s.runtime;
-    s.runtime = ns;
-    return syscall(SYS_sched_setattr, 0, &s, 0) ? 0 : before;
 }
 
 size_t thread_number(void) {

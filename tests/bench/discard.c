@@ -86,6 +86,7 @@ int main(int argc, char **argv) {
     sigaddset(&signals, SIGTERM);
     sigaddset(&signals, SIGINT);
     pthread_sigmask(SIG_BLOCK, &signals, NULL);
+    turn_set(TURN_NS);
     library = MHD_start_daemon(MHD_USE_EPOLL_INTERNAL_THREAD | MHD_USE_ITC | MHD_USE_NO_LISTEN_SOCKET |
                                    MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG,
                                0, NULL, NULL, on_request, NULL, MHD_OPTION_THREAD_POOL_SIZE, 2u,
@@ -94,6 +95,7 @@ int main(int argc, char **argv) {
                                MHD_OPTION_CONNECTION_TIMEOUT, 200u, MHD_OPTION_URI_LOG_CALLBACK, on_target, NULL,
                                MHD_OPTION_NOTIFY_COMPLETED, on_completed, NULL, MHD_OPTION_NOTIFY_CONNECTION,
                                on_connection, NULL, MHD_OPTION_END);
+    turn_set(0);
     const int fd = socket(AF_INET, SOCK_STREAM, 0);
     socklen_t size = sizeof address;
     bx_error error = {0};

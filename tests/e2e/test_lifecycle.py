@@ -435,27 +435,44 @@ class Stopping(lossd.Case):
 
     def test_turns_of_the_processor(self):
         """Threads of HTTP ask for short ones, nobody else does, and how nice they are stays as it was."""
-        if tuple(int(n) for n in os.uname().release.split("-")[0].split(".")[:2]) < (6, 12):
-            self.skipTest("this kernel hears no such wish")
+        number = {"x86_64": 315, "aarch64": 275}.get(os.uname().machine)  # sched_getattr
+        if tuple(int(n) for n in re.findall(r"\d+", os.uname().release)[:2]) < (6, 12) or not number:
+            self.skipTest("this kernel hears no such wish, or is not known to us")
+        if os.sched_getscheduler(0) != os.SCHED_OTHER:
+            self.skipTest("somebody has chosen another scheduling")
         call = ctypes.CDLL(None, use_errno=True).syscall
-        number = {"x86_64": 315, "aarch64": 275}[os.uname().machine]  # sched_getattr
-        process = subprocess.Popen(["nice", "-n", "5", lossd.BINARY, "--listen", "127.0.0.1:0", "--ops-listen",
-                                    "127.0.0.1:0"], env=lossd.environment({"ASAN_OPTIONS": "detect_leaks=0"}),
-                                   stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        try:
-            self.assertTrue(process.stdout.readline())
-            turns = {}
+
+        def turns():
+            """By name: the policy, how nice it is, its turn."""
+            found = []
             for task in os.listdir("/proc/%d/task" % process.pid):
                 with open("/proc/%d/task/%s/comm" % (process.pid, task)) as file:
                     name = file.read().strip()
                 attributes = ctypes.create_string_buffer(48)
                 self.assertEqual(call(number, int(task), attributes, 48, 0), 0, name)
                 _, policy, _, nice, _, turn, _, _ = struct.unpack("IIQiIQQQ", attributes.raw)
-                self.assertEqual(nice, 5, name)
-                self.assertEqual(policy, 3 if name[6:] in ("worker", "clerk", "reader", "slow") else 0, name)
-                turns.setdefault(name.startswith("MHD"), set()).add(turn)
-            self.assertEqual(turns[True], {100000})
-            self.assertGreater(min(turns[False]), 100000)
+                found.append((name, policy, nice, turn))
+            return found
+
+        def is_as_it_should_be():
+            """Threads have their names and wishes once they run."""
+            http = [t for t in turns() if t[0].startswith("MHD")]
+            others = [t for t in turns() if not t[0].startswith("MHD")]
+            return (len(http) == 3 and {t[1:] for t in http} == {(os.SCHED_OTHER, nice, 100000)}
+                    and {t[2] for t in others} == {nice} and min(t[3] for t in others) > 100000
+                    and {t[0] for t in others if t[1] == os.SCHED_BATCH} == {"lossd-" + name for name in (
+                        "worker", "clerk", "reader", "slow")})
+
+        nice = min(19, os.nice(0) + 5)
+        process = subprocess.Popen(["nice", "-n", "5", lossd.BINARY, "--listen", "127.0.0.1:0", "--ops-listen",
+                                    "127.0.0.1:0"], env=lossd.environment({"ASAN_OPTIONS": "detect_leaks=0"}),
+                                   stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        try:
+            self.assertTrue(process.stdout.readline())
+            until = time.monotonic() + lossd.PATIENCE
+            while not is_as_it_should_be() and time.monotonic() < until:
+                time.sleep(0.02)
+            self.assertTrue(is_as_it_should_be(), turns())
         finally:
             process.kill()
             process.wait()

@@ -51,7 +51,7 @@ typedef struct holder {
 } holder;
 
 static holder known[SPARES];
-static atomic_int twice, lent;
+static atomic_int twice, lent, refused;
 
 /* Nobody else has what this thread was lent. */
 static void *borrow(void *unused) {
@@ -64,6 +64,7 @@ static void *borrow(void *unused) {
                 atomic_fetch_sub(&known[i].holders, 1);
             }
         }
+        atomic_fetch_add(&refused, !context);
         if (context) {
             pool_return(lender, context);
         }
@@ -71,7 +72,9 @@ static void *borrow(void *unused) {
     return unused;
 }
 
+/* As many threads as there are spares never find none. */
 START_TEST(by_many_threads) {
+    const int n_threads = _i == 0 ? SPARES : THREADS;
     pthread_t threads[THREADS];
     start(SPARES);
     for (int i = 0; i < SPARES; i++) {
@@ -80,14 +83,15 @@ START_TEST(by_many_threads) {
     for (int i = 0; i < SPARES; i++) {
         pool_return(lender, known[i].context);
     }
-    for (int i = 0; i < THREADS; i++) {
+    for (int i = 0; i < n_threads; i++) {
         ck_assert_int_eq(pthread_create(&threads[i], NULL, borrow, NULL), 0);
     }
-    for (int i = 0; i < THREADS; i++) {
+    for (int i = 0; i < n_threads; i++) {
         pthread_join(threads[i], NULL);
     }
     ck_assert_int_gt(atomic_load(&lent), 0);
     ck_assert_int_eq(atomic_load(&twice), 0);
+    ck_assert(n_threads > SPARES || atomic_load(&refused) == 0);
     for (int i = 0; i < SPARES; i++) { /* none is lost */
         ck_assert_ptr_nonnull(pool_borrow(lender));
     }
@@ -100,7 +104,7 @@ int main(void) {
     tcase_add_checked_fixture(cases, NULL, teardown);
     tcase_add_test(cases, each_is_lent_once);
     tcase_add_test(cases, there_are_none);
-    tcase_add_test(cases, by_many_threads);
+    tcase_add_loop_test(cases, by_many_threads, 0, 2);
     Suite *suite = suite_create("pool");
     suite_add_tcase(suite, cases);
     return suite_run(suite);
