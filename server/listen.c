@@ -133,12 +133,11 @@ static bx_status start_daemon(listener *l, unsigned threads, unsigned connection
 
 bx_status http_listen(server *server, bx_error *error) {
     const options *o = &server->options;
-    http *h = aligned_alloc(_Alignof(http), sizeof *h);
+    http *h = lines_new(sizeof *h);
     if (!h) {
         return bx_fail(error, BX_NOMEM, "out_of_memory", "no memory for the HTTP server");
     }
     server->http = h;
-    memset(h, 0, sizeof *h);
     h->main = (listener){.server = server, .fd = -1};
     h->ops = (listener){.server = server, .fd = -1, .ops = true};
     uint64_t random = 0;

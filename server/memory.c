@@ -45,9 +45,8 @@ static void set_up_heap(void) {
 
 memory *memory_new(size_t limit) {
     set_up_heap();
-    memory *m = aligned_alloc(CACHE_LINE, sizeof *m);
+    memory *m = lines_new(sizeof *m);
     if (m) {
-        memset(m, 0, sizeof *m);
         pthread_mutex_init(&m->lock, NULL);
         m->limit = limit;
     }

@@ -573,12 +573,11 @@ metrics *metrics_new(void) {
     metrics *m = malloc(sizeof *m);
     const size_t bytes =
         (sizeof(counters) + (n + 1) * sizeof(struct route_counters) + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE;
-    counters *shards = m ? aligned_alloc(CACHE_LINE, N_SHARDS * bytes) : NULL;
+    counters *shards = m ? lines_new(N_SHARDS * bytes) : NULL;
     if (!shards) {
         free(m);
         return NULL;
     }
-    memset(shards, 0, N_SHARDS * bytes);
     *m = (metrics){.began_ns = began_ns(), .n_routes = n, .shard_bytes = bytes, .shards = shards};
     return m;
 }

@@ -206,7 +206,7 @@ bx_status pool_start(pool **out, const char *name, size_t n_workers, size_t n_sp
     p->n_workers = n_workers;
     p->threads = calloc(n_workers + 1, sizeof *p->threads);
     p->contexts = calloc(n_workers + n_spares, sizeof(bx_context *));
-    p->spares = aligned_alloc(CACHE_LINE, (n_spares + 1) * sizeof *p->spares); /* none is no failure */
+    p->spares = lines_new((n_spares + 1) * sizeof *p->spares); /* none is no failure */
     bx_status status = BX_OK;
     if (!p->threads || !p->contexts || !p->spares) {
         status = bx_fail(error, BX_NOMEM, "out_of_memory", "no memory for the worker pool");

@@ -156,6 +156,8 @@ long usable_cores(const char *root);
 void turn_set(uint64_t ns);
 /* What they take from each other at a time: what every request writes lies apart from what is only read. */
 #define CACHE_LINE 64
+/* Memory of zeros on cache lines of its own, for free(); NULL: there is none. */
+void *lines_new(size_t bytes);
 /* This thread's, from 1 in the order in which they first ask, for what there are several of so that threads seldom
  * write to the same one. */
 size_t thread_number(void);

@@ -3,6 +3,7 @@
  * What a thread is to the others and to the kernel.
  */
 #include <sched.h>
+#include <stdlib.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -32,4 +33,10 @@ size_t thread_number(void) {
         number = 1 + atomic_fetch_add(&n_threads, 1);
     }
     return number;
+}
+
+void *lines_new(size_t bytes) {
+    const size_t lines = (bytes + CACHE_LINE - 1) / CACHE_LINE;
+    void *made = aligned_alloc(CACHE_LINE, lines * CACHE_LINE);
+    return made ? memset(made, 0, lines * CACHE_LINE) : NULL;
 }

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The limit to compare with: the same libmicrohttpd with the same flags, timeout, read pool and accepting thread as
- * lossd and the same headers in its answers, which throws every upload away and answers with a constant of so many
- * bytes. Prints its address, runs until it is told to stop.
+ * The limit to compare with: the same libmicrohttpd with the same flags, timeout, read pool, turns and accepting
+ * thread as lossd and the same headers in its answers, which throws every upload away and answers with a constant of so
+ * many bytes. Prints its address, runs until it is told to stop.
  *
  * Usage: discard [BYTES]
  */

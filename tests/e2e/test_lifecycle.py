@@ -456,8 +456,9 @@ class Stopping(lossd.Case):
 
         def is_as_it_should_be():
             """Threads have their names and wishes once they run."""
-            http = [t for t in turns() if t[0].startswith("MHD")]
-            others = [t for t in turns() if not t[0].startswith("MHD")]
+            found = turns()
+            http = [t for t in found if t[0].startswith("MHD")]
+            others = [t for t in found if t not in http]
             return (len(http) == 3 and {t[1:] for t in http} == {(os.SCHED_OTHER, nice, 100000)}
                     and {t[2] for t in others} == {nice} and min(t[3] for t in others) > 100000
                     and {t[0] for t in others if t[1] == os.SCHED_BATCH} == {"lossd-" + name for name in (
@@ -469,10 +470,7 @@ class Stopping(lossd.Case):
                                    stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         try:
             self.assertTrue(process.stdout.readline())
-            until = time.monotonic() + lossd.PATIENCE
-            while not is_as_it_should_be() and time.monotonic() < until:
-                time.sleep(0.02)
-            self.assertTrue(is_as_it_should_be(), turns())
+            self.assertTrue(lossd.until(is_as_it_should_be), turns())
         finally:
             process.kill()
             process.wait()
