@@ -86,11 +86,12 @@ def other_control(wanted="cubic"):
 
 class Connection:
     def __init__(self, service, control=None):
-        """`control`: of congestion, unless it is the kernel's choice."""
-        self.socket = socket.create_connection(("127.0.0.1", service.port))
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        """`control`: of congestion, unless it is the kernel's choice. Before connecting: bbr's pacing outlasts bbr."""
+        self.socket = socket.socket()
         if control:
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, control.encode())
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket.connect(("127.0.0.1", service.port))
 
     def __enter__(self):
         return self
