@@ -248,8 +248,8 @@ static char *next_element(char **rest, char mark) {
     return start;
 }
 
-bool head_body_encoding(const head *h, proto_encoding *encoding, bool *guess, refusal *why) {
-    *encoding = PROTO_SAFETENSORS;
+bool head_body_encoding(const head *h, bool json_only, proto_encoding *encoding, bool *guess, refusal *why) {
+    *encoding = json_only ? PROTO_JSON : PROTO_SAFETENSORS;
     *guess = false;
     if (h->encoding && strcasecmp(h->encoding, "identity") && *h->encoding) {
         return refuse(why, 415, "content_encoding", "Compressed bodies are not accepted here.");
@@ -261,8 +261,11 @@ bool head_body_encoding(const head *h, proto_encoding *encoding, bool *guess, re
     strcpy(text, h->type ? h->type : "");
     char *rest = text, *parameter, *type = next_element(&rest, ';');
     if (!*type || !strcasecmp(type, "application/x-www-form-urlencoded")) {
-        *guess = true;
+        *guess = !json_only;
         return true;
+    }
+    if (json_only && strcasecmp(type, PROTO_TYPE_JSON)) {
+        return refuse(why, 415, "unsupported_media_type", "Send application/json; nothing else is read here.");
     }
     if (!strcasecmp(type, PROTO_TYPE_SAFETENSORS) || !strcasecmp(type, "application/octet-stream")) {
         return true;

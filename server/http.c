@@ -229,16 +229,11 @@ static bool check_body(exchange *x, const head *h, admission *a, answer *refused
     const options *o = &x->server->options;
     refusal why = {411, "length_required", "A body with Content-Length (or chunked) is required."};
     const bool infers = route_infers(a->route), other = !infers && is_protocol(a->route->path);
+    const bool json_only = a->route->kind == DEFINITION_CRITERION;
     bool fine = infers ? head_infer(h, a, &why)
                        : other || ((h->chunked || h->content_length >= 0) &&
-                                   head_body_encoding(h, &a->encoding, &a->guess, &why));
+                                   head_body_encoding(h, json_only, &a->encoding, &a->guess, &why));
     a->encoding = other ? PROTO_JSON : a->encoding; /* whatever its type is said to be, and none is an empty one */
-    if (fine && a->route->kind == DEFINITION_CRITERION) {
-        why = (refusal){415, "unsupported_media_type", "A criterion is sent as application/json."};
-        fine = a->guess || a->encoding == PROTO_JSON;
-        a->guess = false;
-        a->encoding = PROTO_JSON;
-    }
     if (!fine) {
         *refused = answer_problem(why.status, why.code, why.detail, "", x->id);
         refused->tells_codings = infers && why.status == 501;
@@ -594,7 +589,7 @@ void *http_on_target(void *cls, const char *uri, struct MHD_Connection *connecti
 /* Some requests end without an answer, and some with one of libmicrohttpd's own, which no handler sees. */
 static outcome how_ended(const exchange *x, enum MHD_RequestTerminationCode code) {
     if (code == MHD_REQUEST_TERMINATED_COMPLETED_OK || x->status == 408 || x->unbearable) {
-        return x->status ? outcome_of(x->status) : OUTCOME_REFUSED;
+        return x->status ? outcome_of(x->status, x->code) : OUTCOME_REFUSED;
     }
     if (code == MHD_REQUEST_TERMINATED_DAEMON_SHUTDOWN) {
         return OUTCOME_BUSY;

@@ -98,7 +98,10 @@ static void observe(histogram *h, int64_t ns) {
     add(&h->sum_ns, ns);
 }
 
-outcome outcome_of(int status) {
+outcome outcome_of(int status, const char *code) {
+    if (code && !strcmp(code, "device_unavailable")) {
+        return OUTCOME_REFUSED; /* more room would not help; lossd_device_healthy says when a GPU was lost */
+    }
     switch (status) {
     case 408:
     case 504:

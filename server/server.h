@@ -832,8 +832,9 @@ bool uri_floods(const char *uri);
 bool etag_matches(const char *if_none_match, const char *etag);
 /* On what condition a PUT is to be done. */
 BX_MUST_USE bool head_condition(const head *head, condition *condition, refusal *why);
-/* The encoding of a posted body; *guess when its first byte decides. */
-BX_MUST_USE bool head_body_encoding(const head *head, proto_encoding *encoding, bool *guess, refusal *why);
+/* The encoding of a posted body, which may have to be JSON; *guess when its first byte decides. */
+BX_MUST_USE bool head_body_encoding(const head *head, bool json_only, proto_encoding *encoding, bool *guess,
+                                    refusal *why);
 /* JSON or safetensors by Accept; JSON when both are equally welcome. */
 BX_MUST_USE bool head_accept(const head *head, proto_encoding *accept, refusal *why);
 
@@ -1003,8 +1004,8 @@ answer post_unregister(const route_call *call);
 
 /* ---- metrics ----------------------------------------------------------------------------------------------------- */
 
-/* How a request ended: with 2xx or 3xx, another 4xx (or 501), 408 or 504, 503 or 507, 500; GONE: without its answer,
- * because the client left. */
+/* How a request ended: with 2xx or 3xx, another 4xx (or 501, or a device that is not there), 408 or 504, 503 or 507,
+ * 500; GONE: without its answer, because the client left. */
 typedef enum outcome {
     OUTCOME_OK,
     OUTCOME_REFUSED,
@@ -1035,7 +1036,8 @@ typedef enum denial { DENIED_MISSING, DENIED_WRONG, DENIED_ROLE, DENIED_GUESSING
 /* NULL when out of memory. Any thread may count. */
 metrics *metrics_new(void);
 void metrics_free(metrics *metrics);
-outcome outcome_of(int status);
+/* `code` of the problem, or NULL. */
+outcome outcome_of(int status, const char *code);
 void metrics_count(metrics *metrics, const measured *request);
 /* A batch was computed by that device (request->device); one was computed by the cpu because a GPU could not. */
 void metrics_computed(metrics *metrics, int device);

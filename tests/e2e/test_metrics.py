@@ -151,6 +151,8 @@ class Metrics(lossd.Case):
             infinite.conf[0] = float("inf")
             infinite = infinite.safetensors()
             did(daemon.post(loss, infinite, lossd.SAFETENSORS), 422, loss, "refused", "safetensors", infinite)
+            # no capacity would help who wants a device that is not there
+            did(daemon.post(loss + "?device=cuda:7", batch, lossd.SAFETENSORS), 503, loss, "refused", "safetensors", batch)
             # bodies that nobody wanted are not those of requests that were admitted
             did(daemon.post(loss, batch, "text/plain"), 415, loss, "refused")
             did(daemon.post("/nowhere", batch), 404, "other", "refused")

@@ -138,10 +138,11 @@ class Criteria(Case):
 
     def test_media_types(self):
         body = json.dumps(MINE).encode()
-        for content_type in (lossd.SAFETENSORS, "application/octet-stream", "text/plain",
-                             "application/json; charset=latin-1"):
+        for content_type in (lossd.SAFETENSORS, "application/octet-stream", "text/plain"):
             answer = self.daemon.put("/v1/criteria/typed", body, content_type)
-            self.problem(answer, 415, "unsupported_media_type")
+            self.problem(answer, 415, "unsupported_media_type", "^Send application/json; nothing else")
+        answer = self.daemon.put("/v1/criteria/typed", body, "application/json; charset=latin-1")
+        self.problem(answer, 415, "unsupported_media_type", "UTF-8")
         for headers in ({}, {"Content-Type": "application/x-www-form-urlencoded"},
                         {"Content-Type": "application/json; charset=utf-8"}):
             answer = self.daemon.request("PUT", "/v1/criteria/typed", body, headers)

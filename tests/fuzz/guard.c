@@ -66,7 +66,7 @@ static void negotiate(const head *h) {
     if (!head_accept(h, &a.accept, &why)) {
         check_refused(&why);
     }
-    if (!head_body_encoding(h, &a.encoding, &a.guess, &why)) {
+    if (!head_body_encoding(h, false, &a.encoding, &a.guess, &why)) {
         check_refused(&why);
     }
     if (!head_condition(h, &condition, &why)) {

@@ -180,7 +180,7 @@ START_TEST(test_body_type) {
         proto_encoding encoding;
         bool guess;
         refusal why;
-        bool fine = head_body_encoding(&h, &encoding, &guess, &why);
+        bool fine = head_body_encoding(&h, false, &encoding, &guess, &why);
         ck_assert_int_eq(fine, types[i].status == 0);
         if (fine) {
             ck_assert_int_eq(guess, types[i].guess);
@@ -193,7 +193,7 @@ START_TEST(test_body_type) {
     proto_encoding encoding;
     bool guess;
     refusal why;
-    ck_assert(!head_body_encoding(&h, &encoding, &guess, &why));
+    ck_assert(!head_body_encoding(&h, false, &encoding, &guess, &why));
     ck_assert_str_eq(why.code, "content_encoding");
 }
 END_TEST

@@ -110,9 +110,11 @@ START_TEST(test_outcomes) {
         {504, OUTCOME_TIMEOUT}, {503, OUTCOME_BUSY},    {507, OUTCOME_BUSY},    {500, OUTCOME_FAILED},
     };
     for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
-        ck_assert_int_eq(outcome_of(table[i].status), table[i].outcome);
+        ck_assert_int_eq(outcome_of(table[i].status, NULL), table[i].outcome);
         metrics_count(s.metrics, &(measured){.outcome = table[i].outcome, .bytes_out = 10});
     }
+    ck_assert_int_eq(outcome_of(503, "queue_full"), OUTCOME_BUSY);
+    ck_assert_int_eq(outcome_of(503, "device_unavailable"), OUTCOME_REFUSED);
     metrics_count(s.metrics, &(measured){.outcome = OUTCOME_GONE,
                                          .admitted = true,
                                          .bytes_in = 7,
