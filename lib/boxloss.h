@@ -561,8 +561,8 @@ typedef struct bx_result {
     double positives_per_object_mean;
 } bx_result;
 
-/* Fold the images in index order. Fails with BX_NONFINITE "loss_overflow" when the loss, a target or a gradient of
- * numbers that are finite is beyond float32. The job must outlive the result. */
+/* Fold the images in index order. Fails with BX_NONFINITE "loss_overflow" when the classification loss of a prior, a
+ * target or a gradient of numbers that are finite is beyond float32. The job must outlive the result. */
 BX_MUST_USE bx_status bx_finish(bx_result *result, const bx_job *job, bx_error *error);
 
 /* The share of a group of one image's priors in the batch's loss. */

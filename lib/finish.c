@@ -29,18 +29,19 @@ bx_status bx_check_predictions(const bx_job *job, bx_error *error) {
         if (conf + loc > 0) {
             const char *tensor = conf ? "conf" : "loc";
             int prior = conf ? first_conf : first_loc;
-            bx_fail(
-                error, BX_NONFINITE, "prediction_not_finite",
-                "image %d has %lld predictions that are not finite (conf %lld, loc %lld), the first at prior %d of %s",
-                (int)i, (long long)(conf + loc), (long long)conf, (long long)loc, prior, tensor);
+            bx_fail(error, BX_NONFINITE, "prediction_not_finite",
+                    "image %d has %lld predictions that are not finite in float32 (conf %lld, loc %lld), the first at "
+                    "prior %d of %s",
+                    (int)i, (long long)(conf + loc), (long long)conf, (long long)loc, prior, tensor);
             bx_at(error, "predictions.%s[%d][%d]", tensor, (int)i, prior);
             return BX_NONFINITE;
         }
         if (range > 0) {
-            bx_fail(error, BX_INVALID, "not_probability",
-                    "image %d has %lld values of conf outside [0, 1], the first at prior %d; this criterion takes "
-                    "probabilities, are these logits?",
-                    (int)i, (long long)range, (int)first_range);
+            bx_fail(
+                error, BX_INVALID, "not_probability",
+                "image %d has %lld values of conf outside [-0.001, 1.001], the first at prior %d; this criterion takes "
+                "probabilities, are these logits?",
+                (int)i, (long long)range, (int)first_range);
             bx_at(error, "predictions.conf[%d][%d]", (int)i, (int)first_range);
             return BX_INVALID;
         }

@@ -122,7 +122,7 @@ static bx_status check_box(const bx_plan *plan, const float *box, int image, int
     const bx_object o = bx_object_of(box, iou == BX_IOU_SIZES);
     switch (bx_box_check(box, iou)) {
     case BX_BOX_NOT_FINITE:
-        return refuse_box(error, "box_not_finite", image, object, &o, "a coordinate is not finite");
+        return refuse_box(error, "box_not_finite", image, object, &o, "a coordinate is not finite in float32");
     case BX_BOX_INVERTED:
         return refuse_box(error, "box_inverted", image, object, &o, "xmax < xmin or ymax < ymin; is box_format right?");
     case BX_BOX_DEGENERATE:
@@ -150,9 +150,9 @@ static bx_status refuse_label(const bx_plan *plan, int64_t label, int image, int
     } else {
         snprintf(room, sizeof room, "there %s", classes == 1 ? "is" : "are");
     }
-    bx_fail(error, BX_INVALID, "label_range",
-            "label %d of image %d is %lld, but %s %d class%s, numbered 0 to %d, %s (from 1? label_base 1)", object,
-            image, (long long)label, room, classes, classes == 1 ? "" : "es", classes - 1, where);
+    bx_fail(error, BX_INVALID, "label_range", "label %d of image %d is %lld, but %s %d class%s, numbered 0 to %d, %s%s",
+            object, image, (long long)label, room, classes, classes == 1 ? "" : "es", classes - 1, where,
+            label == classes ? " (from 1? label_base 1)" : "");
     bx_at(error, "annotations[%d].labels[%d]", image, object);
     return BX_INVALID;
 }

@@ -32,6 +32,17 @@ static size_t size_of(const proto_draft *draft, const proto_node *array) {
     return (size_t)proto_document_numbers(&draft->document, array)->shape[0];
 }
 
+/* The array of one image that is called so. */
+static bx_status read_member(const void **data, const proto_draft *draft, const proto_node *array, size_t image,
+                             const char *name, bx_error *error) {
+    char path[48];
+    snprintf(path, sizeof path, "annotations[%zu].%s", image, name);
+    proto_dense dense = {.path = path};
+    bx_status status = proto_dense_read(&dense, &draft->document, array, error);
+    *data = dense.data;
+    return status;
+}
+
 /* Check the form of one image's annotations. */
 static bx_status find_annotation(struct annotation *found, const proto_draft *draft, const proto_node *annotation,
                                  size_t image, bx_error *error) {
@@ -62,6 +73,10 @@ static bx_status find_annotation(struct annotation *found, const proto_draft *dr
     }
     const size_t n = size_of(draft, boxes);
     if (n != size_of(draft, labels)) {
+        const void *none;
+        bx_status status = read_member(&none, draft, boxes, image, "boxes", error); /* a box may lack its brackets */
+        if (status)
+            return status;
         bx_fail(error, BX_SHAPE, "shape", "%zu boxes but %zu labels", n, size_of(draft, labels));
         return bx_at(error, "annotations[%zu]", image);
     }
@@ -71,17 +86,6 @@ static bx_status find_annotation(struct annotation *found, const proto_draft *dr
     }
     *found = (struct annotation){boxes, labels, ignore, n};
     return BX_OK;
-}
-
-/* The array of one image that is called so. */
-static bx_status read_member(const void **data, const proto_draft *draft, const proto_node *array, size_t image,
-                             const char *name, bx_error *error) {
-    char path[48];
-    snprintf(path, sizeof path, "annotations[%zu].%s", image, name);
-    proto_dense dense = {.path = path};
-    bx_status status = proto_dense_read(&dense, &draft->document, array, error);
-    *data = dense.data;
-    return status;
 }
 
 /* Boxes of all images follow one another in their store: nothing else is between them. */

@@ -155,6 +155,9 @@ static bx_status check_start(const char *text, size_t bytes, bx_error *error) {
         return bx_fail(
             error, BX_MALFORMED, "json_not_object",
             "the body is not JSON; it looks like safetensors, whose Content-Type is " PROTO_TYPE_SAFETENSORS);
+    if (text[i] == '[')
+        return bx_fail(error, BX_MALFORMED, "json_not_object",
+                       "the body must be a JSON object with this array as a member; it begins with '[' at byte %zu", i);
     return bx_fail(error, BX_MALFORMED, "json_not_object",
                    "the body must be a JSON object, but its first character at byte %zu is 0x%02x, not '{'", i,
                    (unsigned)(unsigned char)text[i]);
@@ -373,7 +376,7 @@ const char *proto_json_kind_name(const proto_node *node) {
         [PROTO_ARRAY] = "an array",
         [PROTO_STRING] = "a string",
         [PROTO_INTEGER] = "an integer",
-        [PROTO_REAL] = "a number with a fraction",
+        [PROTO_REAL] = "a number with a fraction or exponent",
         [PROTO_BOOLEAN] = "a boolean",
         [PROTO_NULL] = "null",
     };

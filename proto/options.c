@@ -238,10 +238,11 @@ static bx_status default_priors(proto_request *request, const proto_draft *draft
         return status == BX_INVALID && strcmp(criterion->name, "inline") != 0 ? name_the_criterion(criterion, error)
                                                                               : status;
     }
-    return bx_fail(error, BX_INVALID, "missing_member",
-                   "the criterion \"%s\" has no priors of its own: name a set, such as retinanet-640x640 for images of "
-                   "that size, or send boxes",
-                   criterion->name);
+    return bx_fail(
+        error, BX_INVALID, "missing_member",
+        "the criterion \"%s\" has no priors of its own: name a set, such as retinanet-640x640 or grid-128x128 for "
+        "images of that size, or send boxes",
+        criterion->name);
 }
 
 static bx_status resolve_priors(proto_request *request, const proto_draft *draft, const proto_catalog *catalog,
@@ -338,7 +339,7 @@ static bx_status resolve_sizes(struct sizes *sizes, const proto_draft *draft, co
     if (!draft->image_sizes && !given->text && !given->node)
         return BX_OK;
     if (draft->image_sizes && (given->text || given->node))
-        status = bx_fail(error, BX_INVALID, "invalid_option",
+        status = bx_fail(error, BX_INVALID, "image_size_twice",
                          "there are a tensor of image sizes and the option image_size as well");
     else if (!priors->relative)
         status = bx_fail(error, BX_INVALID, "invalid_option",
@@ -413,8 +414,10 @@ static bx_status check_labels(const proto_request *request, const proto_draft *d
             const int64_t label = batch->labels[i];
             if ((batch->use && batch->use[i] != BX_OBJECT_USED) || (label >= 0 && label < n_classes))
                 continue;
-            bx_fail(error, BX_INVALID, "label_range", "label %lld is not in %d to %d; label_base is %d",
-                    (long long)(label > INT64_MIN ? label + base : label), base, base + n_classes - 1, base);
+            bx_fail(error, BX_INVALID, "label_range",
+                    "label %d of image %d is %lld, which is not in %d to %d; label_base is %d",
+                    (int)(i - batch->first[image]), (int)image, (long long)(label > INT64_MIN ? label + base : label),
+                    base, base + n_classes - 1, base);
             return draft->encoding == PROTO_JSON
                        ? bx_at(error, "annotations[%d].labels[%d]", image, i - batch->first[image])
                        : bx_at(error, "labels[%d]", i);

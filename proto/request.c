@@ -225,7 +225,7 @@ proto_encoding proto_encoding_guess(const void *body, size_t bytes) {
     const size_t length = bytes < PROTO_GUESS_BYTES ? bytes : PROTO_GUESS_BYTES;
     if (bytes == 0 || memchr(first, '\0', length)) /* no JSON has a NUL, and every header length has */
         return PROTO_SAFETENSORS;
-    return strchr("{ \t\r\n", *first) ? PROTO_JSON : PROTO_SAFETENSORS;
+    return strchr("{[ \t\r\n", *first) ? PROTO_JSON : PROTO_SAFETENSORS;
 }
 
 /* What of a document's stores the request views: F32 and I32 in JSON; in an inference F32, F64 and I64. */

@@ -11,6 +11,7 @@
 #include "internal.h"
 
 #include <limits.h>
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -182,8 +183,6 @@ static inline bool put(struct array *a, const proto_number *number, bool *fits) 
         ((float *)store->data)[store->n] = (float)number->value;
     else if (dtype == BX_F64)
         ((double *)store->data)[store->n] = number->value;
-    else if (dtype == BX_I64 && number->kind == PROTO_NUMBER_LONG)
-        ((int64_t *)store->data)[store->n] = number->value < 0 ? INT64_MIN : INT64_MAX; /* as far from any class */
     else if (dtype == BX_I64 && integer)
         ((int64_t *)store->data)[store->n] = number->integer;
     else if (dtype == BX_I32 && integer && number->integer == (int32_t)number->integer)
@@ -196,12 +195,17 @@ static inline bool put(struct array *a, const proto_number *number, bool *fits) 
     return true;
 }
 
-/* A number that has no place here: if it is the culprit, the parser reads one of its kind that is in range. */
-static bool misplace_number(struct scan *s, struct array *a, const proto_number *number) {
+/* A number that has no place here, [at, end): if it is the culprit, the parser reads one of its kind that is in
+ * range; or itself, to say that it is not, where integers are wanted. */
+static bool misplace_number(struct scan *s, struct array *a, const proto_number *number, const char *at,
+                            const char *end) {
+    const bool integers = a->numbers->dtype != BX_F32 && a->numbers->dtype != BX_F64;
     char text[24] = ", 0.5";
     if (a->numbers->fault.kind != PROTO_FAULT_NONE)
         return true;
     find_misplaced(a);
+    if (integers && (number->kind == PROTO_NUMBER_LONG || isinf(number->value)))
+        return give(s, ", ", at, end);
     if (number->kind == PROTO_NUMBER_INTEGER)
         snprintf(text, sizeof text, ", %lld", (long long)number->integer);
     else if (number->kind == PROTO_NUMBER_LONG)
@@ -222,7 +226,7 @@ static bool read_numbers(struct scan *s, struct array *a) {
         count_element(a);
         if (stores && !put(a, &number, &fits))
             return false;
-        if ((!stores || !fits) && !misplace_number(s, a, &number))
+        if ((!stores || !fits) && !misplace_number(s, a, &number, at, next))
             return false;
         s->at = at = next;
         stores &= fits;

@@ -319,8 +319,9 @@ static const route *find_route(const exchange *x, const char *method, const char
         memcpy(refused->allow, allow, sizeof refused->allow);
     } else if (!found) {
         const char *near = bx_nearest(url, route_path);
-        snprintf(detail, sizeof detail, "There is nothing here; %s%s%s",
-                 near ? "did you mean " : "/openapi.yaml lists what there is.", near ? near : "", near ? "?" : "");
+        snprintf(detail, sizeof detail, "There is nothing here; %s%s%s%s",
+                 near ? "did you mean " : "/openapi.yaml lists what there is.", near ? near : "", near ? "?" : "",
+                 near && strstr(near, "{version}") ? " The only version is " PROTO_MODEL_VERSION "." : "");
         *refused = answer_problem(404, "not_found", detail, "", x->id);
     }
     return found;

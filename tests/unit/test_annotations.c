@@ -317,7 +317,7 @@ START_TEST(refused_sizes) {
     struct tensors t = annotations(counts, 2, "F64", boxes, 1, 32);
     tensors_add(&t, "image_sizes", "F32", "[2,2]", good, 16);
     tensors_option(&t, "image_size", "[1,2]");
-    refuse_tensors(&t, BX_INVALID, "invalid_option", "image_sizes");
+    refuse_tensors(&t, BX_INVALID, "image_size_twice", "image_sizes");
     t = annotations(counts, 2, "F64", boxes, 1, 32);
     tensors_add(&t, "image_sizes", "F32", "[2,2]", good, 16);
     tensors_option(&t, "priors", "grid-64x64");
@@ -349,7 +349,7 @@ START_TEST(label_base) {
     refuse_json(LABELLED("1,\"classes\":2", "3"), BX_INVALID, "label_range", "/annotations/1/labels/1");
     bx_error error;
     ck_assert_int_eq(decode_json(&r, LABELLED("1,\"classes\":2", "3"), &error), BX_INVALID);
-    ck_assert_ptr_nonnull(strstr(error.text, "label 3 is not in 1 to 2"));
+    ck_assert_ptr_nonnull(strstr(error.text, "is 3, which is not in 1 to 2"));
     accept_json(&r, LABELLED("1,\"classes\":2", "2"));
     proto_request_free(&r);
 

@@ -787,15 +787,15 @@ START_TEST(not_finite) {
     batch_open(2, two_images);
     const size_t p = (size_t)priors->n;
     conf[(p + 1234) * C + 3] = bad; /* one, in the second image */
-    refused("predictions.conf[1][1234]", "image 1 has 1 predictions that are not finite (conf 1, loc 0)");
+    refused("predictions.conf[1][1234]", "image 1 has 1 predictions that are not finite in float32 (conf 1, loc 0)");
     conf[(p + 77) * C] = bad; /* an earlier one, at the background, and its whole row */
     conf[(p + 77) * C + 1] = conf[(p + 77) * C + 4] = bad;
     refused("predictions.conf[1][77]", "(conf 4, loc 0), the first at prior 77 of conf");
     loc[(p + 5) * 4 + 2] = bad; /* conf is named first */
     loc[(p + 3105) * 4] = bad;
-    refused("predictions.conf[1][77]", "has 6 predictions that are not finite (conf 4, loc 2)");
+    refused("predictions.conf[1][77]", "has 6 predictions that are not finite in float32 (conf 4, loc 2)");
     loc[3] = bad; /* the first image comes first */
-    refused("predictions.loc[0][0]", "image 0 has 1 predictions that are not finite (conf 0, loc 1)");
+    refused("predictions.loc[0][0]", "image 0 has 1 predictions that are not finite in float32 (conf 0, loc 1)");
     batch_close();
 }
 END_TEST
@@ -844,7 +844,7 @@ START_TEST(not_finite_elsewhere) {
     small[99 * C + 2] = 0;
     batch.loc = (bx_tensor){BX_F16, small_loc};
     small_loc[(p + 8) * 4 + 3] = half[_i];
-    refused("predictions.loc[1][8]", "image 1 has 1 predictions that are not finite (conf 0, loc 1)");
+    refused("predictions.loc[1][8]", "image 1 has 1 predictions that are not finite in float32 (conf 0, loc 1)");
     batch.conf = (bx_tensor){BX_F64, large};
     large[(p + 3) * C + 2] = wide[_i];
     refused("predictions.conf[1][3]", "(conf 1, loc 1)");

@@ -346,18 +346,17 @@ END_TEST
 START_TEST(label_range_says_where_the_classes_are) {
     static const struct {
         bx_background background;
-        int32_t columns;
+        int32_t columns, classes;
         bool predicted;
         const char *text;
     } rows[] = {
-        {BX_BACKGROUND_FIRST, 2, true, "conf has 2 columns: 1 class, numbered 0 to 0, after the background"},
-        {BX_BACKGROUND_LAST, 5, true, "conf has 5 columns: 4 classes, numbered 0 to 3, before the background"},
-        {BX_BACKGROUND_NONE, 5, true, "conf has 5 columns: 5 classes, numbered 0 to 4, there being no background"},
-        {BX_BACKGROUND_FIRST, 2, false, "there is 1 class, numbered 0 to 0, the background not counted"},
-        {BX_BACKGROUND_LAST, 5, false, "there are 4 classes, numbered 0 to 3, the background not counted"},
+        {BX_BACKGROUND_FIRST, 2, 1, true, "conf has 2 columns: 1 class, numbered 0 to 0, after the background"},
+        {BX_BACKGROUND_LAST, 5, 4, true, "conf has 5 columns: 4 classes, numbered 0 to 3, before the background"},
+        {BX_BACKGROUND_NONE, 5, 5, true, "conf has 5 columns: 5 classes, numbered 0 to 4, there being no background"},
+        {BX_BACKGROUND_FIRST, 2, 1, false, "there is 1 class, numbered 0 to 0, the background not counted"},
+        {BX_BACKGROUND_LAST, 5, 4, false, "there are 4 classes, numbered 0 to 3, the background not counted"},
     };
     memset(labels, 0, sizeof labels);
-    labels[2] = 7;
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         bx_plan plan;
         bx_error error = {0};
@@ -365,7 +364,14 @@ START_TEST(label_range_says_where_the_classes_are) {
         mine.classification.background = rows[i].background;
         batch.n_columns = rows[i].columns;
         batch.conf.data = rows[i].predicted ? predictions : NULL;
-        snprintf(text, sizeof text, "label 1 of image 1 is 7, but %s (from 1? label_base 1)", rows[i].text);
+        labels[2] = 7;
+        snprintf(text, sizeof text, "label 1 of image 1 is 7, but %s", rows[i].text);
+        ck_assert_int_eq(plan_it(&plan, relative, &error), BX_INVALID);
+        ck_assert_str_eq(error.text, text);
+        error = (bx_error){0};
+        labels[2] = rows[i].classes; /* the one that zero-based labels cannot have, and others have */
+        snprintf(text, sizeof text, "label 1 of image 1 is %d, but %s (from 1? label_base 1)", rows[i].classes,
+                 rows[i].text);
         ck_assert_int_eq(plan_it(&plan, relative, &error), BX_INVALID);
         ck_assert_str_eq(error.text, text);
     }
