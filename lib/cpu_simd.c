@@ -298,6 +298,7 @@ static inline __attribute__((always_inline)) void raise_max(const float *restric
 }
 
 enum { STRIP = 4 };
+_Static_assert(BX_SUM_RUN % STRIP == 0, "no run ends within a strip, nor in the columns left over from strips");
 
 /* Of `columns` columns of a tile, a constant at most STRIP: the terms of the rows' sums. In two loops, since what one
  * element takes is a long chain: more of them are then under way at a time. */
@@ -322,16 +323,29 @@ static inline __attribute__((always_inline)) void add_terms(const float *restric
     }
 }
 
+/* After column c: a run of the rows' sums that is whole goes to what was before, as bx_row_add has it. */
+static inline __attribute__((always_inline)) void end_run(int32_t c, int32_t lanes, float *restrict run,
+                                                          double *restrict whole) {
+    if ((c + 1) % BX_SUM_RUN == 0) {
+        for (int32_t i = 0; i < lanes; i++) {
+            whole[i] += (double)run[i];
+            run[i] = 0;
+        }
+    }
+}
+
 /* Called with a constant `lanes`, so that the inner loops have no remainder. Fetches as many bytes at `ahead`, the next
  * rows, as it works on: reading memory then overlaps with the exponentials. */
 static inline __attribute__((always_inline)) void softmax_tile(const float *restrict tile, int32_t lanes,
                                                                int32_t n_columns, const float *restrict x_label,
                                                                float *restrict out, uintptr_t ahead) {
     float max[BX_LANES], sum[BX_LANES];
+    double whole[BX_LANES];
     int32_t below[BX_LANES], c = 1;
     for (int32_t i = 0; i < lanes; i++) {
         max[i] = tile[i];
         sum[i] = 0;
+        whole[i] = 0;
         below[i] = 0;
     }
     for (; c + STRIP <= n_columns; c += STRIP) {
@@ -345,12 +359,14 @@ static inline __attribute__((always_inline)) void softmax_tile(const float *rest
             __builtin_prefetch((const void *)(ahead + ((size_t)c * (size_t)lanes + (size_t)i) * sizeof(float)));
         }
         add_terms(tile + (size_t)c * (size_t)lanes, lanes, STRIP, max, sum, below);
+        end_run(c + STRIP - 1, lanes, sum, whole);
     }
     for (; c < n_columns; c++) {
         add_terms(tile + (size_t)c * (size_t)lanes, lanes, 1, max, sum, below);
     }
     for (int32_t i = 0; i < lanes; i++) {
-        out[i] = bx_softmax_ce(bx_log1p(bx_softmax_rest(sum[i], below[i], n_columns)), max[i] - x_label[i]);
+        const float rest = bx_softmax_rest(bx_row_total(whole[i], sum[i]), below[i], n_columns);
+        out[i] = bx_softmax_ce(bx_log1p(rest), max[i] - x_label[i]);
     }
 }
 
@@ -359,6 +375,7 @@ static inline __attribute__((always_inline)) void softmax_tile(const float *rest
 static __attribute__((noinline)) void weigh_softmax_tile(const bx_scoring *s, const float *restrict tile, int32_t lanes,
                                                          const int32_t *restrict label, float *restrict out) {
     float max[BX_LANES], sum[BX_LANES], all[BX_LANES] = {0};
+    double whole[BX_LANES] = {0};
     int32_t below[BX_LANES];
     for (int32_t i = 0; i < lanes; i++) {
         max[i] = tile[i];
@@ -376,9 +393,11 @@ static __attribute__((noinline)) void weigh_softmax_tile(const bx_scoring *s, co
         for (int32_t i = 0; i < lanes; i++) {
             sum[i] += bx_softmax_term(x[i], max[i], &below[i]);
         }
+        end_run(c, lanes, sum, whole);
     }
     for (int32_t i = 0; i < lanes; i++) {
-        sum[i] = bx_log1p(bx_softmax_rest(sum[i], below[i], s->n_columns));
+        sum[i] = bx_log1p(bx_softmax_rest(bx_row_total(whole[i], sum[i]), below[i], s->n_columns));
+        whole[i] = 0;
     }
     for (int32_t c = 0; s->smoothing > 0 && c < s->n_columns; c++) {
         const float *restrict x = tile + (size_t)c * (size_t)lanes;
@@ -386,10 +405,12 @@ static __attribute__((noinline)) void weigh_softmax_tile(const bx_scoring *s, co
         for (int32_t i = 0; i < lanes; i++) {
             all[i] += factor * bx_softmax_ce(sum[i], max[i] - x[i]);
         }
+        end_run(c, lanes, all, whole);
     }
     for (int32_t i = 0; i < lanes; i++) {
         float own = s->hard[label[i]] * out[i];
-        out[i] = bx_rank((1 - s->smoothing) * own + s->smoothing / (float)s->n_columns * all[i]);
+        out[i] =
+            bx_rank((1 - s->smoothing) * own + s->smoothing / (float)s->n_columns * bx_row_total(whole[i], all[i]));
     }
 }
 
@@ -426,8 +447,10 @@ static inline __attribute__((always_inline)) void sigmoid_tile(const bx_scoring 
                                                                int labelled, const int32_t *restrict label,
                                                                float *restrict out) {
     float sum[BX_LANES];
+    double whole[BX_LANES];
     for (int32_t i = 0; i < lanes; i++) {
         sum[i] = 0;
+        whole[i] = 0;
     }
     for (int32_t c = 0; c < s->n_columns; c++) {
         const float *restrict x = tile + (size_t)c * (size_t)lanes;
@@ -449,9 +472,10 @@ static inline __attribute__((always_inline)) void sigmoid_tile(const bx_scoring 
             float value = bx_focal_of(hard ? x[i] : -x[i], e[i], log_rest[i], gamma, smoothing, &slope);
             sum[i] += (hard ? hard_factor : soft_factor) * value;
         }
+        end_run(c, lanes, sum, whole);
     }
     for (int32_t i = 0; i < lanes; i++) {
-        out[i] = bx_rank(sum[i]);
+        out[i] = bx_rank(bx_row_total(whole[i], sum[i]));
     }
 }
 

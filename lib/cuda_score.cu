@@ -34,7 +34,8 @@ template <bx_dtype TYPE> struct far_row {
 template <float (*FORMULA)(float log_rest, float gap), class ROW>
 __device__ float softmax_row(const bx_cuda_args &a, const ROW &x, int32_t y, bool *bad) {
     const int32_t n = a.n_columns;
-    float max = x[0], sum = 0;
+    float max = x[0];
+    bx_row_sum sum = {}, all = {};
     int32_t below = 0, magnitude = bx_bits(max) & 0x7fffffff;
     for (int32_t c = 1; c < n; c++) {
         const float v = x[c];
@@ -45,18 +46,17 @@ __device__ float softmax_row(const bx_cuda_args &a, const ROW &x, int32_t y, boo
     *bad = magnitude >= 0x7f800000;
 #pragma unroll 4
     for (int32_t c = 0; c < n; c++) {
-        sum += bx_softmax_term(x[c], max, &below);
+        bx_row_add(&sum, bx_softmax_term(x[c], max, &below));
     }
-    const float log_rest = bx_log1p(bx_softmax_rest(sum, below, n));
+    const float log_rest = bx_log1p(bx_softmax_rest(bx_row_total(sum.whole, sum.run), below, n));
     const float own = FORMULA(log_rest, max - x[y]);
     if (a.plain) {
         return own;
     }
-    float all = 0;
     for (int32_t c = 0; a.smoothing > 0 && c < n; c++) {
-        all += a.job.hard[c] * FORMULA(log_rest, max - x[c]);
+        bx_row_add(&all, a.job.hard[c] * FORMULA(log_rest, max - x[c]));
     }
-    return (1 - a.smoothing) * (a.job.hard[y] * own) + a.smoothing / (float)n * all;
+    return (1 - a.smoothing) * (a.job.hard[y] * own) + a.smoothing / (float)n * bx_row_total(all.whole, all.run);
 }
 
 template <float (*FORMULA)(float p, float *slope), class ROW>
@@ -67,19 +67,21 @@ __device__ float probability_row(const bx_cuda_args &a, const ROW &p, int32_t y,
         probable &= bx_is_probability(p[c]);
     }
     *bad = !probable;
-    float slope, all = 0, own = FORMULA(p[y], &slope);
+    float slope, own = FORMULA(p[y], &slope);
+    bx_row_sum all = {};
     if (a.plain) {
         return own;
     }
     for (int32_t c = 0; a.smoothing > 0 && c < n; c++) {
-        all += a.job.hard[c] * FORMULA(p[c], &slope);
+        bx_row_add(&all, a.job.hard[c] * FORMULA(p[c], &slope));
     }
-    return (1 - a.smoothing) * (a.job.hard[y] * own) + a.smoothing / (float)n * all;
+    return (1 - a.smoothing) * (a.job.hard[y] * own) + a.smoothing / (float)n * bx_row_total(all.whole, all.run);
 }
 
 template <float (*FORMULA)(float x, int32_t hard, float gamma, float smoothing, float *slope), class ROW>
 __device__ float sigmoid_sum(const bx_cuda_args &a, const ROW &x, int32_t y, float gamma, float smoothing, bool *bad) {
-    float sum = 0, slope;
+    bx_row_sum sum = {};
+    float slope;
     int32_t magnitude = 0;
 #pragma unroll 2
     for (int32_t c = 0; c < a.n_columns; c++) {
@@ -87,10 +89,10 @@ __device__ float sigmoid_sum(const bx_cuda_args &a, const ROW &x, int32_t y, flo
         const int32_t size = bx_bits(v) & 0x7fffffff;
         magnitude = size > magnitude ? size : magnitude;
         const float value = FORMULA(v, c == y, gamma, smoothing, &slope);
-        sum += (c == y ? a.job.hard[c] : a.job.soft[c]) * value;
+        bx_row_add(&sum, (c == y ? a.job.hard[c] : a.job.soft[c]) * value);
     }
     *bad = magnitude >= 0x7f800000;
-    return sum;
+    return bx_row_total(sum.whole, sum.run);
 }
 
 /* The usual parameters are known to the compiler. */

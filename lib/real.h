@@ -131,6 +131,28 @@ BX_INLINE float bx_log(float x) {
     return bx_log_of(f, n, 0.0f);
 }
 
+/* The sum of a row's terms in the order of its columns: runs of a few in float32, these in double. In float32 alone
+ * many equal terms, or small ones upon a large one, are all rounded the same way: at 80 columns by more than 1e-6. */
+#define BX_SUM_RUN 8
+typedef struct bx_row_sum {
+    double whole;
+    float run;
+    int32_t n;
+} bx_row_sum;
+
+BX_INLINE void bx_row_add(bx_row_sum *s, float term) {
+    s->run += term;
+    if (++s->n % BX_SUM_RUN == 0) {
+        s->whole += (double)s->run;
+        s->run = 0;
+    }
+}
+
+/* Of `run`, the terms since the last whole run, and what was before. */
+BX_INLINE float bx_row_total(double whole, float run) {
+    return (float)(whole + (double)run);
+}
+
 /* A loss as a rank: what is not a number (0 x infinity) counts as infinite. */
 BX_INLINE float bx_rank(float loss) {
     return loss >= 0 ? loss : bx_float(0x7f800000);

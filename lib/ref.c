@@ -80,46 +80,50 @@ static void iou_row(const bx_priors *priors, int32_t first, int32_t count, const
 /* -log of each column's softmax is log_rest + (max - x_c). */
 BX_INLINE float softmax_row(const bx_scoring *s, const float *x, int32_t y,
                             float (*formula)(float log_rest, float gap)) {
-    float max = x[0], sum = 0;
+    float max = x[0];
+    bx_row_sum sum = {0}, all = {0};
     int32_t below = 0;
     for (int32_t c = 1; c < s->n_columns; c++) {
         max = x[c] > max ? x[c] : max;
     }
     for (int32_t c = 0; c < s->n_columns; c++) {
-        sum += bx_softmax_term(x[c], max, &below);
+        bx_row_add(&sum, bx_softmax_term(x[c], max, &below));
     }
-    float log_rest = bx_log1p(bx_softmax_rest(sum, below, s->n_columns));
+    float log_rest = bx_log1p(bx_softmax_rest(bx_row_total(sum.whole, sum.run), below, s->n_columns));
     float own = formula(log_rest, max - x[y]);
     if (s->plain) {
         return own;
     }
-    float all = 0;
     for (int32_t c = 0; s->smoothing > 0 && c < s->n_columns; c++) {
-        all += s->hard[c] * formula(log_rest, max - x[c]);
+        bx_row_add(&all, s->hard[c] * formula(log_rest, max - x[c]));
     }
-    return (1 - s->smoothing) * (s->hard[y] * own) + s->smoothing / (float)s->n_columns * all;
+    return (1 - s->smoothing) * (s->hard[y] * own) +
+           s->smoothing / (float)s->n_columns * bx_row_total(all.whole, all.run);
 }
 
 BX_INLINE float probability_row(const bx_scoring *s, const float *p, int32_t y,
                                 float (*formula)(float p, float *slope)) {
-    float slope, all = 0, own = formula(p[y], &slope);
+    float slope, own = formula(p[y], &slope);
+    bx_row_sum all = {0};
     if (s->plain) {
         return own;
     }
     for (int32_t c = 0; s->smoothing > 0 && c < s->n_columns; c++) {
-        all += s->hard[c] * formula(p[c], &slope);
+        bx_row_add(&all, s->hard[c] * formula(p[c], &slope));
     }
-    return (1 - s->smoothing) * (s->hard[y] * own) + s->smoothing / (float)s->n_columns * all;
+    return (1 - s->smoothing) * (s->hard[y] * own) +
+           s->smoothing / (float)s->n_columns * bx_row_total(all.whole, all.run);
 }
 
 BX_INLINE float sigmoid_row(const bx_scoring *s, const float *x, int32_t y,
                             float (*formula)(float x, int32_t hard, float gamma, float smoothing, float *slope)) {
-    float sum = 0, slope;
+    bx_row_sum sum = {0};
+    float slope;
     for (int32_t c = 0; c < s->n_columns; c++) {
         float value = formula(x[c], c == y, s->gamma, s->smoothing, &slope);
-        sum += (c == y ? s->hard[c] : s->soft[c]) * value;
+        bx_row_add(&sum, (c == y ? s->hard[c] : s->soft[c]) * value);
     }
-    return sum;
+    return bx_row_total(sum.whole, sum.run);
 }
 
 static bool finite_row(const float *x, int32_t n) {
