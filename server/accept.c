@@ -11,7 +11,7 @@
 #include "server.h"
 
 #define PAUSE_MS    100  /* after a failure that only others can end, such as no descriptor left */
-#define PATIENCE_MS 1000 /* with those that are coming, when there is no room for others */
+#define PATIENCE_MS 1000 /* between looks at those that are coming */
 
 long acceptor_open(acceptor *a) {
     pthread_mutex_lock(&a->lock);
@@ -41,13 +41,16 @@ static void expect(acceptor *a) {
 static void arrive(acceptor *a, bool here) {
     pthread_mutex_lock(&a->lock);
     a->coming -= a->coming > 0;
+    a->least = a->coming < a->least ? a->coming : a->least;
     a->here += here;
     pthread_mutex_unlock(&a->lock);
 }
 
-static void give_up_coming(acceptor *a) {
+/* So many were coming all the time since the last look: as many have ended without a word. */
+static void give_up_lost(acceptor *a) {
     pthread_mutex_lock(&a->lock);
-    a->coming = 0;
+    a->coming -= a->least;
+    a->least = a->coming;
     pthread_mutex_unlock(&a->lock);
 }
 
@@ -75,18 +78,21 @@ static int accept_some(acceptor *a) {
 static void *acceptor_main(void *argument) {
     pthread_setname_np(pthread_self(), "lossd-accept");
     acceptor *a = argument;
+    int64_t looked_ns = now_ns();
     int failed = 0;
     while (!atomic_load(&a->stopping)) {
         const bool room = has_room(a);
         struct pollfd on[] = {{.fd = a->wake, .events = POLLIN},
                               {.fd = room && !failed ? a->fd : -1, .events = POLLIN}};
-        const int n = poll(on, 2, failed ? PAUSE_MS : room ? -1 : PATIENCE_MS);
+        poll(on, 2, failed ? PAUSE_MS : acceptor_coming(a) > 0 ? PATIENCE_MS : -1);
         eventfd_t ignored;
         if (on[0].revents) {
             eventfd_read(a->wake, &ignored);
         }
-        if (n == 0 && !room) {
-            give_up_coming(a);
+        const int64_t now = now_ns();
+        if (now - looked_ns >= PATIENCE_MS * NS_PER_MS) {
+            give_up_lost(a);
+            looked_ns = now;
         }
         const int why = accept_some(a);
         if (why && !failed) {
@@ -103,7 +109,7 @@ bx_status acceptor_start(acceptor *a, int fd, long most, connection_taker to, bx
     a->fd = fd;
     a->most = most;
     a->to = to;
-    a->coming = a->here = 0;
+    a->coming = a->least = a->here = 0;
     pthread_mutex_init(&a->lock, NULL);
     a->wake = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     const int flags = fcntl(fd, F_GETFL);

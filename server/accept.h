@@ -27,7 +27,8 @@ typedef struct acceptor {
     long most;
     connection_taker to;
     pthread_mutex_t lock;
-    long coming, here; /* under the lock: given away and not begun with, and those that are not over yet */
+    /* under the lock: given away and not begun with, and the least that this was for a second; those not over yet */
+    long coming, least, here;
     atomic_bool stopping;
     bool started, running;
     pthread_t thread;
@@ -36,8 +37,8 @@ typedef struct acceptor {
 /* Accept from fd, which is the acceptor's from now on unless this fails; at most so many at a time: who comes then
  * waits in the kernel's queue. */
 BX_MUST_USE bx_status acceptor_start(acceptor *a, int fd, long most, connection_taker to, bx_error *error);
-/* A connection that was taken has begun; it is over. Any thread. Who was taken and has not begun after a second, while
- * nobody else could come, is not counted any more: such a connection may have ended without a word. */
+/* A connection that was taken has begun; it is over. Any thread. Who was taken and has not begun after two
+ * seconds is not counted any more: such a connection has ended without a word, for want of memory. */
 void acceptor_begin(acceptor *a);
 void acceptor_release(acceptor *a);
 /* How many are there, and how many of them have not begun. Any thread. */

@@ -690,7 +690,11 @@ void http_on_connection(void *cls, struct MHD_Connection *connection, void **con
                         enum MHD_ConnectionNotificationCode code) {
     listener *l = cls;
     if (code == MHD_CONNECTION_NOTIFY_STARTED) {
-        *context = begin_wire(l, MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd);
+        const int fd = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd;
+        *context = begin_wire(l, fd);
+        if (!*context) {
+            shutdown(fd, SHUT_RDWR); /* nobody would ever end it */
+        }
         acceptor_begin(&l->acceptor);
         return;
     }

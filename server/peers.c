@@ -114,6 +114,7 @@ void peer_phase(peer *p, phase phase, int64_t seconds, request *post, const repl
     const int64_t now = now_ns();
     pthread_mutex_lock(&p->lock);
     p->phase = phase;
+    p->hung_up = 0;
     p->began_ns = now;
     p->deadline_ns = now + seconds * NS_PER_S;
     p->post = post;

@@ -135,6 +135,37 @@ START_TEST(finds_lost_room) {
 }
 END_TEST
 
+/* However many come and go meanwhile, and though there is room. */
+START_TEST(finds_lost_room_while_others_come) {
+    start(2);
+    begins = false;
+    dial();
+    ck_assert(reach(&n_taken, 1));
+    begins = true;
+    for (int n = 2; acceptor_coming(&a) > 0 && n < CLIENTS; n++) {
+        dial();
+        ck_assert(reach(&n_taken, n));
+        acceptor_release(&a);
+        usleep(100000);
+    }
+    ck_assert_int_eq(acceptor_coming(&a), 0);
+    ck_assert_int_eq(acceptor_open(&a), 0);
+}
+END_TEST
+
+/* And at rest. */
+START_TEST(forgets_who_ended_at_once) {
+    start(MOST);
+    begins = false;
+    dial();
+    ck_assert(reach(&n_taken, 1));
+    for (int n = 0; acceptor_open(&a) > 0 && n < 100; n++) {
+        usleep(100000);
+    }
+    ck_assert_int_eq(acceptor_open(&a), 0);
+}
+END_TEST
+
 /* Given up, and then it begins after all: the room for it is lost, and found again when it ends. */
 START_TEST(begins_late) {
     start(1);
@@ -225,6 +256,8 @@ int main(void) {
     tcase_add_test(cases, waits_for_room);
     tcase_add_test(cases, who_is_not_taken_takes_no_room);
     tcase_add_test(cases, finds_lost_room);
+    tcase_add_test(cases, finds_lost_room_while_others_come);
+    tcase_add_test(cases, forgets_who_ended_at_once);
     tcase_add_test(cases, begins_late);
     tcase_add_test(cases, stops_under_a_flood);
     tcase_add_test(cases, stop_forgets_nobody);
