@@ -54,8 +54,10 @@ static void on_bus_error(int number, siginfo_t *info, void *context) {
         if (begin && at >= begin && at < end) {
             const int cause = errno;
             atomic_store(&slots[i].broken, true);
-            const void *zeros =
-                mmap((void *)page, end - page, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+            void *zeros = mmap((void *)page, end - page, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+            if (zeros == MAP_FAILED) { /* no mapping more can be had: then all of this one */
+                zeros = mmap((void *)begin, end - begin, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+            }
             errno = cause;
             if (zeros != MAP_FAILED) {
                 return;
@@ -302,7 +304,6 @@ bx_status shm_use(shm *s, const char *name, size_t offset, size_t bytes, region 
                          r->bytes, bytes, offset);
     }
     status = status == BX_OK ? region_check(r, error) : status;
-    status = status == BX_OK ? check_size(r, error) : status;
     if (status != BX_OK) {
         region_unref(r);
         return status;
@@ -316,9 +317,10 @@ const void *region_data(const region *r, size_t offset) {
 }
 
 bx_status region_check(const region *r, bx_error *error) {
-    return atomic_load(&r->slot->broken)
-               ? refuse(error, r->name, "its object became shorter while it was in use; register it again")
-               : BX_OK;
+    if (atomic_load(&r->slot->broken)) {
+        return refuse(error, r->name, "its object became shorter while it was in use; register it again");
+    }
+    return check_size(r, error); /* what is cut off within a page becomes zeros, and no signal says so */
 }
 
 bx_status region_write(const region *r, size_t offset, const void *data, size_t bytes, bx_error *error) {

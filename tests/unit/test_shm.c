@@ -207,6 +207,20 @@ START_TEST(survives_an_object_that_becomes_shorter) {
 }
 END_TEST
 
+/* What lies behind the end in its page becomes zeros, and nobody is told. */
+START_TEST(sees_an_object_shorter_within_a_page) {
+    must_register("r0", 0, BYTES);
+    region *r = must_use("r0", 0, BYTES);
+    bx_error error = {0};
+    ck_assert_int_eq(region_check(r, &error), BX_OK);
+    resize(BYTES - 1);
+    ck_assert_int_eq(((const char *)region_data(r, 0))[BYTES - 1], 0);
+    must_refuse(region_check(r, &error), &error, "shared_memory", "has 99999 bytes");
+    resize(BYTES);
+    region_unref(r);
+}
+END_TEST
+
 START_TEST(outlives_its_name) {
     must_register("r0", 0, BYTES);
     region *r = must_use("r0", 0, BYTES);
@@ -271,6 +285,7 @@ int main(void) {
     tcase_add_test(tc, refuses_a_second_of_the_name);
     tcase_add_test(tc, bounds_are_checked_at_each_use);
     tcase_add_test(tc, survives_an_object_that_becomes_shorter);
+    tcase_add_test(tc, sees_an_object_shorter_within_a_page);
     tcase_add_test(tc, outlives_its_name);
     tcase_add_test(tc, writes);
     tcase_add_test(tc, has_so_many);
