@@ -304,8 +304,7 @@ static void fill_factors(bx_job *job) {
     for (int32_t column = 0; column < plan->n_columns; column++) {
         float weight = c->class_weights ? c->class_weights[column] : 1;
         float alpha = c->alphas ? c->alphas[column] : (float)c->alpha;
-        float complement =
-            c->alphas ? 1 - alpha : (float)(1 - c->alpha); /* as the originals have it, who know a double */
+        float complement = c->alphas ? 1 - alpha : (float)(1 - c->alpha); /* of a double, as the originals take it */
         job->hard[column] = focal ? weight * alpha : weight;
         job->soft[column] = weight * complement;
     }
